@@ -1,0 +1,150 @@
+"""Everything costly is kept once, under a key made from all that determines it.
+
+A finished step is a folder. It is made under another name and renamed when complete, so a kill
+at any moment leaves either the whole step or none of it; SHA-256 sums of its files stand inside,
+because a flipped bit is noticed neither by safetensors nor by ``torch.load``.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+SUMS = "SHA256SUMS.json"
+
+
+def canonical(value):
+    """`value` as plain JSON data with one spelling; raises TypeError for what has none."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"__class__": type(value).__name__, **fields}
+    if isinstance(value, dict):
+        return {str(k): canonical(value[k]) for k in sorted(value, key=str)}
+    if isinstance(value, (list, tuple)):
+        return [canonical(v) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(canonical(v) for v in value)
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if hasattr(value, "item"):  # a NumPy scalar
+        return value.item()
+    raise TypeError(f"a key can't be made from a {type(value).__name__}: {value!r:.80}")
+
+
+def key(**parts) -> str:
+    """Hex digest (32 digits) of the named parts; equal parts give equal keys."""
+    text = json.dumps(canonical(parts), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def file_sum(path) -> str:
+    """SHA-256 of a file, hex."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def source_sum(*modules: str) -> str:
+    """SHA-256 over the source of modules or packages of this project, named below ``emilib``.
+
+    ``source_sum("models", "study/training.py")`` changes when any of these files does. It is the
+    *code version* in a key: results of older code are not taken for results of the present one.
+    """
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for name in modules:
+        path = root / name
+        files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        for file in files:
+            digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:32]
+
+
+def atomic_write(path, content: str | bytes) -> None:
+    """Write `content` so that a reader finds the old file or the new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(temporary, path)
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != SUMS)
+    return {p.relative_to(folder).as_posix(): file_sum(p) for p in files}
+
+
+class Cache:
+    """Finished steps below `root`, as ``root/kind/key``."""
+
+    def __init__(self, root):
+        self.root = Path(root)
+        self._checked: set[Path] = set()
+
+    def folder(self, kind: str, key_: str) -> Path:
+        """Where the step of this kind and key lies, or would lie."""
+        return self.root / kind / key_
+
+    def has(self, kind: str, parts: dict) -> bool:
+        """Whether the step is finished and its files are what was written."""
+        return self._intact(self.folder(kind, key(**parts)))
+
+    def scratch(self, kind: str, parts: dict) -> Path:
+        """A folder for what an unfinished step keeps in case it is killed; removed on success."""
+        folder = self.root / kind / f"{key(**parts)}.unfinished"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def step(self, kind: str, parts: dict, make: Callable[[Path], None]) -> Path:
+        """The finished folder of a step; ``make(folder)`` fills it when it is not there.
+
+        A folder whose files do not match their sums is made again. Two processes may ask at
+        once: both make the step, the first to finish is kept.
+        """
+        digest = key(**parts)
+        final = self.folder(kind, digest)
+        if self._intact(final):
+            return final
+        if final.exists():
+            shutil.rmtree(final)
+        temporary = self.root / kind / f".{digest}.{uuid.uuid4().hex[:8]}"
+        temporary.mkdir(parents=True)
+        try:
+            make(temporary)
+            parts_text = json.dumps(canonical(parts), indent=1, sort_keys=True, ensure_ascii=False)
+            (temporary / "parts.json").write_text(parts_text, encoding="utf-8")
+            (temporary / SUMS).write_text(json.dumps(_sums(temporary), indent=1))
+            try:
+                os.replace(temporary, final)
+            except OSError:
+                if not self._intact(final):  # not the other process's finished folder
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(self.root / kind / f"{digest}.unfinished", ignore_errors=True)
+        self._checked.add(final)
+        return final
+
+    def sweep(self) -> Iterable[Path]:
+        """Remove what killed processes left half made; returns what was removed."""
+        removed = [p for p in self.root.glob("*/.*") if p.is_dir()]
+        for path in removed:
+            shutil.rmtree(path, ignore_errors=True)
+        return removed
+
+    def _intact(self, folder: Path) -> bool:
+        if folder in self._checked and folder.exists():
+            return True
+        try:
+            expected = json.loads((folder / SUMS).read_text())
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+            return False
+        if _sums(folder) != expected:
+            return False
+        self._checked.add(folder)
+        return True

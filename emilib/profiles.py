@@ -1,0 +1,165 @@
+"""The three sizes at which everything runs: smoke, embedded and paper.
+
+A profile fixes encoders, training and seeds; which corpus it runs on is another question.
+"""
+
+import dataclasses
+import os
+
+from .study.pretraining import WarmStart
+from .study.stage_one import StageOne
+from .study.training import Recipe
+
+# Sizes of the small encoders. They are members of the papers' families: ViT, wav2vec2, BERT.
+SMALL_VISION = {
+    "image_size": 64,
+    "patch_size": 8,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 192,
+}
+SMALL_AUDIO = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 192,
+    # 640 samples a step: 25 hidden states a second, half the published networks' 50.
+    "conv_dim": (32, 64, 64),
+    "conv_kernel": (40, 16, 8),
+    "conv_stride": (20, 8, 4),
+    "conv_bias": True,
+    # Layer norm, because group norm makes a padded clip differ from the same clip alone.
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "num_conv_pos_embeddings": 15,
+    "num_conv_pos_embedding_groups": 8,
+    "mask_time_prob": 0.0,
+    "layerdrop": 0.0,
+}
+SMALL_TEXT = {
+    "vocab_size": 600,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 192,
+    "max_position_embeddings": 64,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """Sizes, encoders, training and seeds of one way to run everything.
+
+    corpus_size : clips of the embedded corpus; None where a corpus has to be given
+    vision, audio, text : a configuration of a small network, or {"checkpoint": name or folder}
+    stored_frames : frames a clip kept decoded for Stage I; None keeps all at `fps`
+    dual_stage, taemi : settings of the fusion models beside the widths of their inputs
+    workers : processes for decoding and for training runs; None is one a core
+    """
+
+    name: str
+    corpus_size: dict | None
+    vision: dict
+    audio: dict
+    text: dict
+    warm_start: WarmStart | None
+    stage_one: dict  # of "frames" and "audio", a StageOne each
+    dual_stage: dict
+    taemi: dict
+    dual_stage_recipe: Recipe
+    taemi_recipe: Recipe
+    baseline_recipe: Recipe
+    seeds: tuple[int, ...] = (0, 1, 2)
+    fps: float = 5.0
+    image_size: int = 64
+    stored_frames: int | None = None
+    max_tokens: int = 64
+    workers: int | None = None
+
+
+def _small(name: str, **fields) -> Profile:
+    small = {"width": 48, "heads": 4}
+    settings = {
+        "vision": SMALL_VISION,
+        "audio": SMALL_AUDIO,
+        "text": SMALL_TEXT,
+        "dual_stage": {"width": 48, "segments": 6, "audio_hidden": 32},
+        "taemi": small,
+        "stage_one": {side: StageOne() for side in ("frames", "audio")},
+    }
+    return Profile(name=name, **{**settings, **fields})
+
+
+def _contrast(epochs: int, **fields) -> dict:
+    """Stage I of a small profile: the paper's schedule at a rate for networks this small."""
+    plan = StageOne(epochs=epochs, lr_max=1e-3, lr_min=1e-5, width=48, audio_seconds=4.0, **fields)
+    return {"frames": plan, "audio": plan}
+
+
+def smoke() -> Profile:
+    """For tests: everything happens, nothing is learnt. Under two minutes on two cores."""
+    recipe = Recipe(epochs=2, batch_size=16, lr=1e-3)
+    return _small(
+        "smoke",
+        corpus_size={"train": 40, "validation": 24, "test": 8},
+        warm_start=WarmStart(vision_steps=8, audio_steps=8, text_steps=8, vision_batch=16),
+        stage_one=_contrast(2, cycle_epochs=1, batch_size=16),
+        dual_stage_recipe=dataclasses.replace(recipe, ema_decay=0.9),
+        taemi_recipe=dataclasses.replace(recipe, schedule="warmup_cosine", clip=100.0, patience=5),
+        baseline_recipe=recipe,
+        seeds=(0, 1),
+    )
+
+
+def embedded() -> Profile:
+    """The default of `./run_all.sh`: two cores, no GPU, no network, at most ten minutes."""
+    return _small(
+        "embedded",
+        corpus_size={"train": 400, "validation": 240, "test": 60},
+        warm_start=WarmStart(),
+        stage_one=_contrast(10, cycle_epochs=5),
+        dual_stage_recipe=dataclasses.replace(
+            # γ of the paper averages over about 1,000 steps; a run here has a few hundred.
+            Recipe.dual_stage(),
+            epochs=20,
+            lr=1e-3,
+            ema_decay=0.98,
+        ),
+        taemi_recipe=dataclasses.replace(Recipe.taemi(), epochs=20, lr=1e-3, mixed_precision=None),
+        baseline_recipe=Recipe(epochs=20, lr=1e-3, patience=5),
+    )
+
+
+def paper() -> Profile:
+    """The papers' sizes, encoders, epochs and rates, for Hume-Vidmimic2 and a GPU."""
+    plan = StageOne()
+    return Profile(
+        name="paper",
+        corpus_size=None,
+        vision={"checkpoint": "openai/clip-vit-base-patch16"},
+        audio={"checkpoint": "facebook/wav2vec2-large-960h"},
+        text={"checkpoint": "bert-base-uncased"},
+        warm_start=None,
+        stage_one={"frames": plan, "audio": plan},
+        dual_stage={},
+        taemi={},
+        dual_stage_recipe=Recipe.dual_stage(),
+        taemi_recipe=Recipe.taemi(),
+        baseline_recipe=Recipe(epochs=30, lr=1e-4, patience=5),
+        image_size=224,
+        stored_frames=8,
+        max_tokens=128,
+    )
+
+
+_PROFILES = {"smoke": smoke, "embedded": embedded, "paper": paper}
+NAMES = tuple(_PROFILES)
+
+
+def get(name: str | None = None) -> Profile:
+    """The profile of this name; without one, that of ``EMI_PROFILE``, else smoke."""
+    name = name or os.environ.get("EMI_PROFILE", "smoke")
+    if name not in _PROFILES:
+        raise ValueError(f"profile: expected one of {', '.join(_PROFILES)}, came {name!r}")
+    return _PROFILES[name]()

@@ -1,0 +1,39 @@
+"""One line at a time about what is going on, for a person who waits.
+
+A notebook run headless has no terminal: the runner names a file in ``EMI_PROGRESS`` and shows
+what is appended to it. Without that file the line goes to stderr, so that results stay alone on
+stdout.
+"""
+
+import os
+import sys
+import time
+
+
+def report(text: str) -> None:
+    """Say `text` as one line."""
+    target = os.environ.get("EMI_PROGRESS")
+    if target:
+        with open(target, "a", encoding="utf-8") as stream:
+            stream.write(text.rstrip("\n") + "\n")
+    elif "ipykernel" not in sys.modules:
+        # Inside a notebook a stray line would become part of the committed outputs.
+        print(text, file=sys.stderr, flush=True)
+
+
+class Counter:
+    """Reports `done/total` of a stage, at most once in `every` seconds and at the end.
+
+    An instance is a callback ``counter(done, total)``.
+    """
+
+    def __init__(self, stage: str, every: float = 10.0):
+        self.stage = stage
+        self.every = every
+        self.last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done >= total or now - self.last >= self.every:
+            self.last = now
+            report(f"{self.stage} {done}/{total}")

@@ -1,0 +1,605 @@
+"""A row of a table is an `Experiment`; `run` trains what is missing and keeps every result.
+
+Nothing but `run` trains for a table. A result is kept under a key made from all that determines
+it: the model's and the recipe's settings, the features, the seed and the source code that trains.
+One experiment may serve several rows (the full TAEMI stands in B2, B3 and B4) and is trained once.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+import json
+import multiprocessing
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from emilib import models
+from emilib.cache import Cache, key, source_sum
+from emilib.features.batches import FeatureSet, FeatureSplits
+from emilib.study import claims, metrics, training
+from emilib.study.training import Recipe
+
+KIND = "result"
+NOT_BUILT = "not built yet"
+_LETTERS = {"V": "frames", "A": "audio", "T": "text"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What is trained for one or more rows.
+
+    model : name of a class in `emilib.models`; None where nothing is trained: the mean of
+        `members`, or a row whose system is not built yet
+    model_args : its settings beside the widths, which come from the features
+    modalities : among "frames", "audio", "text": all the model is given
+    features : "ours", of the Stage I encoders, or "official", the organisers'
+    rows : (table, row) it serves, rows as in `claims`
+    members : names of experiments whose predictions are averaged
+    """
+
+    name: str
+    model: str | None = None
+    model_args: Mapping = dataclasses.field(default_factory=dict)
+    modalities: tuple[str, ...] = ("frames", "audio", "text")
+    features: str = "ours"
+    recipe: Recipe | None = None
+    rows: tuple[tuple[str, str], ...] = ()
+    members: tuple[str, ...] = ()
+
+    @property
+    def claims(self) -> tuple[claims.Claim, ...]:
+        """What the papers report for its rows."""
+        return tuple(claims.reported(table, row) for table, row in self.rows)
+
+    @property
+    def built(self) -> bool:
+        return self.model is not None or bool(self.members)
+
+
+def experiments(profile) -> dict[str, Experiment]:
+    """Every row of A2, A3, B2, B3 and B4, by name of experiment.
+
+    profile : gives sizes and recipes: `dual_stage` and `taemi` (settings of the models),
+        `dual_stage_recipe`, `taemi_recipe` and `baseline_recipe`
+    """
+    listed = [*_baselines(profile), *_dual_stage(profile), *_taemi(profile), *_earlier()]
+    return {experiment.name: experiment for experiment in listed}
+
+
+def _baselines(profile) -> list[Experiment]:
+    """The organisers' models on the organisers' features."""
+    recipe = profile.baseline_recipe
+    return [
+        Experiment(
+            "vit_baseline",
+            "LastStepGRU",
+            {"modality": "frames"},
+            ("frames",),
+            "official",
+            recipe,
+            rows=(("A2", "ViT (baseline)"), ("B2", "ViT (baseline)")),
+        ),
+        Experiment(
+            "wav2vec2_baseline",
+            "MeanLinear",
+            {"modality": "audio"},
+            ("audio",),
+            "official",
+            recipe,
+            rows=(("A2", "Wav2Vec2 (baseline)"), ("B2", "Wav2Vec2 (baseline)")),
+        ),
+        Experiment(
+            "baseline_average",
+            modalities=("frames", "audio"),
+            features="official",
+            rows=(("B2", "ViT + Wav2Vec2 (baseline)"),),
+            members=("vit_baseline", "wav2vec2_baseline"),
+        ),
+    ]
+
+
+def _dual_stage(profile) -> list[Experiment]:
+    rows = {
+        "V": (("A2", "ViT (ours)"),),
+        "A": (("A2", "Wav2Vec2 (ours)"),),
+        "V+A": (("A3", "V+A"),),
+        "V+T": (("A3", "V+T"),),
+        "A+T": (("A3", "A+T"),),
+        # Nothing is known of Yu 2025 beyond that it is a later version of paper A.
+        "V+A+T": (("A3", "V+A+T"), ("B2", "Yu 2025")),
+    }
+    listed = []
+    for letters, served in rows.items():
+        modalities = tuple(_LETTERS[letter] for letter in letters.split("+"))
+        listed.append(
+            Experiment(
+                f"dual_stage_{letters.replace('+', '').lower()}",
+                "DualStage",
+                {**profile.dual_stage, "modalities": modalities},
+                modalities,
+                recipe=profile.dual_stage_recipe,
+                rows=served,
+            )
+        )
+    return listed
+
+
+def _taemi(profile) -> list[Experiment]:
+    full = "TAEMI (full)"
+    changes = {
+        "taemi": ({}, (("B2", "TAEMI"), ("B3", full), ("B4", "Text-anchored"))),
+        "taemi_concat": ({"fusion": "concat"}, (("B3", "Simple feature concat"),)),
+        "taemi_self_attention": (
+            {"fusion": "self_attention"},
+            (("B3", "w/o text-anchored cross-attention"),),
+        ),
+        "taemi_no_tokens": ({"missing_tokens": False}, (("B3", "w/o learnable missing tokens"),)),
+        "taemi_no_dropout": ({"modality_dropout": 0.0}, (("B3", "w/o modality dropout"),)),
+        "taemi_vision_anchor": ({"anchor": "frames"}, (("B4", "Vision-anchored"),)),
+        "taemi_audio_anchor": ({"anchor": "audio"}, (("B4", "Audio-anchored"),)),
+    }
+    return [
+        Experiment(
+            name, "TAEMI", {**profile.taemi, **change}, recipe=profile.taemi_recipe, rows=rows
+        )
+        for name, (change, rows) in changes.items()
+    ]
+
+
+def _earlier() -> list[Experiment]:
+    """The earlier solutions of B2; their rows stand in the table without a number."""
+    names = ("Yu 2024", "Hallmen 2024", "Savchenko 2025", "Zhang 2024")
+    listed = []
+    for row in names:
+        letters = claims.reported("B2", row).modality.split("+")
+        modalities = tuple(_LETTERS[letter] for letter in letters)
+        name = row.lower().replace(" ", "_")
+        listed.append(Experiment(name, modalities=modalities, rows=(("B2", row),)))
+    return listed
+
+
+def build(experiment: Experiment, dims: Mapping[str, int], num_targets: int) -> torch.nn.Module:
+    """The experiment's model for features of these widths, initialised from torch's generator."""
+    cls = getattr(models, experiment.model)
+    settings = dict(experiment.model_args)
+    accepted = inspect.signature(cls.__init__).parameters
+    if "dim" in accepted:
+        settings["dim"] = dims[settings["modality"]]
+    for modality, dim in dims.items():
+        if f"{modality}_dim" in accepted:
+            settings[f"{modality}_dim"] = dim
+    return cls(num_targets=num_targets, **settings)
+
+
+class ExperimentError(RuntimeError):
+    """Some runs failed; the others are kept. `failures` maps (name, seed) to what happened."""
+
+    def __init__(self, failures: Mapping[tuple[str, int], str], total: int):
+        self.failures = dict(failures)
+        listed = "; ".join(
+            f"{name} with seed {seed}: {what}" for (name, seed), what in failures.items()
+        )
+        super().__init__(
+            f"{len(failures)} of {total} runs failed, the others are kept and will not be trained "
+            f"again: {listed}"
+        )
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What an experiment came to, over S seeds, on N validation clips.
+
+    ids : N names; target (N, E); predictions (S, N, E), not clipped
+    test_ids, test_predictions : the same for the test clips, whose labels nobody has
+    histories : a DataFrame a seed, see `training.Result`
+    parameters : number of trained parameters; seconds, epochs : (S,) training time and best epoch
+    folders : where each seed's result lies; empty for a mean of members
+    """
+
+    experiment: Experiment
+    seeds: tuple[int, ...]
+    ids: list[str]
+    target: np.ndarray
+    predictions: np.ndarray
+    test_ids: list[str]
+    test_predictions: np.ndarray
+    histories: list[pd.DataFrame]
+    parameters: int
+    seconds: np.ndarray
+    epochs: np.ndarray
+    folders: list[Path]
+
+
+class Results:
+    """Outcomes by name of experiment. `names` are those that have one."""
+
+    def __init__(self, experiments: Mapping[str, Experiment], outcomes: Mapping[str, Outcome]):
+        self.experiments = dict(experiments)
+        self.outcomes = dict(outcomes)
+        self._estimates: dict = {}
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.outcomes)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.outcomes
+
+    def __getitem__(self, name: str) -> Outcome:
+        if name not in self.outcomes:
+            raise ValueError(f"no result for {name!r}; there are: {', '.join(self.outcomes)}")
+        return self.outcomes[name]
+
+    def rho(self, name: str) -> np.ndarray:
+        """(S,) mean ρ of each seed."""
+        outcome = self[name]
+        return np.array([metrics.mean_pearson(outcome.target, p) for p in outcome.predictions])
+
+    def summary(self, name: str) -> metrics.Estimate:
+        """Mean ρ with its spread over seeds and its interval over clips."""
+        if name not in self._estimates:
+            outcome = self[name]
+            self._estimates[name] = metrics.estimate(outcome.target, outcome.predictions)
+        return self._estimates[name]
+
+    def difference(self, first: str, second: str) -> metrics.Estimate:
+        """ρ of `first` minus ρ of `second`, paired over seeds and clips."""
+        pair = (first, second)
+        if pair not in self._estimates:
+            a, b = self[first], self[second]
+            _check_same_clips(a, b)
+            self._estimates[pair] = metrics.difference(a.target, a.predictions, b.predictions)
+        return self._estimates[pair]
+
+    def experiment_for(self, table: str, row: str) -> Experiment | None:
+        """The experiment that serves a row of a table."""
+        served = (e for e in self.experiments.values() if (table, row) in e.rows)
+        return next(served, None)
+
+    def model(self, name: str, seed: int | None = None) -> torch.nn.Module:
+        """The trained model of a seed (the first where none is named), on the CPU."""
+        outcome = self[name]
+        if not outcome.folders:
+            raise ValueError(f"{name!r} is a mean of {outcome.experiment.members}: load these")
+        position = 0 if seed is None else outcome.seeds.index(seed)
+        cls = getattr(models, outcome.experiment.model)
+        return cls.from_pretrained(str(outcome.folders[position] / "model")).eval()
+
+
+def _check_same_clips(first: Outcome, second: Outcome) -> None:
+    if first.ids != second.ids or first.seeds != second.seeds:
+        raise ValueError(
+            f"{first.experiment.name} and {second.experiment.name} are not of the same clips and "
+            f"seeds ({len(first.ids)} and {len(second.ids)} clips, seeds {first.seeds} and "
+            f"{second.seeds}): run them together"
+        )
+
+
+def run(
+    experiments: Mapping[str, Experiment] | Iterable[Experiment],
+    seeds: Sequence[int],
+    features: Mapping[str, FeatureSplits],
+    cache: Cache,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    device=None,
+) -> Results:
+    """Train each experiment with each seed where `cache` has no result yet; return all results.
+
+    features : "ours" and "official", those that are needed
+    workers : processes, each with one thread; None is one a core, and one where there is a GPU.
+        One worker is this process. The number changes no bit of the result on a CPU.
+    progress : called with (runs done, runs in all), results that were there included
+
+    A run that was killed goes on from its last epoch. Where runs fail the others are finished
+    first; then ExperimentError names the failures. Raises ValueError for missing features.
+    """
+    if not isinstance(experiments, Mapping):
+        experiments = {experiment.name: experiment for experiment in experiments}
+    seeds = tuple(int(seed) for seed in seeds)
+    jobs = _jobs(experiments, seeds, features)
+    done = {k for k, job in jobs.items() if cache.has(KIND, job.parts)}
+    missing = [job for k, job in jobs.items() if k not in done]
+    count = len(done)
+
+    def finished():
+        nonlocal count
+        count += 1
+        if progress is not None:
+            progress(count, len(jobs))
+
+    if progress is not None:
+        progress(count, len(jobs))
+    failures = _train_all(missing, features, cache, workers, device, finished)
+    if failures:
+        raise ExperimentError(failures, len(jobs))
+    return collect(experiments, seeds, features, cache)
+
+
+def collect(
+    experiments: Mapping[str, Experiment],
+    seeds: Sequence[int],
+    features: Mapping[str, FeatureSplits],
+    cache: Cache,
+) -> Results:
+    """The results that are there, without training: experiments that lack a seed are left out."""
+    outcomes = {}
+    for name, experiment in experiments.items():
+        if experiment.model is None or experiment.features not in features:
+            continue
+        parts = [_parts(experiment, seed, features[experiment.features]) for seed in seeds]
+        if all(cache.has(KIND, part) for part in parts):
+            folders = [cache.folder(KIND, key(**part)) for part in parts]
+            outcomes[name] = _read(experiment, tuple(seeds), folders)
+    for name, experiment in experiments.items():
+        if experiment.members and all(member in outcomes for member in experiment.members):
+            outcomes[name] = _mean(experiment, [outcomes[m] for m in experiment.members])
+    return Results(experiments, {n: outcomes[n] for n in experiments if n in outcomes})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    experiment: Experiment
+    seed: int
+    parts: dict
+
+
+def _jobs(experiments, seeds, features) -> dict[str, _Job]:
+    """What is to be trained, by key: equal settings under two names are one job."""
+    jobs = {}
+    for experiment in experiments.values():
+        for member in experiment.members:
+            if member not in experiments:
+                raise ValueError(f"{experiment.name} needs {member!r}: run it as well")
+        if experiment.model is None:
+            continue
+        splits = _splits(experiment, features)
+        for seed in seeds:
+            parts = _parts(experiment, seed, splits)
+            jobs.setdefault(key(**parts), _Job(experiment, seed, parts))
+    return jobs
+
+
+def _splits(experiment: Experiment, features: Mapping[str, FeatureSplits]) -> FeatureSplits:
+    if experiment.features not in features:
+        raise ValueError(
+            f"{experiment.name} needs features {experiment.features!r}, came {sorted(features)}"
+        )
+    splits = features[experiment.features]
+    lacking = [m for m in experiment.modalities if m not in splits.train.dims]
+    if lacking:
+        raise ValueError(
+            f"{experiment.name} needs {', '.join(lacking)}, which the {splits.name} features of "
+            "this corpus lack"
+        )
+    return splits
+
+
+def _parts(experiment: Experiment, seed: int, splits: FeatureSplits) -> dict:
+    """All that determines a result. Name and rows do not."""
+    return {
+        "model": experiment.model,
+        "model_args": dict(experiment.model_args),
+        "modalities": list(experiment.modalities),
+        "recipe": experiment.recipe,
+        "seed": seed,
+        "features": splits.fingerprint,
+        "code": _code(experiment.model),
+    }
+
+
+def _code(model: str) -> str:
+    """Version of the source code behind a result: the model's module, those it uses, the loop."""
+    found: set[str] = set()
+    _uses(getattr(models, model).__module__, found)
+    files = [name.removeprefix("emilib.").replace(".", "/") + ".py" for name in sorted(found)]
+    sources = source_sum("study/training.py", "study/metrics.py", "features/batches.py", *files)
+    return key(files=sources, train=[inspect.getsource(f) for f in (_train, build)])
+
+
+def _uses(module: str, found: set[str]) -> None:
+    """Add the module and every module of `emilib.models` that it takes a class or function from."""
+    if module in found or not module.startswith("emilib.models."):
+        return
+    found.add(module)
+    for value in list(vars(sys.modules[module]).values()):
+        _uses(value.__name__ if inspect.ismodule(value) else _home(value), found)
+
+
+def _home(value) -> str:
+    home = getattr(value, "__module__", None)
+    return home if isinstance(home, str) else ""
+
+
+def _train(job: _Job, splits: FeatureSplits, cache: Cache, device) -> None:
+    """Train one experiment with one seed into the cache, unless it is there."""
+    experiment = job.experiment
+
+    def make(folder: Path) -> None:
+        train, valid, test = (
+            part.only(*experiment.modalities)
+            for part in (splits.train, splits.validation, splits.test)
+        )
+        with torch.random.fork_rng([]):
+            torch.manual_seed(job.seed)
+            model = build(experiment, train.dims, train.num_targets)
+        result = training.fit(
+            model,
+            train,
+            valid,
+            experiment.recipe,
+            job.seed,
+            checkpoint=cache.scratch(KIND, job.parts),
+            device=device,
+        )
+        _write(folder, job, result, valid, test)
+
+    cache.step(KIND, job.parts, make)
+
+
+def _write(folder: Path, job: _Job, result, valid: FeatureSet, test: FeatureSet) -> None:
+    np.savez(
+        folder / "predictions.npz",
+        ids=np.array(valid.ids, dtype=str),
+        target=valid.target,
+        prediction=result.predict(valid),
+        test_ids=np.array(test.ids, dtype=str),
+        test_prediction=result.predict(test) if len(test) else np.zeros((0, valid.num_targets)),
+    )
+    result.history.to_csv(folder / "history.csv", index=False)
+    meta = {
+        "experiment": job.experiment.name,
+        "seed": job.seed,
+        "parameters": result.parameters,
+        "seconds": result.seconds,
+        "epoch": result.epoch,
+        "epochs": len(result.history),
+        "device": next(result.model.parameters()).device.type,
+        "torch": torch.__version__,
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+    result.model.cpu().save_pretrained(folder / "model")
+
+
+def _read(experiment: Experiment, seeds: tuple[int, ...], folders: list[Path]) -> Outcome:
+    stored = []
+    for folder in folders:
+        with np.load(folder / "predictions.npz", allow_pickle=False) as arrays:
+            stored.append(dict(arrays))
+    metas = [json.loads((folder / "meta.json").read_text(encoding="utf-8")) for folder in folders]
+    return Outcome(
+        experiment=experiment,
+        seeds=seeds,
+        ids=stored[0]["ids"].tolist(),
+        target=stored[0]["target"],
+        predictions=np.stack([s["prediction"] for s in stored]),
+        test_ids=stored[0]["test_ids"].tolist(),
+        test_predictions=np.stack([s["test_prediction"] for s in stored]),
+        histories=[pd.read_csv(folder / "history.csv") for folder in folders],
+        parameters=metas[0]["parameters"],
+        seconds=np.array([meta["seconds"] for meta in metas]),
+        epochs=np.array([meta["epoch"] for meta in metas]),
+        folders=folders,
+    )
+
+
+def _mean(experiment: Experiment, members: list[Outcome]) -> Outcome:
+    """Mean of the members' predictions, seed by seed."""
+    for member in members[1:]:
+        _check_same_clips(members[0], member)
+    return dataclasses.replace(
+        members[0],
+        experiment=experiment,
+        predictions=np.mean([m.predictions for m in members], axis=0),
+        test_predictions=np.mean([m.test_predictions for m in members], axis=0),
+        histories=[],
+        parameters=sum(m.parameters for m in members),
+        seconds=np.sum([m.seconds for m in members], axis=0),
+        epochs=np.max([m.epochs for m in members], axis=0),
+        folders=[],
+    )
+
+
+def _train_all(jobs, features, cache, workers, device, finished) -> dict[tuple[str, int], str]:
+    """Train all jobs; returns what failed."""
+    if not jobs:
+        return {}
+    on_gpu = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
+    if workers is None:
+        workers = 1 if on_gpu else len(os.sched_getaffinity(0))
+    workers = min(workers, len(jobs))
+    if workers > 1:
+        return _train_in_processes(jobs, features, cache, workers, device, finished)
+    failures = {}
+    with contextlib.nullcontext() if on_gpu else _one_thread():
+        for job in jobs:
+            try:
+                _train(job, features[job.experiment.features], cache, device)
+            except Exception as error:
+                failures[job.experiment.name, job.seed] = _sentence(error)
+            else:
+                finished()
+    return failures
+
+
+def _sentence(error: BaseException) -> str:
+    lines = traceback.format_exception_only(error)
+    return lines[-1].strip()
+
+
+@contextlib.contextmanager
+def _one_thread():
+    """One torch thread: the number of threads changes the last bits of sums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _train_in_processes(jobs, features, cache, workers, device, finished) -> dict:
+    needed = {job.experiment.features for job in jobs}
+    state = ({name: features[name] for name in needed}, cache.root, device)
+    failures, broken = _pooled(jobs, state, workers, finished)
+    for job in broken:
+        # A worker that dies takes the pool with it: each job that was lost gets a pool of its own.
+        failed, lost = _pooled([job], state, 1, finished)
+        failures.update(failed)
+        if lost:
+            failures[job.experiment.name, job.seed] = (
+                "its process died (out of memory, perhaps: use fewer workers; or a script that "
+                'starts runs without `if __name__ == "__main__":`)'
+            )
+    return failures
+
+
+def _pooled(jobs, state, workers, finished) -> tuple[dict, list[_Job]]:
+    failures, broken = {}, []
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=state)
+    try:
+        futures: dict[Future, _Job] = {pool.submit(_work, job): job for job in jobs}
+        for future in as_completed(futures):
+            job = futures[future]
+            error = future.exception()
+            if error is None:
+                finished()
+            elif isinstance(error, BrokenProcessPool):
+                broken.append(job)
+            else:
+                failures[job.experiment.name, job.seed] = _sentence(error)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+    return failures, broken
+
+
+_worker: dict = {}
+
+
+def _start_worker(features: Mapping[str, FeatureSplits], root: Path, device) -> None:
+    torch.set_num_threads(1)
+    _worker.update(features=features, cache=Cache(root), device=device)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _work(job: _Job) -> None:
+    _train(job, _worker["features"][job.experiment.features], _worker["cache"], _worker["device"])

@@ -1,0 +1,83 @@
+"""What the notebooks show code, figures and tables with."""
+
+import ast
+import inspect
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import pandas as pd
+from IPython.display import Image, Markdown
+from matplotlib.figure import Figure
+
+from .plots import STYLE
+
+DPI = 110  # dots an inch of a figure shown in a notebook
+
+
+def show_source(*objects) -> Markdown:
+    """The code of classes or functions as Markdown, without their docstrings.
+
+    Comments stay: they say why, and what the papers leave open. Raises TypeError for objects that
+    Python keeps no source of.
+    """
+    return Markdown("\n\n".join(f"```python\n{code_of(o)}\n```" for o in objects))
+
+
+def code_of(object_) -> str:
+    """Source text of a class or function without docstrings, from its first column."""
+    source = textwrap.dedent(inspect.getsource(object_))
+    lines, drop = source.splitlines(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            drop |= _docstring_lines(node, lines)
+    return "\n".join(line for number, line in enumerate(lines, 1) if number not in drop)
+
+
+def _docstring_lines(node, lines: Sequence[str]) -> set[int]:
+    """Numbers of the lines a docstring takes, with an empty line that follows it.
+
+    A docstring that is the whole body stays: without it there is no body.
+    """
+    if ast.get_docstring(node, clean=False) is None or len(node.body) == 1:
+        return set()
+    first, last = node.body[0].lineno, node.body[0].end_lineno
+    if not lines[last].strip():  # numbers start at 1, so this is the line after it
+        last += 1
+    return set(range(first, last + 1))
+
+
+def show(figure: Figure, alt: str | None = None) -> Image:
+    """A figure as a PNG picture, with a text for those who can't see it (its title by default)."""
+    texts = [text.get_text() for text in figure.texts]
+    texts += [axes.get_title(side) for axes in figure.axes for side in ("left", "center")]
+    alt = alt or next((text for text in texts if text), None)
+    stream = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        # Without a metadata entry for it, the file would name the version of matplotlib.
+        figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})
+    return Image(stream.getvalue(), alt=alt)
+
+
+def show_table(rows, columns: Sequence[str] | None = None, digits: int = 3) -> Markdown:
+    """A table as Markdown: a DataFrame (without its index), a mapping, or a list of rows.
+
+    columns : the headings; digits : decimals of floats. NaN is shown as a dash.
+    """
+    if isinstance(rows, Mapping):
+        rows = list(rows.items())
+    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows)
+    head = [str(name) for name in (frame.columns if columns is None else columns)]
+    if len(head) != frame.shape[1]:
+        raise ValueError(f"expected {frame.shape[1]} headings, one a column, came {head}")
+    numbers = [pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes]
+    lines = [head, ["--:" if number else ":--" for number in numbers]]
+    lines += [[_cell(value, digits) for value in row] for row in frame.itertuples(index=False)]
+    return Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines))
+
+
+def _cell(value, digits: int) -> str:
+    if isinstance(value, float):
+        return "–" if value != value else f"{value:.{digits}f}".replace("-", "−")
+    return str(value).replace("|", "\\|").replace("\n", " ")

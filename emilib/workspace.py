@@ -1,0 +1,569 @@
+"""A profile at work on a corpus: clips, media, encoders, features and results, each made once.
+
+The notebooks and the command line ask a `Workspace` for what they show; what is not there yet is
+made, and kept in the cache below ``runs/`` (or ``EMI_HOME``).
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from . import profiles
+from .cache import Cache, source_sum
+from .corpus import layout, media
+from .progress import Counter, report
+
+ROOT = Path(__file__).resolve().parent.parent
+SYNTHETIC = "embedded corpus: drawn faces, synthetic voices"
+
+
+class Workspace:
+    """Everything of one profile on one corpus.
+
+    profile : name, Profile, or None for that of ``EMI_PROFILE`` (else smoke)
+    corpus : folder in the layout of Hume-Vidmimic2; None for the embedded corpus
+    home : where generated things go; None for ``EMI_HOME``, else ``runs/`` of the checkout
+
+    Raises ValueError when the profile has no embedded corpus and no folder is given.
+    """
+
+    def __init__(self, profile=None, corpus=None, home=None):
+        if isinstance(profile, profiles.Profile):
+            self.profile = profile
+        else:
+            self.profile = profiles.get(profile)
+        self.home = Path(home or os.environ.get("EMI_HOME") or ROOT / "runs").resolve()
+        corpus = corpus or os.environ.get("EMI_CORPUS") or None
+        if corpus is None and self.profile.corpus_size is None:
+            raise ValueError(
+                f"profile {self.profile.name!r} needs a corpus folder with train_split.csv and "
+                "valid_split.csv; give it with --corpus DIR"
+            )
+        self.embedded = corpus is None
+        self._folder = None if corpus is None else Path(corpus).resolve()
+        self.cache = Cache(self.home / "cache")
+        _quiet()
+
+    def __repr__(self):
+        return f"Workspace({self.profile.name!r}, {self.corpus_name!r})"
+
+    # ------------------------------------------------------------------------------ the corpus
+
+    @property
+    def corpus_name(self) -> str:
+        """What every number from here has to be labelled with."""
+        if self.embedded:
+            return SYNTHETIC
+        kind = json.loads((self.folder / "synthetic.json").read_text()) if self._synthetic else None
+        return SYNTHETIC if kind else f"corpus {self.folder.name}"
+
+    @property
+    def _synthetic(self) -> bool:
+        return (self.folder / "synthetic.json").exists()
+
+    @functools.cached_property
+    def folder(self) -> Path:
+        """The corpus folder; the embedded corpus is made, or finished, when first asked for."""
+        if self._folder is not None:
+            return self._folder
+        from .corpus import synthetic
+
+        return synthetic.make(
+            self.home / self.profile.name / "corpus",
+            **self.profile.corpus_size,
+            workers=self.workers,
+            progress=Counter("embedded corpus: clips made"),
+        )
+
+    @functools.cached_property
+    def clips(self) -> pd.DataFrame:
+        """`corpus.read` of the folder, with transcripts as `transcript_source` says."""
+        clips = layout.read(self.folder)
+        clips.attrs["transcript_source"] = self._transcripts[1]
+        clips["transcript"] = self._transcripts[0].to_numpy()
+        return clips
+
+    @property
+    def transcript_source(self) -> str:
+        """One line: text files, Whisper, or no words at all."""
+        return self._transcripts[1]
+
+    @functools.cached_property
+    def _transcripts(self):
+        from .features import speech
+
+        return speech.transcripts(layout.read(self.folder))
+
+    @functools.cached_property
+    def unlabelled(self) -> pd.DataFrame:
+        """Clips without labels that only pretraining sees; none for most corpora."""
+        base = self.folder / "unlabelled"
+        rows = [
+            {"id": f"unlabelled-{p.stem}", "split": "unlabelled", "video": str(p), "faces": None}
+            for p in sorted(base.glob("raw/*.mp4"))
+        ]
+        clips = pd.DataFrame(rows, columns=["id", "split", "video", "faces"])
+        texts = [base / "text" / f"{Path(v).stem}.txt" for v in clips["video"]]
+        clips["transcript"] = [t.read_text("utf-8").strip() if t.exists() else "" for t in texts]
+        return clips
+
+    @functools.cached_property
+    def corpus_key(self) -> str:
+        """Hex digest that changes when a CSV, a transcript, or a file's name or size does.
+
+        The embedded corpus is known by its parameters: its files may differ in bytes while the
+        decoded frames do not.
+        """
+        if self._synthetic:
+            return hashlib.sha256((self.folder / "synthetic.json").read_bytes()).hexdigest()[:32]
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.glob("*.csv")) + sorted(self.folder.rglob("text/*.txt")):
+            digest.update(path.relative_to(self.folder).as_posix().encode() + path.read_bytes())
+        for row in self.clips[["id", "video", "audio", "official_vision"]].itertuples(index=False):
+            for path in row[1:]:
+                size = os.path.getsize(path) if isinstance(path, str) else -1
+                digest.update(f"{row.id}:{size}".encode())
+        return digest.hexdigest()[:32]
+
+    @property
+    def workers(self) -> int:
+        """Processes for decoding and training."""
+        return self.profile.workers or len(os.sched_getaffinity(0))
+
+    @property
+    def figures(self) -> Path:
+        """Where figures and tables go: the project's own folder for the default run alone."""
+        if self.profile.name == "embedded" and self.embedded and self.home == ROOT / "runs":
+            return ROOT / "figures"
+        return self.home / self.profile.name / "figures"
+
+    # ----------------------------------------------------------------------------- decoded media
+
+    @functools.cached_property
+    def media(self) -> dict:
+        """Stores "frames" (T, 3, S, S) uint8 and "waveform" (S,) int16, one slot a clip.
+
+        A clip has no frames where its video is unreadable, or where the corpus has face crops
+        and none of this clip: a face was looked for and not found.
+        """
+        from .features import store
+
+        clips = pd.concat([self.clips, self.unlabelled], ignore_index=True)
+        kept = self.profile.stored_frames
+        parts = {
+            "corpus": self.corpus_key,
+            "fps": self.profile.fps,
+            "size": self.profile.image_size,
+            "stored_frames": kept,
+            "clips": len(clips),
+            "code": source_sum("corpus/media.py"),
+        }
+        jobs = {
+            row.id: (row.video, row.audio, self._faceless(row), self.profile.image_size)
+            for row in clips.itertuples()
+        }
+
+        def produce(ids: Sequence[str]) -> Iterator[dict]:
+            with _pool(self.workers) as pool:
+                work = [(*jobs[id_], self.profile.fps, kept) for id_ in ids]
+                yield from pool.map(_decode, work, chunksize=4)
+
+        return store.build(
+            self.cache,
+            "media",
+            parts,
+            list(jobs),
+            produce,
+            ("frames", "waveform"),
+            progress=Counter("decoding: clips"),
+        )
+
+    @functools.cached_property
+    def _has_faces(self) -> bool:
+        return bool(self.clips["faces"].notna().any())
+
+    def _faceless(self, row) -> bool:
+        return self._has_faces and row.split != "unlabelled" and not isinstance(row.faces, str)
+
+    # -------------------------------------------------------------------------------- encoders
+
+    def encoders(self, stage="aligned") -> dict:
+        """Encoders "vision", "audio" and "text" as they are at a stage.
+
+        stage : "random", untrained; "start", pretrained checkpoints or the self-supervised
+            start; "aligned", after Stage I (the text encoder of the run `StageOne.text_from`)
+        """
+        from .features.encoders import load_encoder
+
+        if stage not in ("random", "start", "aligned"):
+            raise ValueError(f"stage: expected random, start or aligned, came {stage!r}")
+        if stage == "random":
+            return {role: self._untrained(role) for role in ("vision", "audio", "text")}
+        if stage == "start":
+            return {role: self._start(role) for role in ("vision", "audio", "text")}
+        self.align()
+        text_from = self.profile.stage_one["frames"].text_from
+        return {
+            "vision": load_encoder(self._contrast_folder("frames") / "media"),
+            "audio": load_encoder(self._contrast_folder("audio") / "media"),
+            "text": load_encoder(self._contrast_folder(text_from) / "text"),
+        }
+
+    def align(self) -> None:
+        """Run Stage I where it has not been: both sides at once where there is no GPU."""
+        import torch
+
+        sides = [s for s in ("frames", "audio") if not self._contrast_done(s)]
+        if not sides:
+            return
+        self.media  # noqa: B018 - decoded once here, not twice by the two processes
+        self._start("text")
+        if len(sides) == 1 or self.workers < 2 or torch.cuda.is_available():
+            for side in sides:
+                self._contrast_folder(side)
+            return
+        # The small networks hardly gain from a second thread: a process for each side does.
+        with _pool(2) as pool:
+            list(pool.map(_align_side, [(self.profile, self._folder, self.home, s) for s in sides]))
+
+    def contrast(self, side: str):
+        """Stage I of one side, "frames" or "audio": encoders, heads and history."""
+        from .features.encoders import load_encoder
+        from .models.contrastive import ContrastivePair
+        from .study.stage_one import Contrast
+
+        self.align()
+        folder = self._contrast_folder(side)
+        return Contrast(
+            load_encoder(folder / "media").eval(),
+            load_encoder(folder / "text").eval(),
+            ContrastivePair.from_pretrained(folder / "heads").eval(),
+            pd.read_csv(folder / "history.csv").to_dict("records"),
+        )
+
+    def start_history(self, role: str) -> list[float]:
+        """Losses of the self-supervised start of an encoder, one a step."""
+        return json.loads((self._start_folder(role) / "losses.json").read_text())
+
+    def _untrained(self, role: str):
+        import torch
+
+        from .features import encoders
+
+        config = getattr(self.profile, role)
+        if "checkpoint" in config:
+            return encoders.pretrained(role, config["checkpoint"])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            if role == "vision":
+                return encoders.small_vision(config)
+            if role == "audio":
+                return encoders.small_audio(config)
+            return encoders.small_text(config, self._texts(), max_tokens=self.profile.max_tokens)
+
+    def _start(self, role: str):
+        from .features.encoders import load_encoder
+
+        if self.profile.warm_start is None:
+            return self._untrained(role)
+        return load_encoder(self._start_folder(role))
+
+    def _start_folder(self, role: str) -> Path:
+        plan = self.profile.warm_start
+        parts = {
+            "corpus": self.corpus_key,
+            "role": role,
+            "config": getattr(self.profile, role),
+            "plan": {k: v for k, v in dataclasses.asdict(plan).items()},
+            "code": source_sum("study/pretraining.py", "features/encoders.py"),
+        }
+        return self.cache.step("start", parts, functools.partial(self._make_start, role))
+
+    def _make_start(self, role: str, folder: Path) -> None:
+        import torch
+
+        from .features.encoders import save_encoder
+        from .study import pretraining
+
+        encoder, plan = self._untrained(role), self.profile.warm_start
+        progress = Counter(f"self-supervised start, {role}: step")
+        clips = self.pretraining_clips()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            if role == "vision":
+                media = [f for f in clips.frames if f is not None and len(f) > 1]
+                losses = pretraining.warm_vision(encoder, media, plan, 0, progress)
+            elif role == "audio":
+                shortest = encoder.shortest
+                media = [w for w in clips.waveforms if w is not None and len(w) >= shortest]
+                losses = pretraining.warm_audio(encoder, media, plan, 0, progress)
+            else:
+                losses = pretraining.warm_text(encoder, self._texts(), plan, 0, progress)
+        save_encoder(encoder, folder)
+        (folder / "losses.json").write_text(json.dumps(losses))
+
+    def pretraining_clips(self):
+        """What pretraining may see: training and unlabelled clips, without their labels."""
+        import torch
+
+        from .study.stage_one import Clips
+
+        clips = pd.concat([self.clips[self.clips["split"] == "train"], self.unlabelled])
+        frames, waveforms = self.media["frames"], self.media["waveform"]
+
+        def tensor(array):
+            return None if array is None else torch.from_numpy(array)
+
+        ids = clips["id"].tolist()
+        sounds = (tensor(waveforms[i]) for i in ids)
+        return Clips(
+            ids,
+            [tensor(frames[i]) for i in ids],
+            [None if s is None else s.float() / 32768 for s in sounds],
+            [t if isinstance(t, str) else "" for t in clips["transcript"]],
+        )
+
+    def _texts(self) -> list[str]:
+        words = pd.concat([self.clips.query("split == 'train'"), self.unlabelled])["transcript"]
+        return [t for t in words if isinstance(t, str) and t]
+
+    def _contrast_parts(self, side: str) -> dict:
+        return {
+            "corpus": self.corpus_key,
+            "side": side,
+            "media": self.profile.vision if side == "frames" else self.profile.audio,
+            "text": self.profile.text,
+            "warm_start": self.profile.warm_start,
+            "plan": self.profile.stage_one[side],
+            "code": source_sum(
+                "study/pretraining.py",
+                "study/stage_one.py",
+                "models/contrastive.py",
+                "features/encoders.py",
+            ),
+        }
+
+    def _contrast_done(self, side: str) -> bool:
+        return self.cache.has("stage-one", self._contrast_parts(side))
+
+    def _contrast_folder(self, side: str) -> Path:
+        parts = self._contrast_parts(side)
+        make = functools.partial(self._make_contrast, side)
+        return self.cache.step("stage-one", parts, make)
+
+    def _make_contrast(self, side: str, folder: Path) -> None:
+        from .features.encoders import save_encoder
+        from .study import stage_one
+
+        media = self._start("vision" if side == "frames" else "audio")
+        done = stage_one.pretrain(
+            media,
+            self._start("text"),
+            self.pretraining_clips(),
+            self.profile.stage_one[side],
+            seed=0,
+            checkpoint=self.cache.scratch("stage-one", self._contrast_parts(side)),
+            progress=Counter(f"Stage I, {side}-text: step"),
+        )
+        save_encoder(done.media, folder / "media")
+        save_encoder(done.text, folder / "text")
+        done.pair.save_pretrained(folder / "heads")
+        pd.DataFrame(done.history).to_csv(folder / "history.csv", index=False)
+
+    # -------------------------------------------------------------------------------- features
+
+    def features(self, kind="ours", stage="aligned"):
+        """FeatureSplits of the corpus.
+
+        kind : "ours", of the encoders at `stage`; "official", the organisers' pickles
+        """
+        if kind not in ("ours", "official"):
+            raise ValueError(f"features: expected ours or official, came {kind!r}")
+        return self._features(kind, stage if kind == "ours" else None)
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - a workspace lives as long as its process
+    def _features(self, kind: str, stage: str | None):
+        if kind == "official":
+            stores = self._official()
+            parts = {}
+        else:
+            stores, parts = self._ours(stage), {"stage": stage}
+        from .features.batches import FeatureSplits
+
+        splits = {
+            split: self._feature_set(self.clips[self.clips["split"] == split], stores)
+            for split in ("train", "validation", "test")
+        }
+        digest = hashlib.sha256("".join(s.fingerprint() for s in splits.values()).encode())
+        digest.update(json.dumps(parts).encode())
+        return FeatureSplits(**splits, fingerprint=digest.hexdigest()[:32], name=kind)
+
+    def _feature_set(self, clips: pd.DataFrame, stores: dict):
+        from .features.batches import FeatureSet
+
+        ids = clips["id"].tolist()
+        target = None
+        if clips["split"].iloc[0] != "test" if len(clips) else False:
+            target = clips[list(layout.EMOTIONS)].to_numpy(float)
+        columns = {name: [stores[name][i] for i in ids] for name in stores if name != "text"}
+        text = None
+        if "text" in stores:
+            rows = [stores["text"][i] for i in ids]
+            width = next((r.shape[1] for r in rows if r is not None), 1)
+            text = np.full((len(ids), width), np.nan, np.float32)
+            for row, vector in enumerate(rows):
+                if vector is not None:
+                    text[row] = vector[0]
+        return FeatureSet.from_arrays(ids, text=text, target=target, **columns)
+
+    def _official(self) -> dict:
+        from .features import store
+
+        columns = {"frames": "official_vision", "audio": "official_audio"}
+        paths = self.clips.set_index("id")[list(columns.values())]
+        parts = {"corpus": self.corpus_key, "code": source_sum("corpus/media.py")}
+
+        def produce(ids):
+            for id_ in ids:
+                row = paths.loc[id_]
+                yield {
+                    name: media.load_features(row[column]).astype(np.float16)
+                    if isinstance(row[column], str)
+                    else None
+                    for name, column in columns.items()
+                }
+
+        ids = self.clips["id"].tolist()
+        return store.build(self.cache, "official", parts, ids, produce, tuple(columns))
+
+    def _ours(self, stage: str) -> dict:
+        from .features import store
+        from .study.extraction import extract
+
+        encoders = self.encoders(stage)
+        parts = {
+            "corpus": self.corpus_key,
+            "stage": stage,
+            "encoders": self._encoder_parts(stage),
+            "media": [self.profile.fps, self.profile.image_size],
+            "code": source_sum("study/extraction.py", "features/encoders.py", "corpus/media.py"),
+        }
+        texts = dict(zip(self.clips["id"], self.clips["transcript"], strict=True))
+        stores, kept = self.media, self.profile.stored_frames
+
+        def frames(ids):
+            if kept is None:
+                return (stores["frames"][i] for i in ids)
+            return self._decoded_frames(ids)
+
+        def produce(ids):
+            words = [texts[i] if isinstance(texts[i], str) else "" for i in ids]
+            sounds = (stores["waveform"][i] for i in ids)
+            yield from extract(encoders, frames(ids), sounds, words)
+
+        return store.build(
+            self.cache,
+            "features",
+            parts,
+            self.clips["id"].tolist(),
+            produce,
+            ("frames", "audio", "text"),
+            progress=Counter("features: clips"),
+        )
+
+    def _decoded_frames(self, ids):
+        rows = self.clips.set_index("id").loc[list(ids)].reset_index()
+        size, fps = self.profile.image_size, self.profile.fps
+        work = [(r.video, None, self._faceless(r), size, fps, None) for r in rows.itertuples()]
+        with _pool(self.workers) as pool:
+            for decoded in pool.map(_decode, work, chunksize=2):
+                yield decoded["frames"]
+
+    def _encoder_parts(self, stage: str):
+        if stage == "aligned":
+            return [self._contrast_parts(side) for side in ("frames", "audio")]
+        return [self.profile.vision, self.profile.audio, self.profile.text, self.profile.warm_start]
+
+    # --------------------------------------------------------------------------------- results
+
+    def experiments(self) -> dict:
+        """Every experiment of this profile, by name."""
+        from .study.experiments import experiments
+
+        return experiments(self.profile)
+
+    def results(self, names: Sequence[str] | None = None):
+        """Results of these experiments (all that are built, by default), trained where missing."""
+        from .study.experiments import run
+
+        listed = self.experiments()
+        chosen = list(listed) if names is None else list(names)
+        unknown = [n for n in chosen if n not in listed]
+        if unknown:
+            raise ValueError(f"no experiment {unknown}; there are {', '.join(listed)}")
+        chosen = [n for n in chosen if listed[n].built]
+        for name in list(chosen):  # a mean of members needs these
+            chosen += [m for m in listed[name].members if m not in chosen]
+        features = {kind: self.features(kind) for kind in {listed[n].features for n in chosen}}
+        return run(
+            {n: listed[n] for n in chosen},
+            self.profile.seeds,
+            features,
+            self.cache,
+            workers=self.workers,
+            progress=Counter("training runs"),
+        )
+
+
+def _quiet() -> None:
+    """No progress bars of libraries: they would be saved into notebooks."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # "spawn", because forking a process that has started threads (torch, Numba) may hang.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context)
+
+
+def _decode(work) -> dict:
+    """Frames (T, 3, S, S) uint8 and waveform (S,) int16 of a clip; None for what can't be had."""
+    video, audio, faceless, size, fps, kept = work
+    frames = waveform = None
+    if isinstance(video, str):
+        try:
+            found = media.decode(video, fps=fps, size=size, sound=not isinstance(audio, str))
+            frames, waveform = found.images, found.waveform
+        except media.MediaError as error:
+            report(f"left out: {error}")
+    if isinstance(audio, str):
+        try:
+            waveform = media.decode(audio, frames=False).waveform
+        except media.MediaError as error:
+            report(f"left out: {error}")
+    if frames is not None:
+        if kept is not None and len(frames) > kept:
+            frames = frames[np.linspace(0, len(frames) - 1, kept).round().astype(int)]
+        frames = None if faceless else np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
+    if waveform is not None:
+        waveform = np.clip(waveform * 32768, -32768, 32767).astype(np.int16)
+    return {"frames": frames, "waveform": waveform}
+
+
+def _align_side(work) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    profile, folder, home, side = work
+    Workspace(profile, folder, home)._contrast_folder(side)

@@ -1,0 +1,354 @@
+"""Stage I of paper A against double loops, plain gradients, two processes and Eq. 10."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from emilib.models.contrastive import (
+    ContrastivePair,
+    alignment,
+    cached_contrastive_step,
+    contrastive_loss,
+    pool_clip,
+    recall_at,
+    sgdr,
+    text_groups,
+    uniformity,
+)
+
+GROUPS = torch.tensor([3, 1, 3, 2, 1, 3])
+
+
+def embeddings(clips=6, width=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    sides = torch.randn(2, clips, width, generator=generator, dtype=torch.float64)
+    return nn.functional.normalize(sides, dim=-1).unbind()
+
+
+def naive_loss(media, text, scale, symmetric, groups=None):
+    """Eq. 1 by two loops; clips of an equal transcript stay out of each other's denominator."""
+    clips = len(media)
+
+    def direction(queries, keys):
+        total = 0.0
+        for i in range(clips):
+            denominator = 0.0
+            for j in range(clips):
+                if j == i or groups is None or groups[i] != groups[j]:
+                    denominator = denominator + torch.exp(scale * (queries[i] * keys[j]).sum())
+            total = total - torch.log(torch.exp(scale * (queries[i] * keys[i]).sum()) / denominator)
+        return total / clips
+
+    loss = direction(media, text)
+    return (loss + direction(text, media)) / 2 if symmetric else loss
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("groups", [None, GROUPS])
+def test_loss_and_gradient_are_those_of_a_double_loop(symmetric, groups):
+    leaves = [*embeddings(), torch.tensor(9.0, dtype=torch.float64)]
+    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    got = contrastive_loss(*leaves, symmetric=symmetric, same_text=groups)
+    expected = naive_loss(*leaves, symmetric, groups)
+    torch.testing.assert_close(got, expected)
+    for mine, other in zip(
+        torch.autograd.grad(got, leaves), torch.autograd.grad(expected, leaves), strict=True
+    ):
+        torch.testing.assert_close(mine, other)
+
+
+def test_duplicates_as_a_matrix_and_as_numbers_agree():
+    media, text = embeddings()
+    matrix = GROUPS[:, None] == GROUPS
+    by_number = contrastive_loss(media, text, 10.0, same_text=GROUPS)
+    torch.testing.assert_close(contrastive_loss(media, text, 10.0, same_text=matrix), by_number)
+    assert not torch.isclose(by_number, contrastive_loss(media, text, 10.0))
+    everybody = contrastive_loss(media, text, 10.0, same_text=torch.zeros(6, dtype=torch.long))
+    assert everybody == 0  # no negative is left
+
+
+def test_loss_does_not_lose_precision_under_autocast():
+    media, text = (side.float() for side in embeddings(64, 32))
+    exact = contrastive_loss(media, text, 100.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(contrastive_loss(media, text, 100.0), exact)
+
+
+def test_text_groups_ignore_case_and_spacing_only():
+    groups = text_groups(["Well done!", " well  DONE!", "well done", "", "  "])
+    assert groups.dtype == torch.long
+    assert (groups[:, None] == groups).int().tolist() == [
+        [1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+        [0, 0, 0, 1, 1],
+        [0, 0, 0, 1, 1],
+    ]
+
+
+class Encoder(nn.Module):
+    """Hidden states from raw inputs, with dropout."""
+
+    def __init__(self, raw, dim, dropout=0.0):
+        super().__init__()
+        self.layer = nn.Linear(raw, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, raw):
+        return self.dropout(torch.tanh(self.layer(raw)))
+
+
+def make_pair(dropout=0.0):
+    torch.manual_seed(0)
+    return ContrastivePair(
+        6, 5, 4, 3, media_encoder=Encoder(3, 6, dropout), text_encoder=Encoder(2, 5, dropout)
+    )
+
+
+def make_batch(clips=8):
+    generator = torch.Generator().manual_seed(1)
+    media = torch.randn(clips, 7, 3, generator=generator)
+    valid = torch.arange(7) < torch.randint(1, 8, (clips, 1), generator=generator)
+    return media, torch.randn(clips, 2, generator=generator), valid
+
+
+def chunks_of(batch, size):
+    return list(zip(*(part.split(size) for part in batch), strict=True))
+
+
+def gradients(pair):
+    return {name: p.grad.clone() for name, p in pair.named_parameters()}
+
+
+def test_pair_pools_projects_and_normalises():
+    torch.manual_seed(0)
+    pair = ContrastivePair(6, 5, width=4, segments=2)
+    states, valid = torch.randn(2, 6, 6), torch.tensor([[True] * 6, [True] * 3 + [False] * 3])
+    states[1, 3:] = torch.nan
+    media, text, scale = pair(states, torch.randn(2, 5), valid)
+    # Clip 1 has three steps in two segments: steps 0 and 1, and step 2.
+    pooled = torch.stack([states[0].mean(0), (states[1, :2].mean(0) + states[1, 2]) / 2])
+    expected = pooled @ pair.media_head.weight.T
+    expected = expected / expected.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(media, expected)
+    torch.testing.assert_close(text.norm(dim=-1), torch.ones(2))
+    torch.testing.assert_close(scale, torch.tensor(1 / 0.07))
+    torch.testing.assert_close(pair(pooled, torch.randn(2, 5))[0], media)  # pooled before
+
+
+def test_encoders_may_return_states_with_a_mask_and_take_keywords():
+    states, valid = torch.randn(2, 4, 6), torch.tensor([[True] * 4, [True, False, False, False]])
+    pair = ContrastivePair(6, 5, media_encoder=lambda waveform: (waveform, valid))
+    heads = ContrastivePair(6, 5)
+    heads.load_state_dict(pair.state_dict())
+    torch.testing.assert_close(
+        pair.embed_media({"waveform": states}), heads.embed_media(states, valid)
+    )
+
+
+def test_scale_is_bounded_and_can_come_back():
+    pair = ContrastivePair(6, 5)
+    with torch.no_grad():
+        pair.log_scale.fill_(20.0)
+    scale = pair.logit_scale
+    torch.testing.assert_close(scale, torch.tensor(100.0))
+    scale.backward()
+    assert pair.log_scale.grad > 0
+
+
+def test_training_aligns_the_pairs():
+    torch.manual_seed(0)
+    source = torch.randn(24, 3)
+    media = torch.cat([source, torch.randn(24, 3)], 1) @ torch.randn(6, 6)
+    text = source @ torch.randn(3, 5)
+    pair = ContrastivePair(6, 5, width=8)
+    before = recall_at(*pair(media, text)[:2], k=1)
+    optimizer = torch.optim.Adam(pair.parameters(), lr=0.02)
+    for _ in range(150):
+        loss = contrastive_loss(*pair(media, text))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    after = recall_at(*pair(media, text)[:2], k=1)
+    assert before < 0.3
+    assert after > 0.8
+
+
+def test_heads_are_saved_and_loaded_without_encoders(tmp_path):
+    pair = make_pair()
+    pair.save_pretrained(tmp_path)
+    again = ContrastivePair.from_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["segments"] == 3
+    assert again.media_encoder is None
+    states = torch.randn(2, 7, 6)
+    expected = pair.media_head(pool_clip(states, None, 3))
+    torch.testing.assert_close(again.embed_media(states), nn.functional.normalize(expected, dim=-1))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_gradient_cache_equals_the_plain_gradient(symmetric, size):
+    batch, groups = make_batch(), torch.tensor([0, 1, 2, 0, 3, 4, 1, 5])
+    pair = make_pair()
+    loss = contrastive_loss(*pair(*batch), symmetric=symmetric, same_text=groups)
+    loss.backward()
+    expected = gradients(pair)
+    pair.zero_grad()
+    chunks = chunks_of(batch, size)
+    cached = cached_contrastive_step(pair, chunks, symmetric=symmetric, same_text=groups)
+    torch.testing.assert_close(cached, loss.detach())
+    for name, gradient in gradients(pair).items():
+        torch.testing.assert_close(gradient, expected[name], msg=name)
+
+
+def test_gradient_cache_draws_the_same_dropout_twice():
+    batch, pair = make_batch(), make_pair(dropout=0.5)
+    chunks = chunks_of(batch, 4)
+    torch.manual_seed(5)
+    outputs = [pair(*chunk) for chunk in chunks]
+    media, text = (torch.cat([out[side] for out in outputs]) for side in (0, 1))
+    loss = contrastive_loss(media, text, outputs[0][2])
+    loss.backward()
+    after, expected = torch.rand(1), gradients(pair)
+    pair.zero_grad()
+    torch.manual_seed(5)
+    torch.testing.assert_close(cached_contrastive_step(pair, chunks), loss.detach())
+    assert torch.rand(1) == after  # and leaves the generator where one pass leaves it
+    for name, gradient in gradients(pair).items():
+        torch.testing.assert_close(gradient, expected[name], msg=name)
+
+
+def test_gradient_cache_under_autocast():
+    batch, pair = make_batch(), make_pair()
+    with torch.autocast("cpu", torch.bfloat16):
+        contrastive_loss(*pair(*batch)).backward()
+    expected = gradients(pair)
+    pair.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        cached_contrastive_step(pair, chunks_of(batch, 4))
+    for name, gradient in gradients(pair).items():
+        assert gradient.any(), name
+        torch.testing.assert_close(gradient, expected[name], atol=5e-3, rtol=5e-2, msg=name)
+
+
+def rank_gradients(rank, folder):
+    """One of two processes: its half of the batch, the plain step and the cached step."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    mine = slice(rank * 4, rank * 4 + 4)
+    batch = [part[mine] for part in make_batch()]
+    groups = torch.tensor([0, 1, 2, 0, 3, 4, 1, 5])[mine]
+    pair = nn.parallel.DistributedDataParallel(make_pair())
+    loss = contrastive_loss(*pair(*batch), same_text=groups)
+    loss.backward()
+    result = {"loss": loss.detach(), **gradients(pair.module)}
+    pair.zero_grad()
+    cached = cached_contrastive_step(pair, chunks_of(batch, 2), same_text=groups)
+    result |= {"cached.loss": cached}
+    result |= {f"cached.{name}": gradient for name, gradient in gradients(pair.module).items()}
+    unequal = [part[: 4 - rank] for part in batch]
+    try:
+        contrastive_loss(*pair.module(*unequal))
+    except ValueError as error:
+        result["unequal"] = torch.tensor("one size on every rank, got [4, 3]" in str(error))
+    torch.save(result, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path):
+    torch.multiprocessing.spawn(rank_gradients, args=(str(tmp_path),), nprocs=2)
+    pair = make_pair()
+    groups = torch.tensor([0, 1, 2, 0, 3, 4, 1, 5])
+    loss = contrastive_loss(*pair(*make_batch()), same_text=groups)
+    loss.backward()
+    for rank in range(2):
+        result = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert result["unequal"]
+        for prefix in ("", "cached."):
+            torch.testing.assert_close(result[f"{prefix}loss"], loss.detach())
+            for name, gradient in gradients(pair).items():
+                torch.testing.assert_close(result[prefix + name], gradient, msg=prefix + name)
+
+
+@pytest.mark.parametrize("groups", [None, GROUPS])
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_recall_is_that_of_sorted_lists(groups, k):
+    media, text = embeddings(seed=3)
+    hits = 0
+    for i in range(6):
+        nearest = sorted(range(6), key=lambda j, i=i: -float(text[i] @ media[j]))[:k]
+        own = [j for j in range(6) if j == i or (groups is not None and groups[i] == groups[j])]
+        hits += any(j in own for j in nearest)
+    assert recall_at(media, text, k, groups) == pytest.approx(hits / 6)
+
+
+def test_recall_of_collapsed_embeddings_is_zero():
+    same = torch.ones(5, 3) / math.sqrt(3)
+    assert recall_at(same, same, 4) == 0
+    assert recall_at(torch.eye(5), torch.eye(5), 1) == 1
+
+
+def test_alignment_and_uniformity_are_those_of_loops():
+    x, y = embeddings()
+    distances = [float(((x[i] - y[i]) ** 2).sum()) for i in range(6)]
+    assert alignment(x, y) == pytest.approx(np.mean(distances))
+    kernel = [math.exp(-2 * float(((x[i] - x[j]) ** 2).sum())) for i in range(6) for j in range(i)]
+    assert uniformity(x) == pytest.approx(math.log(np.mean(kernel)))
+    assert uniformity(torch.ones(4, 3)) == 0
+
+
+def test_sgdr_is_equation_10_at_every_step_and_keeps_momentum():
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=1e-5, momentum=0.9)
+    schedule = sgdr(optimizer, steps_per_epoch=7, cycle_epochs=10, lr_min=1e-7)
+    momentum = torch.zeros(3)
+    for step in range(50 * 7):
+        current, length = step % 70, 70
+        expected = 1e-7 + 0.5 * (1e-5 - 1e-7) * (1 + math.cos(current / length * math.pi))
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-9), step
+        weight.grad = torch.full((3,), float(step % 5))
+        optimizer.step()
+        schedule.step()
+        momentum = 0.9 * momentum + step % 5
+        torch.testing.assert_close(optimizer.state[weight]["momentum_buffer"], momentum)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: p(torch.zeros(2, 3, 7), torch.zeros(2, 5)), r"media of width 6, got 7"),
+        (lambda p: p(torch.zeros(2, 0, 6), torch.zeros(2, 5)), r"at least one clip and one step"),
+        (lambda p: p(torch.zeros(6), torch.zeros(2, 5)), r"media of shape \(B, T, D\)"),
+        (lambda p: p(torch.full((2, 6), torch.nan), torch.zeros(2, 5)), r"finite media"),
+        (
+            lambda p: p(torch.zeros(2, 3, 6), torch.zeros(2, 5), torch.ones(2, 3)),
+            r"media_valid as torch\.bool",
+        ),
+        (
+            lambda p: p(torch.zeros(2, 3, 6), torch.zeros(2, 5), torch.zeros(2, 3).bool()),
+            r"row 0 has none",
+        ),
+        (lambda p: contrastive_loss(torch.zeros(2, 3), torch.zeros(3, 3), 1.0), r"\(3, 3\)"),
+        (
+            lambda p: contrastive_loss(
+                torch.zeros(2, 3), torch.zeros(2, 3), 1.0, same_text=torch.zeros(3).long()
+            ),
+            r"\(2,\) long or \(2, 2\)",
+        ),
+        (lambda p: recall_at(torch.eye(3), torch.eye(3), 0), r"k of at least 1"),
+        (lambda p: uniformity(torch.ones(1, 3)), r"at least 2 clips"),
+        (lambda p: cached_contrastive_step(p, []), r"at least one chunk"),
+        (lambda p: ContrastivePair(6, 5, temperature=0.001), r"temperature of at least 0\.01"),
+        (lambda p: sgdr(torch.optim.SGD(p.parameters(), 0.1), 0), r"at least one step"),
+    ],
+)
+def test_bad_input_says_what_was_expected_and_what_came(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(ContrastivePair(6, 5))

@@ -1,0 +1,153 @@
+"""Metrics against SciPy and against loops a reader can follow."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from emilib.study import metrics
+from emilib.study.metrics import difference, estimate, mean_pearson, pearson, per_emotion, resample
+
+
+@pytest.fixture
+def scores():
+    generator = np.random.default_rng(0)
+    target = np.clip(generator.normal(0.1, 0.4, (80, 6)).round(1), 0, 1)  # many zeros and ties
+    predictions = 0.5 * target + generator.normal(0, 0.3, (3, 80, 6))
+    return target, predictions
+
+
+def test_pearson_is_scipys(scores):
+    target, predictions = scores
+    expected = stats.pearsonr(target, predictions[0], axis=0).statistic
+    np.testing.assert_allclose(pearson(target, predictions[0]), expected, atol=1e-12)
+    assert mean_pearson(target, predictions[0]) == pytest.approx(expected.mean(), abs=1e-12)
+
+
+def test_nearly_constant_float32_predictions_keep_their_correlation():
+    generator = np.random.default_rng(1)
+    target = generator.normal(size=(500, 1))
+    prediction = (1.0 + 1e-5 * (target + generator.normal(size=(500, 1)))).astype(np.float32)
+    expected = stats.pearsonr(target[:, 0], prediction[:, 0].astype(np.float64)).statistic
+    assert pearson(target, prediction)[0] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e150])
+def test_scale_does_not_matter(scores, scale):
+    target, predictions = scores
+    np.testing.assert_allclose(
+        pearson(target, scale * predictions[0]), pearson(target, predictions[0]), atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1 / 3, 1e9])
+def test_constant_columns_have_zero(scores, constant):
+    target, predictions = scores
+    prediction = predictions[0].copy()
+    prediction[:, 2] = constant
+    assert pearson(target, prediction)[2] == 0.0
+    assert pearson(prediction, target)[2] == 0.0
+    assert np.isfinite(resample(target, prediction, 50)).all()
+    assert (resample(target, prediction, 50)[:, :, 2] == 0).all()
+
+
+def test_ends_of_the_scale():
+    target = np.arange(5.0)[:, None]
+    assert pearson(target, 3 * target + 1)[0] == 1.0
+    assert pearson(target, -target)[0] == -1.0
+
+
+def test_resampling_is_the_naive_loop(scores):
+    target, predictions = scores
+    got = resample(target, predictions, resamples=40, seed=3)
+    drawn = np.random.default_rng(3).integers(0, 80, (40, 80))
+    for r, rows in enumerate(drawn):
+        for s in range(3):
+            expected = stats.pearsonr(target[rows], predictions[s][rows], axis=0).statistic
+            np.testing.assert_allclose(got[r, s], expected, atol=1e-10)
+
+
+def test_resampling_in_pieces_draws_the_same_clips(scores, monkeypatch):
+    target, predictions = scores
+    whole = resample(target, predictions, resamples=50, seed=1)
+    monkeypatch.setattr(metrics, "_CHUNK", 7 * 80)
+    pieces = resample(target, predictions, resamples=50, seed=1)
+    np.testing.assert_allclose(pieces, whole, atol=1e-12)
+
+
+def test_interval_is_scipys_percentile_bootstrap(scores):
+    target, predictions = scores
+
+    def statistic(rows):
+        return mean_pearson(target[rows], predictions[0][rows])
+
+    expected = stats.bootstrap(
+        (np.arange(80),),
+        statistic,
+        vectorized=False,
+        n_resamples=1500,
+        method="percentile",
+        rng=np.random.default_rng(5),
+    ).confidence_interval
+    got = estimate(target, predictions[0], resamples=4000)
+    assert got.low == pytest.approx(expected.low, abs=0.01)
+    assert got.high == pytest.approx(expected.high, abs=0.01)
+    assert np.isnan(got.sd)
+
+
+def test_estimate_over_seeds(scores):
+    target, predictions = scores
+    each = [mean_pearson(target, p) for p in predictions]
+    got = estimate(target, predictions, resamples=200)
+    assert got.per_seed == pytest.approx(each)
+    assert got.value == pytest.approx(np.mean(each))
+    assert got.sd == pytest.approx(np.std(each, ddof=1))
+    assert got.low < got.value < got.high
+
+
+def test_difference_is_paired(scores):
+    target, predictions = scores
+    worse = predictions + np.random.default_rng(7).normal(0, 0.05, predictions.shape)
+    same = difference(target, predictions, predictions, resamples=100)
+    assert (same.value, same.low, same.high, same.sd) == (0.0, 0.0, 0.0, 0.0)
+    got = difference(target, predictions, worse, resamples=500)
+    each = [
+        mean_pearson(target, a) - mean_pearson(target, b)
+        for a, b in zip(predictions, worse, strict=True)
+    ]
+    assert got.per_seed == pytest.approx(each)
+    alone = estimate(target, predictions, resamples=500)
+    # The same clips are hard for both, so the paired interval is much the narrower.
+    assert got.high - got.low < 0.5 * (alone.high - alone.low)
+    back = difference(target, worse, predictions, resamples=500)
+    assert back.value == pytest.approx(-got.value)
+    assert back.low == pytest.approx(-got.high)
+
+
+def test_per_emotion(scores):
+    target, predictions = scores
+    names = list("abcdef")
+    frame = per_emotion(target, predictions, names, resamples=200)
+    assert frame["emotion"].tolist() == names
+    each = np.stack([pearson(target, p) for p in predictions])
+    np.testing.assert_allclose(frame["rho"], each.mean(0))
+    np.testing.assert_allclose(frame["sd"], each.std(0, ddof=1))
+    assert (frame["low"] < frame["rho"]).all()
+    assert (frame["rho"] < frame["high"]).all()
+
+
+def test_bad_input_is_refused(scores):
+    target, predictions = scores
+    with_nan = target.copy()
+    with_nan[3, 1] = np.nan
+    with pytest.raises(ValueError, match=r"target: expected finite numbers.* in 1 rows"):
+        pearson(with_nan, predictions[0])
+    with pytest.raises(ValueError, match="one shape"):
+        pearson(target, predictions[0][:, :5])
+    with pytest.raises(ValueError, match="at least 2 clips"):
+        pearson(target[:1], predictions[0][:1])
+    with pytest.raises(ValueError, match=r"shape \(N, E\)"):
+        pearson(target[:, 0], predictions[0][:, 0])
+    with pytest.raises(ValueError, match="same seeds"):
+        difference(target, predictions, predictions[:2])
+    with pytest.raises(ValueError, match="6 names"):
+        per_emotion(target, predictions, ["a"])

@@ -1,0 +1,151 @@
+"""Probes against hand-made answers; show_source against what it must leave in and out."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from emilib.corpus.layout import EMOTIONS
+from emilib.features import FeatureSet, FeatureSplits
+from emilib.study import notebook, probes
+from emilib.study.metrics import pearson
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def _clips(rng, count, weights):
+    """Clips whose labels are a linear map of the mean of their frames; audio says nothing."""
+    means = rng.standard_normal((count, 4))
+    frames = []
+    for mean in means:
+        steps = rng.standard_normal((int(rng.integers(2, 9)), 4))
+        frames.append(steps - steps.mean(axis=0) + mean)
+    audio = [rng.standard_normal((5, 3)) for _ in range(count)]
+    text = rng.standard_normal((count, 2))
+    return FeatureSet.from_arrays(range(count), frames, audio, text, target=means @ weights)
+
+
+def _splits(rng):
+    weights = rng.standard_normal((4, 6))
+    train, validation, test = (_clips(rng, n, weights) for n in (80, 50, 4))
+    return FeatureSplits(train, validation, test, fingerprint="", name="ours")
+
+
+def test_pooled_is_mean_and_standard_deviation_of_each_clip(rng):
+    steps = rng.standard_normal((7, 3)).astype(np.float16)
+    data = FeatureSet.from_arrays("ab", frames=[steps, None], text=np.array([[1.0, 2], [3, 4]]))
+    found = probes.pooled(data, "frames")
+    for column in range(3):
+        values = [float(v) for v in steps[:, column]]
+        mean = sum(values) / 7
+        spread = (sum((v - mean) ** 2 for v in values) / 7) ** 0.5
+        np.testing.assert_allclose(found[0, [column, 3 + column]], [mean, spread], rtol=1e-12)
+    assert np.isnan(found[1]).all()
+    np.testing.assert_array_equal(probes.pooled(data, "text"), [[1, 2], [3, 4]])
+    with pytest.raises(ValueError, match="audio"):
+        probes.pooled(data, "audio")
+
+
+def test_ridge_is_the_closed_form_on_standardised_columns(rng, monkeypatch):
+    monkeypatch.setattr(probes, "ALPHAS", np.array([7.0]))
+    x, y = rng.standard_normal((40, 5)) * [1, 10, 0.1, 3, 1] + 4, rng.standard_normal((40, 2))
+    valid_x, valid_y = rng.standard_normal((30, 5)), rng.standard_normal((30, 2))
+    z, valid_z = ((a - x.mean(0)) / x.std(0) for a in (x, valid_x))
+    weights = np.linalg.solve(z.T @ z + 7 * np.eye(5), z.T @ (y - y.mean(0)))
+    wanted = pearson(valid_y, valid_z @ weights)
+    np.testing.assert_allclose(probes.ridge(x, y, valid_x, valid_y), wanted, atol=1e-10)
+
+
+def test_ridge_finds_what_is_linear_and_gives_the_mean_for_missing_rows(rng):
+    x, valid_x = rng.standard_normal((200, 3)), rng.standard_normal((100, 3))
+    weights = rng.standard_normal((3, 6))
+    assert probes.ridge(x, x @ weights, valid_x, valid_x @ weights).min() > 0.999
+    gone = valid_x.copy()
+    gone[:] = np.nan
+    np.testing.assert_array_equal(probes.ridge(x, x @ weights, gone, valid_x @ weights), 0)
+    some = np.where(np.arange(100)[:, None] < 50, valid_x, np.nan)
+    found = probes.ridge(x, x @ weights, some, valid_x @ weights)
+    assert ((found > 0.5) & (found < 0.95)).all()  # half the clips predicted, half at the mean
+
+
+def test_kernel_ridge_follows_a_bend_that_ridge_can_not(rng):
+    x, valid_x = rng.uniform(-2, 2, (200, 1)), rng.uniform(-2, 2, (100, 1))
+    straight = probes.ridge(x, x**2, valid_x, valid_x**2)
+    assert straight[0] < 0.5
+    assert probes.kernel_ridge(x, x**2 + 9, valid_x, valid_x**2 + 9)[0] > 0.99
+
+
+def test_probe_has_a_row_a_modality_and_tells_them_apart(rng):
+    table = probes.probe(_splits(rng))
+    assert table["modality"].tolist() == ["frames", "audio", "text", "all"]
+    assert tuple(table.columns[1:]) == EMOTIONS
+    mean = table.set_index("modality").mean(axis=1)
+    assert mean["frames"] > 0.95
+    assert abs(mean["audio"]) < 0.3
+    assert abs(mean["text"]) < 0.3
+    assert mean["all"] > 0.9
+
+
+def test_ceiling_matches_rows_by_id_whatever_their_order(rng):
+    splits = _splits(rng)
+    splits.validation.ids[:] = [str(1000 + i) for i in range(50)]
+    rows = [probes.pooled(s, "frames")[:, :4] for s in (splits.train, splits.validation)]
+    signals = pd.DataFrame(np.concatenate(rows), columns=[f"frames_{i}" for i in range(4)])
+    signals["audio_0"], signals["text_0"] = rng.standard_normal((2, 130))
+    signals.insert(0, "id", splits.train.ids + splits.validation.ids)
+    table = probes.ceiling(signals.sample(frac=1, random_state=0), splits)
+    assert table.set_index("modality").loc["frames"].min() > 0.999
+    with pytest.raises(ValueError, match="lack one"):
+        probes.ceiling(signals.iloc[1:], splits)
+
+
+class _Shown:
+    """Said of the class.
+
+    More of it.
+    """
+
+    # why it is so
+    answer = 42
+
+    def method(self):
+        """Said of the method."""
+        return 'a """quoted""" text'
+
+    def empty(self):
+        """All there is."""
+
+
+def test_show_source_leaves_docstrings_out_and_the_rest_in():
+    code = notebook.code_of(_Shown)
+    assert "Said of" not in code
+    assert "More of it" not in code
+    assert "# why it is so" in code
+    assert "quoted" in code
+    assert '"""All there is."""' in code  # without it there is no body
+    compile(code, "shown", "exec")
+    assert notebook.show_source(_Shown).data.startswith("```python\nclass _Shown")
+
+
+def test_show_table_aligns_numbers_and_escapes_bars():
+    frame = pd.DataFrame({"what": ["a|b", "c"], "rho": [-0.12345, np.nan]})
+    lines = notebook.show_table(frame, digits=2).data.splitlines()
+    assert lines == ["| what | rho |", "| :-- | --: |", "| a\\|b | −0.12 |", "| c | – |"]
+    with pytest.raises(ValueError, match="headings"):
+        notebook.show_table(frame, ["one"])
+
+
+def test_a_figure_is_the_same_png_each_time():
+    from matplotlib.figure import Figure
+
+    def picture():
+        figure = Figure()
+        figure.subplots().set_title("A line")
+        return notebook.show(figure)
+
+    assert picture().data == picture().data
+    assert picture().data.startswith(b"\x89PNG")
+    assert b"Software" not in picture().data
+    assert picture().alt == "A line"

@@ -1,0 +1,209 @@
+"""Transcripts: from files, from a small Whisper checkpoint written here, or none."""
+
+from dataclasses import asdict
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import whisper
+from test_media import sine, write
+from whisper.model import ModelDimensions
+
+from emilib.features import speech
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A random Whisper in openai-whisper's own file format; its context is the real one."""
+    dims = ModelDimensions(
+        n_mels=80,
+        n_audio_ctx=1500,
+        n_audio_state=16,
+        n_audio_head=2,
+        n_audio_layer=1,
+        n_vocab=51865,
+        n_text_ctx=24,
+        n_text_state=16,
+        n_text_head=2,
+        n_text_layer=1,
+    )
+    torch.manual_seed(0)
+    model = whisper.model.Whisper(dims)
+    with torch.no_grad():  # its own zero positions would make all clips alike
+        model.decoder.positional_embedding.normal_()
+    path = tmp_path_factory.mktemp("weights") / "tiny-random.pt"
+    torch.save({"dims": asdict(dims), "model_state_dict": model.state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    return speech.load_whisper(checkpoint, "cpu")
+
+
+@pytest.fixture(autouse=True)
+def no_weights_of_this_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("EMI_WEIGHTS", raising=False)
+
+
+def waveforms():
+    rng = np.random.default_rng(0)
+    tone = sine(300, 3, 16000)[0]
+    return [tone, rng.normal(0, 0.1, 80000).astype(np.float32), sine(900, 1, 16000)[0]]
+
+
+def clips(paths, transcripts):
+    return pd.DataFrame(
+        {
+            "id": [f"{n:05d}" for n in range(len(paths))],
+            "audio": pd.Series(paths, dtype=object),
+            "video": pd.Series([None] * len(paths), dtype=object),
+            "transcript": pd.Series(transcripts, dtype=object),
+        }
+    )
+
+
+def test_a_batch_gives_the_tokens_of_each_clip_alone(model):
+    windows = [speech.Window(n, samples) for n, samples in enumerate(waveforms())]
+    together = speech.decode_windows(model, windows)
+    for window, result in zip(windows, together, strict=True):
+        mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(window.samples), n_mels=80)
+        options = whisper.DecodingOptions(language="en", without_timestamps=True, fp16=False)
+        alone = whisper.decode(model, mel, options)
+        assert result.tokens == alone.tokens
+        assert result.tokens
+        assert result.no_speech_prob == pytest.approx(alone.no_speech_prob, rel=1e-3)
+
+
+def test_batch_size_changes_nothing(model):
+    sounds = [*waveforms(), None]
+    one = speech.transcribe(model, sounds, batch_size=1)
+    assert one == speech.transcribe(model, sounds, batch_size=3)
+    assert len(one) == 4
+    assert all(one[:3])
+    assert one[3] == ""
+
+
+class Silent:
+    """Stands in the place of a model; being asked is a failure."""
+
+    def __getattr__(self, name):
+        raise AssertionError(f"the model was asked for {name}")
+
+
+def test_silence_is_empty_without_the_model_being_asked():
+    quiet = np.random.default_rng(0).normal(0, 1e-4, 16000).astype(np.float32)
+    assert speech.transcribe(Silent(), [np.zeros(16000, np.float32), quiet, None]) == ["", "", ""]
+
+
+def test_what_the_model_takes_for_no_speech_is_empty(model, monkeypatch):
+    found = speech.decode_windows(model, [speech.Window(0, waveforms()[0])])[0]
+    assert found.text
+    monkeypatch.setattr(speech, "NO_SPEECH", found.no_speech_prob)
+    assert speech.transcribe(model, waveforms()[:1]) == [found.text]
+    monkeypatch.setattr(speech, "NO_SPEECH", found.no_speech_prob * 0.999)
+    assert speech.transcribe(model, waveforms()[:1]) == [""]
+
+
+def test_a_long_clip_is_the_words_of_its_windows_in_order(model):
+    rng = np.random.default_rng(1)
+    long = rng.normal(0, 0.1, 70 * 16000).astype(np.float32)
+    long[speech.WINDOW : 2 * speech.WINDOW] = 0  # the silent window in the middle is left out
+    pieces = [long[: speech.WINDOW], long[2 * speech.WINDOW :]]
+    expected = " ".join(t for t in speech.transcribe(model, pieces) if t)
+    assert speech.transcribe(model, [long]) == [expected]
+
+
+def test_waveforms_are_taken_as_they_are_needed(model):
+    """No more than a batch of clips is held: the source is asked one clip at a time."""
+    handed = []
+
+    def source():
+        for number, sound in enumerate(waveforms()):
+            handed.append(number)
+            yield sound
+
+    seen = []
+    speech.transcribe(
+        model, source(), batch_size=1, total=3, progress=lambda *p: seen.append((*p, len(handed)))
+    )
+    assert seen == [(1, 3, 1), (2, 3, 2), (3, 3, 3)]
+
+
+def test_all_from_text_files():
+    words, line = speech.transcripts(clips([None, None], ["hello", ""]))
+    assert words.tolist() == ["hello", ""]
+    assert words.index.tolist() == ["00000", "00001"]
+    assert line == "Text: from the text files of all 2 clips."
+
+
+def test_neither_text_nor_weights():
+    words, line = speech.transcripts(clips([None, None], [None, None]))
+    assert words.tolist() == [None, None]
+    assert line.startswith("Text: none, 2 of 2 clips have no text, as Whisper's weights are not")
+    assert "\n" not in line
+    words, line = speech.transcripts(clips([None, None], ["hello", None]))
+    assert words.tolist() == ["hello", None]
+    assert line.startswith("Text: from 1 text files, 1 of 2 clips have no text")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_whisper_fills_in_what_has_no_file(checkpoint, model, tmp_path, workers):
+    paths = []
+    for number, hertz in enumerate((300, 500, 700)):
+        path = tmp_path / f"{number}.wav"
+        write(path, sound=sine(hertz, 1, 16000), sound_codec="pcm_s16le")
+        paths.append(str(path))
+    write(tmp_path / "3.wav", sound=np.zeros((1, 16000), np.float32), sound_codec="pcm_s16le")
+    (tmp_path / "4.wav").write_bytes(b"no sound in here")
+    paths += [str(tmp_path / "3.wav"), str(tmp_path / "4.wav")]
+    table = clips(paths, [None, "from the file", None, None, None])
+    words, line = speech.transcripts(
+        table, weights=str(checkpoint), device="cpu", workers=workers, batch_size=2
+    )
+    sounds = [speech.sound_of((paths[n], None)) for n in (0, 2)]
+    first, third = speech.transcribe(model, sounds)
+    assert words.tolist() == [first, "from the file", third, "", ""]
+    assert first
+    assert line == "Text: from 1 text files, from Whisper (tiny-random.pt) for 4 clips."
+
+
+def test_sound_of_a_video_where_there_is_no_sound_file(tmp_path):
+    path = write(tmp_path / "a.mp4", [0, 0.2], sine(300, 1, 16000), clock=Fraction(1, 25))
+    assert len(speech.sound_of((None, str(path)))) == pytest.approx(16000, abs=1100)
+    assert speech.sound_of((None, None)) is None
+
+
+def test_weights_are_found_where_they_lie(checkpoint, tmp_path, monkeypatch):
+    assert speech.find_weights(str(checkpoint)) == checkpoint
+    assert speech.find_weights() is None
+    cache = tmp_path / "cache/whisper"
+    cache.mkdir(parents=True)
+    (cache / "large-v3-turbo.pt").write_bytes(b"x")
+    assert speech.find_weights() == speech.find_weights("turbo") == cache / "large-v3-turbo.pt"
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "large-v3-turbo.pt").write_bytes(b"x")
+    monkeypatch.setenv("EMI_WEIGHTS", str(own))
+    assert speech.find_weights() == own / "large-v3-turbo.pt"
+
+
+def test_names_stand_for_the_files_whisper_itself_uses():
+    for name, address in whisper._MODELS.items():
+        assert speech._checkpoint_name(name) == address.rsplit("/", 1)[1]
+
+
+def test_asked_for_and_not_there():
+    with pytest.raises(ValueError, match=r"no Whisper weights base.*1\.6 GB.*EMI_WEIGHTS"):
+        speech.transcripts(clips([None], [None]), weights="base")
+
+
+def test_another_file_in_the_place_of_weights(tmp_path):
+    torch.save({"model_state_dict": {}}, tmp_path / "a.pt")
+    (tmp_path / "b.pt").write_bytes(b"these are no weights")
+    for name in ("a.pt", "b.pt"):
+        with pytest.raises(ValueError, match=rf"{name} is no Whisper checkpoint"):
+            speech.load_whisper(tmp_path / name, "cpu")

@@ -1,0 +1,506 @@
+"""Pretraining and extraction against plain loops, single clips, restarts and Eq. 10."""
+
+import dataclasses
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from emilib.corpus.layout import EMOTIONS
+from emilib.features.encoders import AudioEncoder, small_audio, small_text, small_vision
+from emilib.models.contrastive import recall_at
+from emilib.study import extraction, pretraining, stage_one
+from emilib.study.pretraining import WarmStart, log_mel, warm_audio, warm_text, warm_vision
+from emilib.study.stage_one import Clips, StageOne, pretrain, sampled_frames, usable
+from emilib.workspace import Workspace
+
+SIZE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+WORDS = ["what a lovely surprise", "this is far too hard", "we won the game", "i am so sorry"]
+PLAN = StageOne(
+    epochs=4, cycle_epochs=2, lr_max=3e-3, lr_min=1e-4, batch_size=4, width=8, audio_seconds=0.5
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+def vision():
+    return small_vision({**SIZE, "image_size": 16, "patch_size": 8, "hidden_dropout_prob": 0.1})
+
+
+def audio() -> AudioEncoder:
+    conv = {"conv_dim": (8, 8), "conv_kernel": (40, 16), "conv_stride": (20, 16)}
+    return small_audio(
+        {
+            **SIZE,
+            **conv,
+            "conv_bias": True,
+            "feat_extract_norm": "layer",
+            "do_stable_layer_norm": True,
+            "num_conv_pos_embeddings": 4,
+            "num_conv_pos_embedding_groups": 4,
+            "mask_time_prob": 0.0,
+            "layerdrop": 0.0,
+        }
+    )
+
+
+def text():
+    config = {**SIZE, "vocab_size": 80, "max_position_embeddings": 16}
+    return small_text(config, WORDS, max_tokens=16)
+
+
+def encoder(side):
+    return vision() if side == "frames" else audio()
+
+
+def clips(count=9, seed=0) -> Clips:
+    """Brightness and loudness follow the sentence; lengths differ; some clips lack something."""
+    generator = torch.Generator().manual_seed(seed)
+    frames, waveforms, texts = [], [], []
+    for i in range(count):
+        sentence = i % len(WORDS)
+        steps = 3 + i
+        noise = torch.randint(0, 20, (steps, 3, 16, 16), generator=generator)
+        frames.append((60 * sentence + noise).to(torch.uint8))
+        sound = torch.randn(4000 + 900 * i, generator=generator)
+        waveforms.append(0.02 * 3.0**sentence * sound)
+        texts.append(WORDS[sentence])
+    return Clips([f"{i:05d}" for i in range(count)], frames, waveforms, texts)
+
+
+# ----------------------------------------------------------------------- the sound's energies
+
+
+def naive_log_mel(waveform, hop, bands, size=1024, rate=16000):
+    """The same by loops over frames, bands and bins, with NumPy's FFT alone."""
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
+    sound = np.concatenate([np.zeros(size // 2), waveform, np.zeros(size // 2)])
+    low, high = (2595 * math.log10(1 + f / 700) for f in (50, 7600))
+    edges = [
+        700 * (10 ** ((low + (high - low) * i / (bands + 1)) / 2595) - 1) for i in range(bands + 2)
+    ]
+    bins = [k * rate / size for k in range(size // 2 + 1)]
+    rows = []
+    for step in range(len(waveform) // hop):
+        power = np.abs(np.fft.rfft(sound[step * hop : step * hop + size] * window)) ** 2
+        row = []
+        for left, centre, right in zip(edges, edges[1:], edges[2:], strict=False):
+            weights = []
+            for f in bins:
+                if left < f <= centre:
+                    weights.append((f - left) / (centre - left))
+                elif centre < f < right:
+                    weights.append((right - f) / (right - centre))
+                else:
+                    weights.append(0.0)
+            if sum(weights) == 0:
+                weights[min(range(len(bins)), key=lambda k: abs(bins[k] - centre))] = 1.0
+            row.append(math.log(float(np.dot(weights, power)) + 1e-4))
+        rows.append(row)
+    return np.array(rows)
+
+
+@pytest.mark.parametrize(("hop", "bands"), [(640, 64), (320, 20), (500, 128)])
+def test_log_mel_is_that_of_loops(hop, bands):
+    waveform = np.random.default_rng(0).normal(0, 0.1, (2, 4100)).astype(np.float32)
+    got = log_mel(torch.from_numpy(waveform), hop, bands)
+    assert got.shape == (2, 4100 // hop, bands)
+    for row, sound in zip(got, waveform, strict=True):
+        np.testing.assert_allclose(row, naive_log_mel(sound, hop, bands), atol=2e-3)
+
+
+def test_a_tone_is_loudest_in_its_own_band():
+    edges = np.linspace(*(2595 * np.log10(1 + f / 700) for f in (50, 7600)), 66)
+    centres = 700 * (10 ** (edges[1:-1] / 2595) - 1)
+    for tone in (300.0, 1000.0, 4000.0):
+        waveform = torch.sin(2 * math.pi * tone * torch.arange(16000) / 16000)[None]
+        loudest = log_mel(waveform, 640, 64)[0, 3:-3].argmax(dim=1)
+        expected = int(np.abs(centres - tone).argmin())
+        assert (loudest - expected).abs().max() <= 1
+
+
+# -------------------------------------------------------------------- the self-supervised start
+
+SHORT = WarmStart(
+    vision_steps=60,
+    vision_batch=16,
+    audio_steps=60,
+    audio_batch=4,
+    audio_seconds=0.25,
+    text_steps=60,
+    text_batch=8,
+    lr=3e-3,
+    change_size=4,
+    mel_bands=16,
+)
+
+
+def first_and_last(losses):
+    return float(np.mean(losses[:5])), float(np.mean(losses[-5:]))
+
+
+def moving_squares(count=6, steps=8):
+    """A bright square that moves: what changes between two frames can be seen in them."""
+    frames = torch.full((count, steps, 3, 16, 16), 20, dtype=torch.uint8)
+    for i in range(count):
+        for t in range(steps):
+            left = (2 * t + i) % 12
+            frames[i, t, :, 4:10, left : left + 5] = 220
+    return list(frames)
+
+
+def test_vision_learns_what_changes():
+    losses = warm_vision(vision(), moving_squares(), SHORT, seed=0)
+    first, last = first_and_last(losses)
+    assert len(losses) == SHORT.vision_steps
+    assert first > 0.9  # at the start no better than "nothing changes"
+    assert last < 0.8 * first
+
+
+def test_audio_learns_the_energies_and_works_without_a_mask_vector_of_its_own():
+    hearer = audio()
+    assert not hasattr(hearer.model, "masked_spec_embed")
+    losses = warm_audio(hearer, clips().waveforms, SHORT, seed=0)
+    first, last = first_and_last(losses)
+    assert len(losses) == SHORT.audio_steps
+    assert last < 0.8 * first
+
+
+def test_text_learns_hidden_words():
+    reader = text()
+    losses = warm_text(reader, WORDS * 4, SHORT, seed=0)
+    first, last = first_and_last(losses)
+    assert first == pytest.approx(math.log(len(reader.tokenizer)), rel=0.25)  # all words alike
+    assert last < 0.8 * first
+
+
+def test_masked_sound_does_not_reach_the_prediction(monkeypatch):
+    """With every step masked two different sounds give one loss: the mask covers its step."""
+    plan = dataclasses.replace(SHORT, audio_steps=1, masked_share=5.0)
+    monkeypatch.setattr(pretraining, "log_mel", lambda w, hop, n: torch.ones(len(w), 99, n))
+    losses = []
+    for loudness in (0.01, 0.3):
+        torch.manual_seed(0)
+        sounds = [loudness * torch.randn(5000)]
+        torch.manual_seed(1)
+        losses += warm_audio(audio(), sounds, plan, seed=0)
+    assert losses[0] == losses[1]
+
+
+def test_the_start_repeats_itself():
+    def once():
+        torch.manual_seed(0)
+        seer = vision()
+        losses = warm_vision(seer, moving_squares(), dataclasses.replace(SHORT, vision_steps=3), 5)
+        return losses, seer.state_dict()
+
+    (first, weights), (second, again) = once(), once()
+    assert first == second
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+@pytest.mark.parametrize(
+    ("start", "make", "what"),
+    [(warm_vision, vision, "frames"), (warm_audio, audio, "sound"), (warm_text, text, "transcr")],
+)
+def test_a_start_without_data_says_so(start, make, what):
+    with pytest.raises(ValueError, match=f"{what}.*has none"):
+        start(make(), [], SHORT, 0)
+
+
+# ----------------------------------------------------------------------------------- one batch
+
+
+def test_no_label_can_get_in():
+    assert {f.name for f in dataclasses.fields(Clips)} == {"ids", "frames", "waveforms", "texts"}
+    table = pd.DataFrame({"id": ["00000", "00001", "00002"], "transcript": ["a", None, "c"]})
+    table["split"] = ["train", "train", "validation"]
+    given = []
+    for label in (0.0, 1.0):
+        labelled = table.assign(**dict.fromkeys(EMOTIONS, label))
+        stores = {
+            "frames": {"00000": np.zeros((2, 3, 4, 4), np.uint8), "00001": None},
+            "waveform": {"00000": None, "00001": np.array([0, -32768, 16384], np.int16)},
+        }
+        space = SimpleNamespace(clips=labelled, unlabelled=table[:0], media=stores)
+        given.append(Workspace.pretraining_clips(space))
+    first, second = given
+    assert first.ids == second.ids == ["00000", "00001"]  # training clips alone
+    assert first.texts == second.texts == ["a", ""]
+    assert first.frames[1] is None
+    assert first.waveforms[0] is None
+    assert torch.equal(first.waveforms[1], torch.tensor([0.0, -1.0, 0.5]))
+
+
+def test_clips_without_words_or_media_are_left_out():
+    some = clips(6)
+    some.texts[0], some.frames[1], some.waveforms[2] = "", None, None
+    some.frames[3], some.waveforms[4] = some.frames[3][:0], torch.zeros(100)
+    assert usable(some, vision()) == [2, 4, 5]
+    assert usable(some, audio()) == [1, 3, 5]
+
+
+def test_a_frame_of_each_stretch_in_order():
+    looker = vision().eval()
+    frames = clips(9).frames  # of 3 to 11 frames
+    seen = []
+
+    def draw(high):
+        seen.append(high)
+        return torch.tensor(high - 1)  # always the last of a stretch
+
+    hidden, valid = sampled_frames(looker, frames, draw)
+    assert hidden.shape == (9, 8, looker.dim)
+    assert valid.sum(1).tolist() == [3, 4, 5, 6, 7, 8, 8, 8, 8]
+    assert min(seen) == 1
+    assert max(seen) == 2  # 11 frames in 8 stretches
+    for clip, row, real in zip(frames, hidden, valid, strict=True):
+        stretches = int(real.sum())
+        ends = [len(clip) * (k + 1) // stretches - 1 for k in range(stretches)]
+        torch.testing.assert_close(row[real], looker(clip[ends]), rtol=1e-4, atol=1e-5)
+        assert (row[~real] == 0).all()
+
+
+def test_every_length_gives_distinct_frames():
+    class Last(nn.Module):
+        mean = torch.zeros(1)
+
+        def forward(self, images):
+            return images.float()
+
+    for length in (*range(1, 40), 1249, 2591):
+        frames = torch.arange(length).view(-1, 1)
+        hidden, _ = sampled_frames(Last(), [frames], lambda high: torch.randint(high, ()))
+        picked = hidden[0, :, 0].tolist()
+        assert picked == sorted(set(picked))
+        assert len(picked) == min(8, length)
+
+
+def naive_loss(media, words, texts, scale, symmetric):
+    """Eq. 1 by two loops, equal transcripts left out of each other's denominator."""
+    plain = [" ".join(t.lower().split()) for t in texts]
+
+    def direction(queries, keys):
+        total = 0.0
+        for i, query in enumerate(queries):
+            others = [j for j in range(len(keys)) if j == i or plain[j] != plain[i]]
+            terms = [math.exp(scale * float(query @ keys[j])) for j in others]
+            total -= math.log(math.exp(scale * float(query @ keys[i])) / sum(terms))
+        return total / len(queries)
+
+    loss = direction(media, words)
+    return (loss + direction(words, media)) / 2 if symmetric else loss
+
+
+@pytest.mark.parametrize("side", ["frames", "audio"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_duplicates_are_not_negatives(side, symmetric):
+    some = clips(6)  # sentences 0, 1, 2, 3, 0, 1
+    some.texts[4] = "What a  lovely surprise"  # the same words
+    plan = dataclasses.replace(PLAN, train_encoders=False, symmetric=symmetric, audio_seconds=5.0)
+    some.frames = [f[:3] for f in some.frames]  # so that every frame is looked at
+    run = stage_one._Run(encoder(side), text(), some, plan, 0, torch.device("cpu"))
+    rows = [5, 0, 1, 4, 2]
+    with torch.no_grad():
+        got = run.loss(rows).item()
+        media = torch.cat([run.pair.embed_media(*run.media_states([i])) for i in rows]).numpy()
+        texts = [some.texts[i] for i in rows]
+        words = [run.pair.embed_text(run.text(**run.text.tokens([t]))) for t in texts]
+        scale = run.pair.logit_scale.item()
+    words = torch.cat(words).numpy()
+    assert got == pytest.approx(naive_loss(media, words, texts, scale, symmetric), rel=1e-4)
+    blind = naive_loss(media, words, list("abcde"), scale, symmetric)
+    assert abs(blind - got) > 0.05  # with duplicates as negatives it is another number
+
+
+# ------------------------------------------------------------------------------------ the run
+
+
+@pytest.mark.parametrize("side", ["frames", "audio"])
+def test_learning_rate_follows_equation_10(side):
+    history = pretrain(encoder(side), text(), clips(), PLAN, seed=0).history
+    per_epoch = 2  # 9 clips in batches of 4, the rest left out
+    cycle = PLAN.cycle_epochs * per_epoch
+    assert len(history) == PLAN.epochs * per_epoch
+    for step, row in enumerate(history):
+        cosine = math.cos(math.pi * (step % cycle) / cycle)
+        expected = PLAN.lr_min + (PLAN.lr_max - PLAN.lr_min) * (1 + cosine) / 2
+        assert row["lr"] == pytest.approx(expected, rel=1e-12)
+        assert (row["step"], row["epoch"]) == (step, step // per_epoch)
+        assert 0 < row["logit_scale"] <= 100
+
+
+def same(first, second) -> bool:
+    pairs = zip(first.state_dict().items(), second.state_dict().items(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+@pytest.mark.parametrize("side", ["frames", "audio"])
+def test_a_killed_run_goes_on_to_the_same_bits(side, tmp_path):
+    media, words = encoder(side), text()
+    whole = pretrain(media, words, clips(), PLAN, seed=3)
+
+    def kill(done, total):
+        assert total == 8
+        if done == 5:  # in the middle of the third epoch
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(media, words, clips(), PLAN, seed=3, checkpoint=tmp_path, progress=kill)
+    torch.manual_seed(99)  # whatever else has drawn meanwhile
+    done = []
+    resumed = pretrain(
+        media,
+        words,
+        clips(),
+        PLAN,
+        seed=3,
+        checkpoint=tmp_path,
+        progress=lambda step, _: done.append(step),
+    )
+    assert done == [5, 6, 7, 8]  # two epochs were kept
+    assert resumed.history == whole.history
+    for name in ("media", "text", "pair"):
+        assert same(getattr(resumed, name), getattr(whole, name)), name
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    short = dataclasses.replace(PLAN, epochs=1)
+    pretrain(vision(), text(), clips(), short, seed=0, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="another plan, seed, side"):
+        pretrain(vision(), text(), clips(), short, seed=1, checkpoint=tmp_path)
+
+
+def test_given_encoders_and_the_callers_draws_stay_as_they_are():
+    media, words = vision(), text()
+    before = [{k: v.clone() for k, v in m.state_dict().items()} for m in (media, words)]
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    done = pretrain(media, words, clips(), dataclasses.replace(PLAN, epochs=1), seed=0)
+    assert torch.equal(torch.rand(3), expected)
+    for module, state in zip((media, words), before, strict=True):
+        assert all(torch.equal(v, state[k]) for k, v in module.state_dict().items())
+    assert not same(done.media, media)
+    assert not same(done.text, words)
+    assert not done.media.training
+
+
+def test_heads_alone():
+    plan = dataclasses.replace(PLAN, epochs=1, train_encoders=False)
+    media, words = audio(), text()
+    done = pretrain(media, words, clips(), plan, seed=0)
+    assert same(done.media, media)
+    assert same(done.text, words)
+    heads = [stage_one.ContrastivePair(media.dim, words.dim, plan.width, plan.segments)]
+    assert not same(done.pair, heads[0])
+    assert all(p.requires_grad for p in done.pair.parameters())
+
+
+def test_sentences_find_their_pictures():
+    some = clips(16)
+    plan = dataclasses.replace(PLAN, epochs=60, cycle_epochs=60, lr_max=1e-2, batch_size=8)
+    done = pretrain(vision(), text(), some, plan, seed=0)
+    losses = [row["loss"] for row in done.history]
+    with torch.no_grad():
+        hidden = [done.media(f) for f in some.frames]
+        media = torch.cat([done.pair.embed_media(h[None]) for h in hidden])
+        words = done.pair.embed_text(done.text(**done.text.tokens(some.texts)))
+    own = torch.tensor([WORDS.index(t) for t in some.texts])
+    assert np.mean(losses[-4:]) < 0.5 * np.mean(losses[:4])
+    assert recall_at(media, words, 1, own) >= 0.75  # a quarter by chance
+
+
+def test_too_few_clips_say_what_is_missing():
+    some = clips(3)
+    some.texts[:2] = "", ""
+    with pytest.raises(ValueError, match=r"of audio needs at least 2 clips .* came 1"):
+        pretrain(audio(), text(), some, PLAN, seed=0)
+
+
+# --------------------------------------------------------------------------------- extraction
+
+
+@pytest.fixture(scope="module")
+def extracted():
+    """40 clips (more than one group) encoded together, with what they were made of."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    encoders = {"vision": vision(), "audio": audio(), "text": text()}
+    random = np.random.default_rng(0)
+    frames = [random.integers(0, 255, (1 + i % 7, 3, 16, 16), np.uint8) for i in range(40)]
+    sounds = [random.normal(0, 3000, 1000 + 431 * (i * 7 % 40)).astype(np.int16) for i in range(40)]
+    texts = [WORDS[i % 4] + " really" * (i % 3) for i in range(40)]
+    frames[3], sounds[5], texts[7] = None, None, ""
+    frames[8], sounds[9] = frames[8][:0], sounds[9][:300]
+    frames[34], sounds[34], texts[34] = None, None, ""
+    rows = list(extraction.extract(encoders, iter(frames), iter(sounds), texts))
+    return encoders, frames, sounds, texts, rows
+
+
+def test_missing_media_give_none_and_order_is_kept(extracted):
+    _, frames, sounds, _, rows = extracted
+    assert len(rows) == 40
+    assert [i for i, r in enumerate(rows) if r["frames"] is None] == [3, 8, 34]
+    assert [i for i, r in enumerate(rows) if r["audio"] is None] == [5, 9, 34]
+    assert [i for i, r in enumerate(rows) if r["text"] is None] == [7, 34]
+    for clip, row in zip(frames, rows, strict=True):
+        assert row["frames"] is None or len(row["frames"]) == len(clip)
+    assert all(r["text"].shape == (1, 16) for r in rows if r["text"] is not None)
+    arrays = [a for r in rows for a in r.values() if a is not None]
+    assert {a.dtype for a in arrays} == {np.dtype(np.float16)}
+    assert all(np.isfinite(a).all() for a in arrays)
+    lengths = [len(s) for i, s in enumerate(sounds) if s is not None and i != 9]
+    assert len(set(lengths)) > 30  # so padding was at work
+
+
+def test_a_clip_in_a_batch_equals_the_clip_alone(extracted):
+    encoders, frames, sounds, texts, rows = extracted
+    for i in (0, 6, 11, 31, 33, 39):
+        (alone,) = extraction.extract(encoders, [frames[i]], [sounds[i]], [texts[i]])
+        for name, features in alone.items():
+            assert features.shape == rows[i][name].shape
+            np.testing.assert_allclose(features, rows[i][name], rtol=2e-3, atol=2e-3)
+
+
+def test_features_are_those_of_the_encoders(extracted):
+    encoders, frames, sounds, texts, rows = extracted
+    with torch.no_grad():
+        for i in (1, 20, 38):
+            seen = encoders["vision"](torch.from_numpy(frames[i]))
+            sound = torch.from_numpy(sounds[i] / 32768).float()[None]
+            heard, valid = encoders["audio"](sound, torch.ones_like(sound, dtype=torch.bool))
+            read = encoders["text"](**encoders["text"].tokens([texts[i]]))
+            assert valid.all()
+            for name, one in (("frames", seen), ("audio", heard[0]), ("text", read)):
+                np.testing.assert_allclose(rows[i][name], one, rtol=2e-3, atol=2e-3)
+
+
+def test_extraction_of_an_encoder_in_training_mode_has_no_dropout(extracted):
+    encoders, frames, sounds, texts, rows = extracted
+    for module in encoders.values():
+        module.train()
+    (again,) = extraction.extract(encoders, frames[:1], sounds[:1], texts[:1])
+    np.testing.assert_allclose(again["frames"], rows[0]["frames"], rtol=2e-3, atol=2e-3)
+
+
+def test_columns_of_different_length_are_refused(extracted):
+    encoders = extracted[0]
+    with pytest.raises(ValueError, match="zip"):
+        list(extraction.extract(encoders, [None, None], [None], ["a", "b"]))

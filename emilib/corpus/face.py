@@ -173,6 +173,13 @@ _compiled = njit(cache=True, fastmath=True, error_model="numpy")
 _inner = njit(
     fastmath=True, error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True
 )
+_inlined = njit(
+    fastmath=True,
+    error_model="numpy",
+    inline="always",
+    no_cpython_wrapper=True,
+    no_cfunc_wrapper=True,
+)
 # Positions in the packed look:
 _SKIN_AT, _HAIR_AT, _IRIS_AT, _WALL_AT, _SHIRT_AT, _LIGHT_AT = 0, 3, 6, 9, 12, 15
 _STYLE, _BEARD, _GLASSES, _WIDTH, _HEIGHT, _EYE_X = 18, 19, 20, 21, 22, 23
@@ -228,7 +235,7 @@ def _colour(look, at):
     return (look[at], look[at + 1], look[at + 2])
 
 
-@_inner
+@_inlined
 def _room(look, x, y):
     """A plain wall, lighter towards the window, darker towards the corners."""
     glow = 0.10 * _blob(x - look[_WINDOW], y + 0.6, 1.4, 1.4)
@@ -236,7 +243,7 @@ def _room(look, x, y):
     return _scaled(_colour(look, _WALL_AT), shade)
 
 
-@_inner
+@_inlined
 def _torso(look, m, x, y, px, under):
     """Neck, shirt and shoulders over what is `under`; they follow the head half-way."""
     if y < 0.4:
@@ -273,7 +280,7 @@ def _hair_tone(look, x, y):
     return _scaled(_colour(look, _HAIR_AT), 0.85 + 0.25 * lamp * x - 0.12 * y + strands + sheen)
 
 
-@_inner
+@_inlined
 def _hair_behind(look, x, y, px):
     """How much of the pixel is hair behind or around the head (head's own axes)."""
     style, rx, ry = look[_STYLE], look[_WIDTH], look[_HEIGHT]
@@ -334,7 +341,7 @@ def _hair_front(look, u, v, px):
     return max(cover, sides)
 
 
-@_inner
+@_inlined
 def _ear(look, x, y, px):
     """Cover and shading of an ear beside the head."""
     q = math.sqrt(((abs(x) - look[_WIDTH] * 0.985) / 0.075) ** 2 + ((y - 0.02) / 0.155) ** 2)
@@ -343,7 +350,7 @@ def _ear(look, x, y, px):
     )
 
 
-@_inner
+@_inlined
 def _mouth_geometry(look, m):
     """(half width, centre height, lift of the corners, opening) for one frame."""
     half = look[_MOUTH] * (1.0 + 0.34 * m[_AU12] - 0.14 * m[_AU24] - 0.28 * m[_ROUND])
@@ -370,13 +377,13 @@ def _bumps(look, m, table):
     table[7] = (0.03 + 0.055 * cheek + 0.045 * smile, 0.32, lifted, 0.15, 0.12)
     table[8] = (0.045, ex, -0.27 - 0.04 * m[_AU2], 0.17, 0.06)  # brow ridge
     table[9] = (-0.055, ex, _EYE_Y, 0.15, 0.085)  # socket
-    fold = -0.012 - 0.035 * smile - 0.01 * cheek
+    fold = -0.008 - 0.020 * smile - 0.006 * cheek
     table[10] = (fold, half + 0.055, 0.33, 0.03, 0.12)  # nose to mouth
     for k in range(_BUMPS):  # multiplying is cheaper than dividing for every pixel
         table[k, 3], table[k, 4] = 1.0 / table[k, 3], 1.0 / table[k, 4]
 
 
-@_inner
+@_inlined
 def _relief(table, u, v):
     """Slope of the relief in u and v: the gradient of the sum of its bumps, each like `_blob`."""
     du, dv, side, across = 0.0, 0.0, 1.0 if u > 0 else -1.0, abs(u)
@@ -392,7 +399,7 @@ def _relief(table, u, v):
     return side * du, dv
 
 
-@_inner
+@_inlined
 def _complexion(look, m, u, v, px):
     """Colour of the skin at (u, v) before light falls on it: blush, folds, beard, nostrils."""
     skin = _colour(look, _SKIN_AT)
@@ -413,7 +420,7 @@ def _complexion(look, m, u, v, px):
     tired = _blob(a - look[_EYE_X], v - _EYE_Y - 0.115, 0.10, 0.022) * (0.08 + 0.22 * m[_AU6])
     crow = m[_AU6] * _blob(a - look[_EYE_X] - 0.20, v - _EYE_Y - 0.02, 0.05, 0.04) * 0.10
     half, _, _, _ = _mouth_geometry(look, m)
-    crease = (0.05 + 0.22 * m[_AU12]) * _blob(
+    crease = (0.03 + 0.10 * m[_AU12]) * _blob(
         a - half - 0.035 - 0.25 * (v - 0.33), v - 0.33, 0.016, 0.12
     )
     nostril = 0.50 * _blob(a - 0.045, v - 0.215, 0.024, 0.013) + 0.16 * _blob(
@@ -433,7 +440,7 @@ def _complexion(look, m, u, v, px):
     return colour
 
 
-@_inner
+@_inlined
 def _paint_mouth(look, m, u, v, px, colour):
     """Lips, the dark of the open mouth, teeth and tongue; nothing beyond the mouth's corners."""
     half, centre, lift, gap = _mouth_geometry(look, m)
@@ -476,7 +483,7 @@ def _paint_mouth(look, m, u, v, px, colour):
     return colour
 
 
-@_inner
+@_inlined
 def _paint_eye(look, m, side, u, v, px, colour):
     """One eye: ball, iris, pupil, glint, lids and lashes; side is -1 or 1."""
     size = look[_EYE_SIZE]
@@ -516,7 +523,7 @@ def _paint_eye(look, m, side, u, v, px, colour):
     return _over(colour, _scaled(_colour(look, _SKIN_AT), 0.18), min(lash + crease + rim, 0.92))
 
 
-@_inner
+@_inlined
 def _paint_brow(look, m, side, u, v, px, colour):
     """One eyebrow, thick inside and tapering outwards."""
     if v < -0.5 or v > -0.1:
@@ -537,7 +544,7 @@ def _paint_brow(look, m, side, u, v, px, colour):
     return _over(colour, _scaled(_colour(look, _HAIR_AT), 0.80 + hair), 0.82 * cover)
 
 
-@_inner
+@_inlined
 def _paint_glasses(look, u, v, px, colour):
     """Thin round frames and a bridge."""
     a = abs(u)
@@ -552,7 +559,7 @@ def _paint_glasses(look, u, v, px, colour):
     return _over(colour, (0.16, 0.14, 0.14), 0.85 * max(rim, max(bridge, arm)))
 
 
-@_inner
+@_inlined
 def _lit(look, table, u, v, x, y, z, colour):
     """Let the lamp shine on a place of the face; hair and skin have the same relief."""
     du, dv = _relief(table, u, v)
@@ -574,7 +581,7 @@ def _lit(look, table, u, v, x, y, z, colour):
     )
 
 
-@_inner
+@_inlined
 def _face_pixel(look, m, table, turn, x, y, z, px):
     """Colour of the head where the ray at (x, y) meets it at depth z."""
     cos_yaw, sin_yaw, cos_pitch, sin_pitch = turn[0], turn[1], turn[2], turn[3]
@@ -644,7 +651,7 @@ def _turn(m):
     return (*pair, math.cos(roll), math.sin(roll))
 
 
-@_inner
+@_inlined
 def _store(frames, t, j, i, colour, grain):
     for c in range(3):
         frames[t, j, i, c] = np.uint8(255.0 * min(max(colour[c] + grain, 0.0), 1.0))

@@ -105,7 +105,7 @@ def decode(
         and its relatives are fed
     frames, sound : False leaves the picture or the sound out
     max_seconds : decode no further than this. Memory is what is kept, whatever the file's length:
-        fps * seconds * H * W * 3 bytes (twice that for a moment), and 64 kB a second of sound
+        fps * seconds * H * W * 3 bytes and 64 kB a second of sound, for a moment both twice
     threads : of the video decoder; 0 takes all cores
 
     Returns a Media. Raises MediaError where the file is missing, is no media file, or gives
@@ -127,7 +127,7 @@ def decode(
             sinks[video.index] = pictures
         if sound and audio is not None:
             sinks[audio.index] = samples
-        read_errors = _drain(container, sinks, origin, limit) if sinks else 0
+        read_errors = _drain(container, sinks) if sinks else 0
         stated_seconds = stated_duration(container)
     images, waveform = pictures.stacked(), samples.joined()
     problems = [*pictures.problems(), *samples.problems()]
@@ -244,7 +244,7 @@ def packets(container, streams, errors):
                 return
 
 
-def _drain(container, sinks, origin, limit):
+def _drain(container, sinks):
     """Decode every packet into its stream's sink. Returns how often reading itself failed."""
     streams = [container.streams[index] for index in sinks]
     errors = []
@@ -260,10 +260,9 @@ def _drain(container, sinks, origin, limit):
                 decoded = []
             for frame in decoded:
                 sink.add(frame)
+        # Tracks need not be interleaved: one may begin where the other has long passed the limit.
+        # So a track that ends before the limit has the rest of the file read, but not decoded.
         if all(sink.full for sink in sinks.values()):
-            break
-        # a track that ends before the limit never fills up: leave well behind it
-        if packet.dts is not None and float(packet.dts * packet.time_base) - origin > limit + 10:
             break
     return len(errors)
 

@@ -156,8 +156,7 @@ class FeatureSet:
     def select(self, indices) -> "FeatureSet":
         """The clips at `indices` (integers or a bool mask), in that order."""
         indices = np.asarray(indices)
-        if indices.dtype == bool:
-            indices = np.flatnonzero(indices)
+        indices = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(int)
 
         def pick(values):
             if values is None:

@@ -9,7 +9,6 @@ _HOME = {
     "Experiment": "experiments",
     "ExperimentError": "experiments",
     "Results": "experiments",
-    "experiments": "experiments",
     "run": "experiments",
     "Recipe": "training",
     "Result": "training",

@@ -15,21 +15,21 @@ from matplotlib.ticker import NullLocator, PercentFormatter
 from scipy.signal import ShortTimeFFT
 from scipy.signal.windows import hann
 
+from ..corpus.audit import RATE_RATIO, packet_facts
 from ..corpus.layout import EMOTIONS
-from ..corpus.media import Media
-from .plots import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, YELLOW
+from ..corpus.media import Media, MediaError
+from .plots import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE
 
-COLOURS = {"frames": BLUE, "audio": ORANGE, "text": GREEN}
 FLOOR_DB = -80.0  # of spectrograms, below their loudest point
-MOST_FACES = 12  # side by side in a strip
+MOST_FACES = 10  # side by side in a strip
 
 # ---------------------------------------------------------------------------- architectures
 
 # name: (column, row, lines); rows count from the top, columns from the left
 _DUAL_STAGE = {
-    "frames": (0, 0, "frames, 5 a second\nViT-B/16 → T × 768"),
-    "audio": (0, 1, "sound\nwav2vec2 → T × 1024"),
-    "text": (0, 2, "transcript\nBERT → 768"),
+    "frames": (0, 0, "frames, 5 a second\nViT-B/16, T × 768"),
+    "audio": (0, 1, "sound\nwav2vec2, T × 1024"),
+    "text": (0, 2, "transcript\nBERT, 768"),
     "tcn": (1, 0, "TCN\nEq. 2"),
     "lstm": (1, 1, "BiLSTM · gate\nEq. 3, 6"),
     "pool": (2, 0, "M segments\nEq. 5"),
@@ -54,9 +54,9 @@ _DUAL_STAGE_ARROWS = (
     ("sum", "out"),
 )
 _TAEMI = {
-    "frames": (0, 0, "frames\nViT → T × 768"),
-    "audio": (0, 1, "sound, 12 s\nwav2vec2 → T × 1027"),
-    "text": (0, 2, "transcript\nGTE → t, 768"),
+    "frames": (0, 0, "frames\nViT, T × 768"),
+    "audio": (0, 1, "sound, 12 s\nwav2vec2, T × 1027"),
+    "text": (0, 2, "transcript\nGTE: t, 768"),
     "lin_f": (1, 0, "token if missing\nlinear → 512"),
     "lin_a": (1, 1, "token if missing\nlinear → 512"),
     "lin_t": (1, 2, "token if missing\nlinear → 512"),
@@ -79,25 +79,28 @@ _TAEMI_ARROWS = (
     ("ca_a", "join"),
     ("join", "out"),
 )
-_BOX = (1.62, 0.72)  # width and height of a box, in units of its grid
-_GRID = (2.02, 1.05)
+_BOX = (1.78, 0.72)  # width and height of a box, in units of its grid
+_GRID = (2.12, 1.02)
 _ROW_COLOURS = (BLUE, ORANGE, GREEN)
 
 
 def architectures() -> Figure:
     """Both papers' networks as boxes and arrows, one above the other."""
     with matplotlib.rc_context({**STYLE, "font.size": 8.6, "axes.grid": False}):
-        figure = Figure(figsize=(9.6, 7.0), layout="constrained")
+        figure = Figure(figsize=(9.6, 6.1), layout="constrained")
         upper, lower = figure.subplots(2, 1)
-        title = "Paper A, dual-stage: one weight a modality and segment, from its quality"
-        _draw_boxes(upper, _DUAL_STAGE, _DUAL_STAGE_ARROWS, title)
+        title = "Paper A, dual-stage: quality weighs the modalities in each segment"
+        note = (
+            "Stage I (Eq. 1) has aligned the encoders with the words; in Stage II they are frozen."
+        )
+        _draw_boxes(upper, _DUAL_STAGE, _DUAL_STAGE_ARROWS, title, note)
         title = "Paper B, TAEMI: the text vector asks, sound and frames answer"
         _draw_boxes(lower, _TAEMI, _TAEMI_ARROWS, title)
         _draw_anchor(lower)
         return figure
 
 
-def _draw_boxes(axes, boxes: dict, arrows, title: str) -> None:
+def _draw_boxes(axes, boxes: dict, arrows, title: str, note: str = "") -> None:
     for name, (column, row, text) in boxes.items():
         own = column < 4 or name.startswith("map")
         colour = _ROW_COLOURS[row] if own else GREY
@@ -109,10 +112,13 @@ def _draw_boxes(axes, boxes: dict, arrows, title: str) -> None:
     for source, target in arrows:
         _arrow(axes, boxes[source], boxes[target])
     axes.set_xlim(-_BOX[0] / 2 - 0.1, 5 * _GRID[0] + _BOX[0] / 2 + 0.1)
-    axes.set_ylim(-2 * _GRID[1] - _BOX[1] / 2 - 0.35, _BOX[1] / 2 + 0.1)
+    lowest = -2 * _GRID[1] - _BOX[1] / 2 - 0.3
+    axes.set_ylim(lowest, _BOX[1] / 2 + 0.1)
+    if note:
+        axes.text(-_BOX[0] / 2, lowest, note, color=GREY, va="bottom")
     axes.set_aspect("equal")
     axes.axis("off")
-    axes.set_title(title, fontweight="bold")
+    axes.set_title(title, loc="left", fontweight="bold")
 
 
 def _centre(column: int, row: int) -> tuple[float, float]:
@@ -143,3 +149,338 @@ def _draw_anchor(axes) -> None:
     axes.plot([x0, x0, join], [y - _BOX[1] / 2, low, low], **line)
     axes.annotate("", (join, bottom), (join, low), arrowprops=arrow)
     axes.text((x + query) / 2, low + 0.06, "t itself, 768 wide", ha="center", color=GREEN)
+
+
+# ------------------------------------------------------------------------------------ clips
+
+
+def clip(media: Media, title: str, corpus: str = "") -> Figure:
+    """Frames, waveform and spectrogram of one decoded clip over one time axis.
+
+    media : of `emilib.corpus.media.decode`; what it lacks leaves its panel empty
+    """
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        figure = _sheet(9.0, 4.6, title, corpus)
+        faces, wave, tones = figure.subplots(3, 1, height_ratios=[1.15, 0.9, 1.3])
+        _draw_strip(faces, media)
+        _draw_waveform(wave, media)
+        _draw_spectrogram(figure, tones, media)
+        for axes in (wave, tones):
+            axes.set_xlim(0, media.duration)
+        tones.set_xlabel("time, s")
+        wave.tick_params(labelbottom=False)
+        return figure
+
+
+def shown_frames(count: int) -> np.ndarray:
+    """Positions of the frames a strip has room for, evenly spread, first and last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, MOST_FACES)).round().astype(int))
+
+
+def _draw_strip(axes, media: Media) -> None:
+    axes.axis("off")
+    if media.images is None:
+        axes.text(0.5, 0.5, "no frame could be decoded", ha="center", color=GREY)
+        return
+    rows = shown_frames(len(media.images))
+    height, width = media.images.shape[1:3]
+    gap = 0.06 * width
+    for place, row in enumerate(rows):
+        left = place * (width + gap)
+        axes.imshow(media.images[row], extent=(left, left + width, height, 0))
+        label = f"{media.times[row]:.2f} s"
+        axes.text(left + width / 2, height * 1.06, label, ha="center", va="top", fontsize=8.5)
+    axes.set_xlim(0, max(len(rows), MOST_FACES) * (width + gap) - gap)
+    axes.set_ylim(height * 1.25, 0)
+    axes.set_anchor("W")
+    kept = f"{len(rows)} of {len(media.images)} kept frames, with their time stamps"
+    axes.set_title(kept, loc="left", fontsize=9.5, color=GREY)
+
+
+def _draw_waveform(axes, media: Media) -> None:
+    axes.set_ylabel("waveform")
+    if media.waveform is None:
+        axes.text(0.5, 0.5, "no sound", ha="center", color=GREY, transform=axes.transAxes)
+        return
+    time, low, high = envelope(media.waveform, media.sample_rate)
+    axes.fill_between(time, low, high, color=ORANGE, lw=0.4)
+    reach = max(0.01, float(np.abs(media.waveform).max())) * 1.05
+    axes.set_ylim(-reach, reach)
+
+
+def envelope(waveform, sample_rate: int, points: int = 900):
+    """Time in s, lowest and highest sample of each of up to `points` pieces of a waveform."""
+    pieces = np.array_split(np.asarray(waveform), min(points, len(waveform)))
+    starts = np.cumsum([0] + [len(piece) for piece in pieces[:-1]])
+    low, high = (np.array([f(piece) for piece in pieces]) for f in (np.min, np.max))
+    return starts / sample_rate, low, high
+
+
+def _draw_spectrogram(figure: Figure, axes, media: Media) -> None:
+    axes.set_ylabel("frequency, kHz")
+    if media.waveform is None or len(media.waveform) < 400:
+        axes.text(0.5, 0.5, "no sound", ha="center", color=GREY, transform=axes.transAxes)
+        return
+    level, step = spectrogram(media.waveform, media.sample_rate)
+    top = media.sample_rate / 2000
+    image = axes.imshow(
+        level,
+        origin="lower",
+        aspect="auto",
+        extent=(-step / 2, (level.shape[1] - 0.5) * step, 0, top),
+        cmap="magma",
+        vmin=FLOOR_DB,
+        vmax=0,
+    )
+    figure.colorbar(image, ax=axes, label="level, dB", pad=0.01, ticks=[-80, -40, 0])
+
+
+def spectrogram(waveform, sample_rate: int) -> tuple[np.ndarray, float]:
+    """Levels (F, T) in dB below the loudest point, over Hann windows of 25 ms; and seconds a step.
+
+    Steps are 10 ms apart; levels end at FLOOR_DB.
+    """
+    window, hop = hann(round(0.025 * sample_rate), sym=False), round(0.010 * sample_rate)
+    transform = ShortTimeFFT(window, hop, sample_rate, mfft=2 ** int(np.ceil(np.log2(len(window)))))
+    power = transform.spectrogram(np.asarray(waveform, float), p0=0)
+    loudest = max(float(power.max()), 1e-20)
+    return np.maximum(
+        10 * np.log10(np.maximum(power / loudest, 1e-20)), FLOOR_DB
+    ), hop / sample_rate
+
+
+def rate_table(clips: pd.DataFrame) -> pd.DataFrame:
+    """Frame rates of all videos that open: id, declared, measured (frames a second), lies (bool).
+
+    Measured by the time stamps of the packets; nothing is decoded.
+    """
+    rows = []
+    for id_, path in clips[["id", "video"]].dropna().itertuples(index=False):
+        try:
+            facts = packet_facts(path)
+        except MediaError:
+            continue  # the audit names it
+        rows.append((id_, facts.declared_fps, facts.measured_fps))
+    found = pd.DataFrame(rows, columns=["id", "declared", "measured"]).dropna(ignore_index=True)
+    ratio = np.log(found["declared"] / found["measured"]).abs()
+    return found.assign(lies=ratio > np.log(RATE_RATIO))
+
+
+def rates(found: pd.DataFrame, corpus: str = "") -> Figure:
+    """What the rate field of each video says against what its time stamps say.
+
+    found : of `rate_table`, at least one row
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = _sheet(8.4, 3.6, "The rate a video states, and the rate it has", corpus)
+        axes = figure.subplots()
+        ends = [found[["declared", "measured"]].min(axis=None) * 0.8]
+        ends.append(found[["declared", "measured"]].max(axis=None) * 1.25)
+        axes.plot(ends, ends, color=GREY, lw=1, label="stated = measured")
+        for lies, colour, marker, label in (
+            (False, BLUE, "o", f"within a factor of {RATE_RATIO:g}"),
+            (True, ORANGE, "D", "lying frame rate"),
+        ):
+            rows = found[found["lies"] == lies]
+            label = f"{label} ({len(rows)} clips)"
+            axes.plot(
+                rows["measured"],
+                rows["declared"],
+                marker,
+                color=colour,
+                ms=5,
+                alpha=0.6,
+                label=label,
+            )
+        axes.set(xscale="log", yscale="log")
+        for axis, name in ((axes.xaxis, "measured"), (axes.yaxis, "declared")):
+            low, high = found[name].min() * 0.8, found[name].max() * 1.25
+            ticks = [t for t in (5, 10, 20, 30, 50, 100, 250, 500, 1000) if low <= t <= high]
+            axis.set_ticks(ticks, [str(t) for t in ticks])
+            axis.set_minor_locator(NullLocator())
+        axes.set_xlim(found["measured"].min() * 0.8, found["measured"].max() * 1.25)
+        axes.set_ylim(found["declared"].min() * 0.8, found["declared"].max() * 1.25)
+        axes.set_xlabel("frames a second by time stamps")
+        axes.set_ylabel("frames a second as stated")
+        figure.legend(loc="outside right upper")
+        return figure
+
+
+def label_table(clips: pd.DataFrame) -> pd.DataFrame:
+    """Share of zero, low (0, 1/3], middle (1/3, 2/3] and high labels a emotion; mean and median.
+
+    clips : columns EMOTIONS; clips without labels are left out
+    """
+    labels = clips[list(EMOTIONS)].dropna()
+    bins = np.digitize(labels, [1e-9, 1 / 3 + 1e-3, 2 / 3 + 1e-3])  # labels are rounded fractions
+    table = pd.DataFrame({"emotion": EMOTIONS})
+    for number, name in enumerate(("zero", "low", "middle", "high")):
+        table[name] = (bins == number).mean(axis=0)
+    table["mean"], table["median"] = labels.mean().to_numpy(), labels.median().to_numpy()
+    return table
+
+
+def label_values(clips: pd.DataFrame, most: int = 9) -> pd.DataFrame:
+    """How often each non-zero value k/N stands among the labels, over all emotions.
+
+    Columns value, fraction ("2/5", of a denominator up to `most`), count.
+    """
+    labels = clips[list(EMOTIONS)].to_numpy().ravel()
+    fractions = [Fraction(float(v)).limit_denominator(most) for v in labels[labels > 0]]
+    counted = pd.Series(fractions, dtype=object).value_counts()
+    rows = [(float(f), str(f), n) for f, n in counted.items()]
+    table = pd.DataFrame(rows, columns=["value", "fraction", "count"])
+    return table.sort_values("value", ignore_index=True)
+
+
+def labels(clips: pd.DataFrame, corpus: str = "") -> Figure:
+    """Left: how many labels are zero, low, middle and high; right: which values occur."""
+    with matplotlib.rc_context(STYLE):
+        figure = _sheet(9.0, 3.7, "Labels are fractions of annotators, and often zero", corpus)
+        left, right = figure.subplots(1, 2, width_ratios=[1, 1.25])
+        table = label_table(clips)
+        start = np.zeros(len(table))
+        shades = ("#D9D9D9", SKY, BLUE, "#003B63")
+        names = ("0", "up to 1/3", "up to 2/3", "above")
+        for column, colour, name in zip(table.columns[1:5], shades, names, strict=True):
+            left.barh(table["emotion"], table[column], left=start, color=colour, label=name)
+            start += table[column].to_numpy()
+        left.invert_yaxis()
+        left.set_xlim(0, 1)
+        left.xaxis.set_major_formatter(PercentFormatter(1))
+        left.set_xlabel("share of clips with this label")
+        left.grid(visible=False)
+        left.legend(loc="upper center", bbox_to_anchor=(0.4, -0.2), ncols=4, columnspacing=1)
+        values = label_values(clips)
+        right.vlines(values["value"], 0, values["count"], color=BLUE, lw=3)
+        for row in values.itertuples(index=False):
+            if row.value in (1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4, 1):
+                right.text(row.value, row[2], row.fraction, ha="center", va="bottom", fontsize=8)
+        right.set_xlim(0, 1.05)
+        right.set_ylim(0, values["count"].max() * 1.12)
+        right.set_xlabel("label above zero, all emotions")
+        right.set_ylabel("how often it occurs")
+        return figure
+
+
+# --------------------------------------------------------------------------------- features
+
+
+def start_curves(losses: Mapping[str, Sequence[float]], corpus: str = "") -> Figure:
+    """Losses of the self-supervised start, a panel an encoder; thin every step, thick smoothed.
+
+    losses : of "vision" and "audio" as a share of the variance to be told, of "text" in nats
+    """
+    units = {
+        "vision": "share of variance left",
+        "audio": "share of variance left",
+        "text": "cross-entropy, nats",
+    }
+    colours = {"vision": BLUE, "audio": ORANGE, "text": GREEN}
+    with matplotlib.rc_context(STYLE):
+        title = "What the small encoders learn before Stage I, without any label"
+        figure = _sheet(9.0, 2.9, title, corpus)
+        for axes, (role, values) in zip(
+            figure.subplots(1, len(losses), squeeze=False)[0], losses.items(), strict=True
+        ):
+            axes.plot(values, color=colours[role], lw=0.5, alpha=0.4)
+            axes.plot(smoothed(values), color=colours[role])
+            axes.set_xlabel("step")
+            axes.set_ylabel(units[role])
+            axes.set_title(role, loc="left")
+            axes.set_ylim(0, 1.1 * max(np.percentile(values, 99), 0.1))
+        return figure
+
+
+def smoothed(values: Sequence[float], share: float = 0.05) -> np.ndarray:
+    """Mean over a window of about `share` of the values, shorter at the ends."""
+    series = pd.Series(values, dtype=float)
+    window = max(1, round(share * len(series)))
+    return series.rolling(window, center=True, min_periods=1).mean().to_numpy()
+
+
+# what is probed: colour, marker
+_SOURCES = {
+    "random": (GREY, "v"),
+    "start": (SKY, "s"),
+    "aligned": (BLUE, "o"),
+    "official": (PINK, "^"),
+}
+_NAMES = {"frames": "frames", "audio": "audio", "text": "text", "all": "together"}
+
+
+def probe_dots(table: pd.DataFrame, goal: float | None = None, corpus: str = "") -> Figure:
+    """Mean ρ of the probes of each modality beside the ceiling.
+
+    table : columns source ("random", "start", "aligned", "official", "ceiling"), modality, rho
+    goal : share of the ceiling to reach; a thin line each
+    """
+    with matplotlib.rc_context(STYLE):
+        title = "What a ridge regression finds in frozen features"
+        figure = _sheet(7.4, 3.6, title, corpus)
+        axes = figure.subplots()
+        modalities = [m for m in _NAMES if m in set(table["modality"])]
+        places = {m: place for place, m in enumerate(modalities)}
+        for source, (colour, marker) in _SOURCES.items():
+            rows = table[table["source"] == source]
+            if len(rows):
+                x = rows["modality"].map(places) + 0.13 * (list(_SOURCES).index(source) - 1.5)
+                axes.plot(x, rows["rho"], marker, color=colour, ms=7, label=source)
+        _draw_ceiling(axes, table[table["source"] == "ceiling"], places, goal)
+        axes.axhline(0, color="#000000", lw=0.8)
+        axes.set_xticks(list(places.values()), [_NAMES[m] for m in modalities])
+        axes.set_xlim(-0.5, len(places) - 0.5)
+        axes.grid(axis="x", visible=False)
+        axes.set_ylabel("mean ρ on validation")
+        figure.legend(loc="outside right center")
+        return figure
+
+
+def _draw_ceiling(axes, rows: pd.DataFrame, places: dict, goal: float | None) -> None:
+    if rows.empty:
+        return
+    x, rho = rows["modality"].map(places).to_numpy(), rows["rho"].to_numpy()
+    axes.hlines(rho, x - 0.36, x + 0.36, color="#000000", lw=2, label="ceiling")
+    if goal is not None:
+        label = f"{goal:g} of the ceiling"
+        ends = {"color": "#000000", "lw": 1, "linestyles": "dotted", "label": label}
+        axes.hlines(goal * rho, x - 0.36, x + 0.36, **ends)
+
+
+def emotion_probes(rho: pd.DataFrame, corpus: str = "") -> Figure:
+    """ρ of each emotion and modality, probe and ceiling side by side.
+
+    rho : columns source, modality, and one an emotion
+    """
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        sources = list(dict.fromkeys(rho["source"]))
+        modalities = [m for m in _NAMES if m in set(rho["modality"])]
+        figure = _sheet(4.2 + 2.6 * len(sources), 2.9, "ρ of each emotion by probe", corpus)
+        panels = figure.subplots(1, len(sources), sharey=True, squeeze=False)[0]
+        emotions = [c for c in rho.columns if c not in ("source", "modality")]
+        top = max(0.1, float(rho[emotions].max(axis=None)))
+        for axes, source in zip(panels, sources, strict=True):
+            rows = rho[rho["source"] == source].set_index("modality").reindex(modalities)
+            image = axes.imshow(rows[emotions], cmap="viridis", vmin=0, vmax=top, aspect="auto")
+            for (i, j), value in np.ndenumerate(rows[emotions].to_numpy()):
+                colour = "black" if value > 0.6 * top else "white"
+                text = f"{value:.2f}".replace("-", "−")
+                axes.text(j, i, text, ha="center", va="center", color=colour, size=8.5)
+            axes.set_xticks(range(len(emotions)), emotions, rotation=35, ha="right")
+            axes.set_yticks(range(len(modalities)), [_NAMES[m] for m in modalities])
+            axes.set_title(source, loc="left")
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+        figure.colorbar(image, ax=panels.tolist(), label="Pearson ρ", pad=0.01)
+        return figure
+
+
+def _sheet(width: float, height: float, title: str, corpus: str) -> Figure:
+    """An empty figure with its title, and below it the corpus in grey; sizes in inches."""
+    header = 0.34 + (0.2 if corpus else 0)
+    height += header
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - header / height))
+    figure.text(0.01, 1 - 0.08 / height, title, va="top", size=11.5, weight="bold")
+    figure.text(0.01, 1 - 0.33 / height, corpus, va="top", size=8.5, color=GREY)
+    return figure

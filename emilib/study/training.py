@@ -110,6 +110,7 @@ class Recipe:
             schedule="constant",  # not stated in the paper
             ema_decay=0.999,
             ema_warmup=False,  # not stated in the paper
+            keep="best",  # not stated in the paper
         )
 
     @classmethod

@@ -1,0 +1,125 @@
+import dataclasses
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from emilib.cache import SUMS, Cache, atomic_write, file_sum, key, source_sum
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    y: tuple = (1, 2)
+
+
+def test_key_is_the_same_for_the_same_parts_in_any_order():
+    assert key(a=1, b=[1, 2], c=Point(3)) == key(c=Point(3), b=(1, 2), a=1)
+
+
+def test_key_changes_with_every_part():
+    keys = {key(a=1), key(a=2), key(b=1), key(a="1"), key(a=Point(1)), key(a={"x": 1})}
+    assert len(keys) == 6
+
+
+def test_key_refuses_what_has_no_one_spelling():
+    with pytest.raises(TypeError, match="key can't be made"):
+        key(a=object())
+
+
+def test_step_is_made_once(tmp_path):
+    made = []
+
+    def make(folder):
+        made.append(folder)
+        (folder / "value.txt").write_text("7")
+
+    first = Cache(tmp_path).step("kind", {"a": 1}, make)
+    second = Cache(tmp_path).step("kind", {"a": 1}, make)
+    assert first == second
+    assert len(made) == 1
+    assert (first / "value.txt").read_text() == "7"
+    assert json.loads((first / "parts.json").read_text()) == {"a": 1}
+    assert Cache(tmp_path).has("kind", {"a": 1})
+    assert not Cache(tmp_path).has("kind", {"a": 2})
+
+
+@pytest.mark.parametrize("harm", ["flip", "delete", "add", "sums"])
+def test_a_spoilt_step_is_noticed_and_made_again(tmp_path, harm):
+    def make(folder):
+        (folder / "value.bin").write_bytes(b"abcd")
+
+    folder = Cache(tmp_path).step("kind", {"a": 1}, make)
+    if harm == "flip":
+        (folder / "value.bin").write_bytes(b"abce")
+    elif harm == "delete":
+        (folder / "value.bin").unlink()
+    elif harm == "add":
+        (folder / "other").write_text("")
+    else:
+        (folder / SUMS).write_text("{")
+    assert not Cache(tmp_path).has("kind", {"a": 1})
+    again = Cache(tmp_path).step("kind", {"a": 1}, make)
+    assert (again / "value.bin").read_bytes() == b"abcd"
+    assert Cache(tmp_path).has("kind", {"a": 1})
+
+
+def test_a_failing_step_leaves_nothing_but_its_scratch(tmp_path):
+    cache = Cache(tmp_path)
+
+    def make(folder):
+        (cache.scratch("kind", {"a": 1}) / "half").write_text("done")
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        cache.step("kind", {"a": 1}, make)
+    assert not cache.has("kind", {"a": 1})
+    assert [p.name for p in (tmp_path / "kind").iterdir()] == [key(a=1) + ".unfinished"]
+
+    def finish(folder):
+        (folder / "half").write_text((cache.scratch("kind", {"a": 1}) / "half").read_text())
+
+    folder = cache.step("kind", {"a": 1}, finish)
+    assert (folder / "half").read_text() == "done"
+    assert [p.name for p in (tmp_path / "kind").iterdir()] == [key(a=1)]
+
+
+def test_a_killed_step_is_not_taken_for_a_finished_one(tmp_path):
+    code = textwrap.dedent(
+        """
+        import os, signal, sys
+        from emilib.cache import Cache
+        def make(folder):
+            (folder / "part").write_text("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+        Cache(sys.argv[1]).step("kind", {"a": 1}, make)
+        """
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == -9
+    cache = Cache(tmp_path)
+    assert not cache.has("kind", {"a": 1})
+    assert len(list(cache.sweep())) == 1
+    assert list((tmp_path / "kind").iterdir()) == []
+
+
+def test_atomic_write_replaces_and_leaves_no_other_file(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    atomic_write(path, "one")
+    atomic_write(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_file_sum_is_sha256(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    # FIPS 180-2, appendix B.1
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert file_sum(tmp_path / "x") == expected
+
+
+def test_source_sum_tells_modules_apart():
+    assert source_sum("cache.py") == source_sum("cache.py")
+    assert source_sum("cache.py") != source_sum("progress.py")
+    assert source_sum("features") != source_sum("features/batches.py")

@@ -87,10 +87,15 @@ class Workspace:
     @functools.cached_property
     def clips(self) -> pd.DataFrame:
         """`corpus.read` of the folder, with transcripts as `transcript_source` says."""
-        clips = layout.read(self.folder)
-        clips.attrs["transcript_source"] = self._transcripts[1]
-        clips["transcript"] = self._transcripts[0].to_numpy()
+        transcripts, source = self._transcripts
+        clips = self._listed.copy()
+        clips["transcript"] = transcripts.reindex(clips["id"]).to_numpy()
+        clips.attrs["transcript_source"] = source
         return clips
+
+    @functools.cached_property
+    def _listed(self) -> pd.DataFrame:
+        return layout.read(self.folder)
 
     @property
     def transcript_source(self) -> str:
@@ -101,7 +106,7 @@ class Workspace:
     def _transcripts(self):
         from .features import speech
 
-        return speech.transcripts(layout.read(self.folder))
+        return speech.transcripts(self._listed, workers=self.workers)
 
     @functools.cached_property
     def unlabelled(self) -> pd.DataFrame:
@@ -133,6 +138,25 @@ class Workspace:
                 size = os.path.getsize(path) if isinstance(path, str) else -1
                 digest.update(f"{row.id}:{size}".encode())
         return digest.hexdigest()[:32]
+
+    @functools.cached_property
+    def seconds(self) -> pd.Series:
+        """Length of each clip in seconds, by id; NaN where neither picture nor sound opens."""
+        from .corpus.audit import durations
+
+        def make(folder: Path) -> None:
+            durations(self.clips, self.workers).to_json(folder / "seconds.json", orient="index")
+
+        parts = {"corpus": self.corpus_key, "code": source_sum("corpus/audit.py")}
+        found = json.loads((self.cache.step("durations", parts, make) / "seconds.json").read_text())
+        return pd.Series({id_: found[id_] for id_ in self.clips["id"]}, dtype=float)
+
+    @property
+    def partitions(self) -> pd.DataFrame:
+        """`split`, `clips` and `seconds` of each partition: Tables A1 and B1."""
+        lengths = self.clips.assign(seconds=self.seconds.to_numpy())
+        grouped = lengths.groupby("split", sort=False)["seconds"]
+        return grouped.agg(clips="size", seconds="sum").reset_index()
 
     @property
     def workers(self) -> int:
@@ -522,6 +546,12 @@ class Workspace:
             workers=self.workers,
             progress=Counter("training runs"),
         )
+
+    def tables(self) -> dict:
+        """Every table of both papers as DataFrames, by name; trains what is missing."""
+        from .study.tables import tables
+
+        return tables(self.results(), self.partitions, self.corpus_name)
 
 
 def _quiet() -> None:

@@ -19,6 +19,7 @@ SMALL = {
     "num_targets": 3,
     "width": 16,
     "segments": 4,
+    "tcn_width": 12,
     "audio_hidden": 6,
     "layers": 1,
     "heads": 2,

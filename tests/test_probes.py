@@ -1,4 +1,4 @@
-"""Probes against hand-made answers; show_source against what it must leave in and out."""
+"""Probes and figure data against hand-made answers; what is shown against its source."""
 
 import numpy as np
 import pandas as pd
@@ -6,7 +6,7 @@ import pytest
 
 from emilib.corpus.layout import EMOTIONS
 from emilib.features import FeatureSet, FeatureSplits
-from emilib.study import notebook, probes
+from emilib.study import corpus_plots, notebook, probes
 from emilib.study.metrics import pearson
 
 
@@ -149,3 +149,34 @@ def test_a_figure_is_the_same_png_each_time():
     assert picture().data.startswith(b"\x89PNG")
     assert b"Software" not in picture().data
     assert picture().alt == "A line"
+
+
+def test_label_tables_count_by_hand():
+    labels = np.array([[0, 0.333, 2 / 3, 1, 0.5, 0], [0, 0.667, 0.34, 0, 1, 0.4]])
+    clips = pd.DataFrame(np.vstack([labels, np.full((1, 6), np.nan)]), columns=list(EMOTIONS))
+    table = corpus_plots.label_table(clips).set_index("emotion")
+    assert table.loc["Admiration", ["zero", "low", "middle", "high"]].tolist() == [1, 0, 0, 0]
+    assert table.loc["Amusement", ["zero", "low", "middle", "high"]].tolist() == [0, 0.5, 0.5, 0]
+    assert table.loc["Joy", ["mean", "median"]].tolist() == [0.2, 0.2]
+    values = corpus_plots.label_values(clips).set_index("fraction")["count"]
+    assert values.to_dict() == {"1/3": 2, "2/5": 1, "1/2": 1, "2/3": 2, "1": 2}
+
+
+def test_spectrogram_has_a_tone_where_it_sounds():
+    time = np.arange(16_000) / 16_000
+    level, step = corpus_plots.spectrogram(np.sin(2 * np.pi * 1000 * time), 16_000)
+    assert step == 0.010
+    assert level.shape[1] == 100
+    found = level[:, 50].argmax() * 8000 / (len(level) - 1)
+    assert abs(found - 1000) < 20
+    assert level.max() == 0
+    assert level.min() == corpus_plots.FLOOR_DB
+
+
+def test_envelope_holds_every_peak(rng):
+    waveform = rng.standard_normal(10_007)
+    time, low, high = corpus_plots.envelope(waveform, 1000, points=90)
+    assert len(time) == 90
+    assert (low.min(), high.max()) == (waveform.min(), waveform.max())
+    for start, bottom, top in zip(time, low, high, strict=True):
+        assert bottom <= waveform[round(start * 1000)] <= top

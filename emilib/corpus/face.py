@@ -1,10 +1,10 @@
 """A shaded head with ten action units, ray-cast per pixel (NumPy and Numba, about a millisecond).
 
-Coordinates are head units, x to the right and y down, with the origin at the centre of the face; the
-shorter side of the picture spans SPAN units. The head is an egg-shaped ellipsoid; where a pixel's ray
-meets it, (u, v) is the place on the face after turning the head, and everything painted on the face
-(eyes, brows, mouth, bumps of the surface) is placed in (u, v). Every edge is a ramp as wide as a
-pixel, so that nothing is jagged. Colours are linear mixtures in [0, 1].
+Coordinates are head units, x to the right and y down, with the origin at the centre of the face;
+the shorter side of the picture spans SPAN units. The head is an egg-shaped ellipsoid; where a
+pixel's ray meets it, (u, v) is the place on the face after turning the head, and everything painted
+on the face (eyes, brows, mouth, bumps of the surface) is placed in (u, v). Every edge is a ramp
+about a pixel wide, so that nothing is jagged. Colours are mixed in [0, 1].
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numba import njit
 
-# Columns of a motion array (T, 19): ten action units and the eyelids in [0, 1], then lips rounded by
+# Columns of a motion array (T, 19): ten action units and the eyelids in [0, 1], lips rounded by
 # speech, head rotation in radians, head position and gaze in head units.
 MOTION = (
     *("au1", "au2", "au4", "au5", "au6", "au12", "au15", "au17", "au24", "au26"),
@@ -180,12 +180,14 @@ _inlined = njit(
     no_cpython_wrapper=True,
     no_cfunc_wrapper=True,
 )
-# Positions in the packed look:
+# One vector p holds the look, the motion of the frame and the sines of its rotations (arrays are
+# costly arguments). Positions in it:
 _SKIN_AT, _HAIR_AT, _IRIS_AT, _WALL_AT, _SHIRT_AT, _LIGHT_AT = 0, 3, 6, 9, 12, 15
 _STYLE, _BEARD, _GLASSES, _WIDTH, _HEIGHT, _EYE_X = 18, 19, 20, 21, 22, 23
 _EYE_SIZE, _NOSE, _MOUTH, _BROW, _HAIRLINE, _PART, _WINDOW = 24, 25, 26, 27, 28, 29, 30
-_AU1, _AU2, _AU4, _AU5, _AU6, _AU12, _AU15, _AU17, _AU24, _AU26 = range(10)
-_BLINK, _ROUND, _YAW, _PITCH, _ROLL, _X, _Y, _GAZE_X, _GAZE_Y = range(10, 19)
+_AU1, _AU2, _AU4, _AU5, _AU6, _AU12, _AU15, _AU17, _AU24, _AU26 = range(31, 41)
+_BLINK, _ROUND, _YAW, _PITCH, _ROLL, _X, _Y, _GAZE_X, _GAZE_Y = range(41, 50)
+_COS_YAW, _SIN_YAW, _COS_PITCH, _SIN_PITCH, _COS_ROLL, _SIN_ROLL = range(50, 56)
 _DEPTH = 0.72  # half depth of the head
 _BUMPS = 11  # rows of the relief
 _EYE_Y = -0.09  # height of the eyes on the face
@@ -216,6 +218,14 @@ def _blob(x, y, width, height):
 
 
 @_inner
+def _wave(x):
+    """Like math.sin, made of parabolas: near enough for hair, at a quarter of the cost."""
+    t = x * (0.5 / math.pi)
+    t -= math.floor(t)
+    return 16.0 * t * (0.5 - t) if t < 0.5 else 16.0 * (t - 0.5) * (t - 1.0)
+
+
+@_inner
 def _over(below, above, alpha):
     """Paint a colour over another."""
     return (
@@ -231,60 +241,58 @@ def _scaled(colour, factor):
 
 
 @_inner
-def _colour(look, at):
-    return (look[at], look[at + 1], look[at + 2])
+def _colour(p, at):
+    return (p[at], p[at + 1], p[at + 2])
 
 
 @_inlined
-def _room(look, x, y):
+def _room(p, x, y):
     """A plain wall, lighter towards the window, darker towards the corners."""
-    glow = 0.10 * _blob(x - look[_WINDOW], y + 0.6, 1.4, 1.4)
+    glow = 0.10 * _blob(x - p[_WINDOW], y + 0.6, 1.4, 1.4)
     shade = 0.90 - 0.05 * y + glow - 0.035 * (x * x + y * y) * 0.5
-    return _scaled(_colour(look, _WALL_AT), shade)
+    return _scaled(_colour(p, _WALL_AT), shade)
 
 
 @_inlined
-def _torso(look, m, x, y, px, under):
+def _torso(p, x, y, px, under):
     """Neck, shirt and shoulders over what is `under`; they follow the head half-way."""
     if y < 0.4:
         return under
-    cx = x - 0.5 * m[_X]
-    chin = look[_HEIGHT] + m[_Y]
-    skin = _colour(look, _SKIN_AT)
+    cx = x - 0.5 * p[_X]
+    chin = p[_HEIGHT] + p[_Y]
+    skin = _colour(p, _SKIN_AT)
     neck_half = 0.285 + 0.10 * max(y - 0.95, 0.0) * max(y - 0.95, 0.0) * 9.0
-    neck = _ramp(abs(x - 0.75 * m[_X]) - neck_half, 2 * px) * _ramp(0.45 - y, 0.05)
+    neck = _ramp(abs(x - 0.75 * p[_X]) - neck_half, 2 * px) * _ramp(0.45 - y, 0.05)
     below_chin = math.exp(-max(y - chin + 0.06, 0.0) * 7.0)  # the chin's shadow
-    round_neck = 1.0 - 0.35 * ((x - 0.75 * m[_X]) / 0.3) ** 2
+    round_neck = 1.0 - 0.35 * ((x - 0.75 * p[_X]) / 0.3) ** 2
     colour = _over(under, _scaled(skin, (0.80 - 0.30 * below_chin) * round_neck), neck)
     slope = 0.99 + 0.28 * cx * cx - 0.05 * math.exp(-((abs(cx) - 0.34) ** 2) * 60.0)
     collar = 1.06 - 0.9 * max(0.30 - abs(cx), 0.0) * -0.45
     body = _ramp(max(slope, collar - 1.4 * max(abs(cx) - 0.24, 0.0)) - y, 2 * px)
     fold = 0.88 + 0.12 * math.exp(-cx * cx * 1.5) + 0.03 * math.sin(6.0 * cx + 2.0 * y)
-    light = fold + 0.12 * cx * look[_LIGHT_AT] / 0.4
-    return _over(colour, _scaled(_colour(look, _SHIRT_AT), light), body)
+    light = fold + 0.12 * cx * p[_LIGHT_AT] / 0.4
+    return _over(colour, _scaled(_colour(p, _SHIRT_AT), light), body)
 
 
 @_inner
-def _hair_tone(look, x, y):
+def _hair_tone(p, x, y):
     """Strands and a soft sheen; low contrast, so that it does not look like a helmet."""
     angle = x / (1.5 - y)  # strands spread from a point below
     radius = math.sqrt(x * x + (y + 0.1) * (y + 0.1))
-    strands = 0.07 * math.sin(62.0 * angle + 5.0 * radius) + 0.05 * math.sin(
-        131.0 * angle - 9.0 * radius
-    )
-    lamp = look[_LIGHT_AT]
+    strands = 0.07 * _wave(62.0 * angle + 5.0 * radius) + 0.05 * _wave(131.0 * angle - 9.0 * radius)
+    lamp = p[_LIGHT_AT]
     sheen = 0.30 * _blob(0.0, radius - 0.78, 1.0, 0.16) * max(0.0, 0.6 + lamp * x - 0.5 * y)
-    if look[_STYLE] == 4:
-        strands = 0.16 * math.sin(23.0 * x + 4.0 * math.sin(17.0 * y)) * math.sin(25.0 * y)
+    if p[_STYLE] == 4:
+        strands = 0.16 * _wave(23.0 * x + 4.0 * _wave(17.0 * y)) * _wave(25.0 * y)
         sheen *= 0.4
-    return _scaled(_colour(look, _HAIR_AT), 0.85 + 0.25 * lamp * x - 0.12 * y + strands + sheen)
+    return _scaled(_colour(p, _HAIR_AT), 0.85 + 0.25 * lamp * x - 0.12 * y + strands + sheen)
 
 
 @_inlined
-def _hair_behind(look, x, y, px):
+def _hair_behind(p, x, y, px):
     """How much of the pixel is hair behind or around the head (head's own axes)."""
-    style, rx, ry = look[_STYLE], look[_WIDTH], look[_HEIGHT]
-    if style == 6 or abs(x) > 1.0 or (y > 0.45 and style != 2 and style != 3):
+    style, rx, ry = p[_STYLE], p[_WIDTH], p[_HEIGHT]
+    if style == 6 or abs(x) > 0.88 or y < -1.25 or (y > 0.45 and style != 2 and style != 3):
         return 0.0
     grow = 1.055 if style == 0 else (1.25 if style == 4 else 1.10)
     wobble = 0.0
@@ -311,9 +319,9 @@ def _hair_behind(look, x, y, px):
 
 
 @_inner
-def _hair_front(look, u, v, px):
+def _hair_front(p, u, v, px):
     """How much of a place on the face is under hair."""
-    style, line = look[_STYLE], look[_HAIRLINE]
+    style, line = p[_STYLE], p[_HAIRLINE]
     if style == 6:
         return 0.0
     edge = line + 0.30 * u * u  # round hairline
@@ -322,14 +330,15 @@ def _hair_front(look, u, v, px):
         edge = line - 0.02 + 0.9 * max(abs(u) - 0.36, 0.0)
         soft = 0.12
     elif style == 1:
-        side = (u - look[_PART]) * (1.0 if look[_PART] < 0 else -1.0)
+        side = (u - p[_PART]) * (1.0 if p[_PART] < 0 else -1.0)
         edge = (
             line - 0.06 + 0.55 * math.sqrt(max(side, 0.0) * 0.35) + 0.9 * max(-side - 0.1, 0.0) ** 2
         )
     elif style == 2:
         edge = line + 0.19 + 0.10 * u * u + 0.012 * math.sin(37.0 * u)  # fringe
     elif style == 3:
-        edge = line - 0.05 + 1.1 * abs(u - 0.4 * look[_PART]) ** 1.6
+        across = abs(u - 0.4 * p[_PART])
+        edge = line - 0.05 + across * math.sqrt(across)
     elif style == 4:
         edge = line + 0.03 + 0.35 * u * u + 0.02 * math.sin(24.0 * u)
         soft = 0.09
@@ -342,40 +351,40 @@ def _hair_front(look, u, v, px):
 
 
 @_inlined
-def _ear(look, x, y, px):
+def _ear(p, x, y, px):
     """Cover and shading of an ear beside the head."""
-    q = math.sqrt(((abs(x) - look[_WIDTH] * 0.985) / 0.075) ** 2 + ((y - 0.02) / 0.155) ** 2)
+    q = math.sqrt(((abs(x) - p[_WIDTH] * 0.985) / 0.075) ** 2 + ((y - 0.02) / 0.155) ** 2)
     return _ramp(q - 1.0, 0.25), 0.80 - 0.22 * _blob(
-        abs(x) - look[_WIDTH] * 1.01, y - 0.02, 0.035, 0.09
+        abs(x) - p[_WIDTH] * 1.01, y - 0.02, 0.035, 0.09
     )
 
 
 @_inlined
-def _mouth_geometry(look, m):
+def _mouth_geometry(p):
     """(half width, centre height, lift of the corners, opening) for one frame."""
-    half = look[_MOUTH] * (1.0 + 0.34 * m[_AU12] - 0.14 * m[_AU24] - 0.28 * m[_ROUND])
-    centre = 0.435 + 0.035 * m[_AU26] - 0.02 * m[_AU17] + 0.015 * m[_AU12]
-    lift = 0.026 + 0.115 * m[_AU12] - 0.095 * m[_AU15]
-    gap = 0.16 * m[_AU26] * (1.0 - 0.7 * m[_AU24]) + 0.035 * m[_AU12] * (1.0 - m[_AU24])
+    half = p[_MOUTH] * (1.0 + 0.34 * p[_AU12] - 0.14 * p[_AU24] - 0.28 * p[_ROUND])
+    centre = 0.435 + 0.035 * p[_AU26] - 0.02 * p[_AU17] + 0.015 * p[_AU12]
+    lift = 0.026 + 0.115 * p[_AU12] - 0.095 * p[_AU15]
+    gap = 0.16 * p[_AU26] * (1.0 - 0.7 * p[_AU24]) + 0.035 * p[_AU12] * (1.0 - p[_AU24])
     return half, centre, lift, gap
 
 
 @_inner
-def _bumps(look, m, table):
-    """Fill `table` (K, 5), the relief of half a face: height, u, v, 1 / width, 1 / height of bumps."""
-    ex, nose = look[_EYE_X], look[_NOSE]
-    half, centre, _, _ = _mouth_geometry(look, m)
-    smile, cheek = m[_AU12], m[_AU6]
+def _bumps(p, table):
+    """The relief of half a face in `table` (K, 5): height, u, v, 1 / width, 1 / height."""
+    ex, nose = p[_EYE_X], p[_NOSE]
+    half, _, _, _ = _mouth_geometry(p)
+    smile, cheek = p[_AU12], p[_AU6]
     table[0] = (0.130, 0.0, 0.13, nose, 0.10)  # tip of the nose
     table[1] = (0.085, 0.0, -0.04, 0.055, 0.20)  # its bridge
     table[2] = (0.040, 0.0, 0.40, 0.20, 0.10)  # around the mouth
     table[3] = (0.055, 0.0, 0.70, 0.17, 0.11)  # chin
-    table[4] = (-0.025 - 0.03 * m[_AU17], 0.0, 0.575, 0.13, 0.04)  # fold above the chin
-    table[5] = (-0.03 * m[_AU4], 0.0, -0.24, 0.025, 0.07)  # between the brows
+    table[4] = (-0.025 - 0.03 * p[_AU17], 0.0, 0.575, 0.13, 0.04)  # fold above the chin
+    table[5] = (-0.03 * p[_AU4], 0.0, -0.24, 0.025, 0.07)  # between the brows
     table[6] = (0.035, nose * 0.9, 0.155, 0.045, 0.04)  # wing of the nose
     lifted = 0.17 - 0.05 * smile - 0.03 * cheek
     table[7] = (0.03 + 0.055 * cheek + 0.045 * smile, 0.32, lifted, 0.15, 0.12)
-    table[8] = (0.045, ex, -0.27 - 0.04 * m[_AU2], 0.17, 0.06)  # brow ridge
+    table[8] = (0.045, ex, -0.27 - 0.04 * p[_AU2], 0.17, 0.06)  # brow ridge
     table[9] = (-0.055, ex, _EYE_Y, 0.15, 0.085)  # socket
     fold = -0.008 - 0.020 * smile - 0.006 * cheek
     table[10] = (fold, half + 0.055, 0.33, 0.03, 0.12)  # nose to mouth
@@ -400,15 +409,15 @@ def _relief(table, u, v):
 
 
 @_inlined
-def _complexion(look, m, u, v, px):
+def _complexion(p, u, v, px):
     """Colour of the skin at (u, v) before light falls on it: blush, folds, beard, nostrils."""
-    skin = _colour(look, _SKIN_AT)
+    skin = _colour(p, _SKIN_AT)
     a = abs(u)
     if v < -0.2:
-        lines = m[_AU1] * (_blob(u, v + 0.43, 0.24, 0.012) + _blob(u, v + 0.365, 0.21, 0.012))
-        frown = m[_AU4] * _blob(a - 0.04 - 0.05 * (v + 0.25), v + 0.25, 0.014, 0.06)
+        lines = p[_AU1] * (_blob(u, v + 0.43, 0.24, 0.012) + _blob(u, v + 0.365, 0.21, 0.012))
+        frown = p[_AU4] * _blob(a - 0.04 - 0.05 * (v + 0.25), v + 0.25, 0.014, 0.06)
         return _scaled(skin, 1.0 - 0.16 * lines - 0.25 * frown)
-    warm = _blob(a - 0.33, v - 0.19, 0.17, 0.13) * (0.5 + 0.4 * m[_AU6]) + 0.5 * _blob(
+    warm = _blob(a - 0.33, v - 0.19, 0.17, 0.13) * (0.5 + 0.4 * p[_AU6]) + 0.5 * _blob(
         u, v - 0.15, 0.10, 0.09
     )
     colour = (
@@ -416,11 +425,11 @@ def _complexion(look, m, u, v, px):
         skin[1] * (1.0 - 0.10 * warm),
         skin[2] * (1.0 - 0.09 * warm),
     )
-    frown = m[_AU4] * _blob(a - 0.04 - 0.05 * (v + 0.25), v + 0.25, 0.014, 0.06)
-    tired = _blob(a - look[_EYE_X], v - _EYE_Y - 0.115, 0.10, 0.022) * (0.08 + 0.22 * m[_AU6])
-    crow = m[_AU6] * _blob(a - look[_EYE_X] - 0.20, v - _EYE_Y - 0.02, 0.05, 0.04) * 0.10
-    half, _, _, _ = _mouth_geometry(look, m)
-    crease = (0.03 + 0.10 * m[_AU12]) * _blob(
+    frown = p[_AU4] * _blob(a - 0.04 - 0.05 * (v + 0.25), v + 0.25, 0.014, 0.06)
+    tired = _blob(a - p[_EYE_X], v - _EYE_Y - 0.115, 0.10, 0.022) * (0.08 + 0.22 * p[_AU6])
+    crow = p[_AU6] * _blob(a - p[_EYE_X] - 0.20, v - _EYE_Y - 0.02, 0.05, 0.04) * 0.10
+    half, _, _, _ = _mouth_geometry(p)
+    crease = (0.03 + 0.10 * p[_AU12]) * _blob(
         a - half - 0.035 - 0.25 * (v - 0.33), v - 0.33, 0.016, 0.12
     )
     nostril = 0.50 * _blob(a - 0.045, v - 0.215, 0.024, 0.013) + 0.16 * _blob(
@@ -428,40 +437,41 @@ def _complexion(look, m, u, v, px):
     )
     shade = 1.0 - 0.25 * frown - tired - crow - crease - nostril
     colour = _scaled(colour, shade)
-    if look[_BEARD] > 0.0:
+    if p[_BEARD] > 0.0:
         jaw = _ramp(0.40 - v - 0.75 * max(a - 0.30, 0.0) - 0.20 * a, 0.34)  # fades up the cheek
         moustache = _blob(a - 0.09, v - 0.325, 0.15, 0.045)
         bare = _blob(u, v - 0.43, 0.22, 0.06)
         colour = _over(
             colour,
-            _scaled(_colour(look, _HAIR_AT), 1.1),
-            0.75 * look[_BEARD] * max(jaw * (1 - bare), moustache),
+            _scaled(_colour(p, _HAIR_AT), 1.1),
+            0.75 * p[_BEARD] * max(jaw * (1 - bare), moustache),
         )
     return colour
 
 
 @_inlined
-def _paint_mouth(look, m, u, v, px, colour):
+def _paint_mouth(p, u, v, px, colour):
     """Lips, the dark of the open mouth, teeth and tongue; nothing beyond the mouth's corners."""
-    half, centre, lift, gap = _mouth_geometry(look, m)
+    half, centre, lift, gap = _mouth_geometry(p)
     t = u / half
     if abs(t) > 1.15 or v < 0.15 or v > 0.85:
         return colour
     arch = max(1.0 - t * t, 0.0)
     line = centre + 0.35 * lift - lift * min(t * t, 1.3)
-    press = 1.0 - 0.55 * m[_AU24]
+    press = 1.0 - 0.55 * p[_AU24]
     bow = (
         1.0
         - 0.22 * math.exp(-((t / 0.16) ** 2))
         + 0.12 * math.exp(-(((abs(t) - 0.25) / 0.15) ** 2))
     )
     upper_in, lower_in = line - 0.25 * gap * arch, line + 0.75 * gap * arch
-    fine = arch**0.75
+    root = math.sqrt(arch)
+    fine = root * math.sqrt(root)
     upper_out = upper_in - 0.056 * press * bow * fine
     lower_out = lower_in + 0.074 * press * fine
     ends = _ramp(abs(t) - 1.0, 0.10)
     lips = _ramp(max(upper_out - v, v - lower_out), 1.6 * px) * ends
-    skin = _colour(look, _SKIN_AT)
+    skin = _colour(p, _SKIN_AT)
     glow = (
         0.93 if v < line else 1.03 + 0.10 * _blob(u, v - 0.5 * (lower_in + lower_out), 0.10, 0.015)
     )
@@ -476,7 +486,7 @@ def _paint_mouth(look, m, u, v, px, colour):
         depth = (0.26, 0.09, 0.09)
         tongue = _blob(u, v - centre - 0.80 * gap, 0.60 * half, 0.35 * gap + 0.01)
         depth = _over(depth, (0.68, 0.34, 0.34), 0.75 * tongue)
-        reach = upper_in + min(0.40 * gap + 0.012, 0.055) * (arch**0.5)
+        reach = upper_in + min(0.40 * gap + 0.012, 0.055) * root
         teeth = _ramp(v - reach, 1.5 * px) * min(gap / 0.03, 1.0)
         depth = _over(depth, _scaled((0.94, 0.92, 0.88), 1.0 - 0.25 * t * t), teeth)
         colour = _over(colour, depth, inside)
@@ -484,91 +494,90 @@ def _paint_mouth(look, m, u, v, px, colour):
 
 
 @_inlined
-def _paint_eye(look, m, side, u, v, px, colour):
+def _paint_eye(p, side, u, v, px, colour):
     """One eye: ball, iris, pupil, glint, lids and lashes; side is -1 or 1."""
-    size = look[_EYE_SIZE]
-    x, y = (u - side * look[_EYE_X]) * side, v - _EYE_Y  # x grows outwards
+    size = p[_EYE_SIZE]
+    x, y = (u - side * p[_EYE_X]) * side, v - _EYE_Y  # x grows outwards
     width = 1.28 * size
     t = x / width
     if abs(t) > 1.25 or abs(y) > 0.16:
         return colour
     arch = max(1.0 - t * t, 0.0)
-    open_ = (1.0 + 0.38 * m[_AU5]) * (1.0 - 0.22 * m[_AU4]) * (1.0 - 0.12 * m[_AU6])
-    height = 0.66 * size * open_ * (1.0 - m[_BLINK])
+    open_ = (1.0 + 0.38 * p[_AU5]) * (1.0 - 0.22 * p[_AU4]) * (1.0 - 0.12 * p[_AU6])
+    height = 0.66 * size * open_ * (1.0 - p[_BLINK])
     tilt = -0.012 * t  # outer corner a little higher
-    shape = arch**0.62
-    upper = tilt - height * shape + 0.55 * size * m[_BLINK] * shape
-    lower = tilt + (0.50 * size - 0.042 * m[_AU6]) * shape
+    shape = math.sqrt(arch) * (0.75 + 0.25 * arch)
+    upper = tilt - height * shape + 0.55 * size * p[_BLINK] * shape
+    lower = tilt + (0.50 * size - 0.042 * p[_AU6]) * shape
     if lower < upper:
         lower = upper
     ball = _ramp(max(upper - y, y - lower), 1.4 * px) * _ramp(abs(t) - 1.0, 0.06)
-    gx, gy = x - side * 0.055 * m[_GAZE_X], y - 0.04 * m[_GAZE_Y] + 0.004
+    gx, gy = x - side * 0.055 * p[_GAZE_X], y - 0.04 * p[_GAZE_Y] + 0.004
     r = math.sqrt(gx * gx + gy * gy)
     white = _scaled((0.95, 0.94, 0.93), 1.0 - 0.25 * _ramp(y - upper - 0.03, 0.05) - 0.18 * t * t)
-    iris = _scaled(_colour(look, _IRIS_AT), 0.85 + 0.55 * max(gy, 0.0) / size + 0.25 * r / size)
+    iris = _scaled(_colour(p, _IRIS_AT), 0.85 + 0.55 * max(gy, 0.0) / size + 0.25 * r / size)
     eye = _over(white, iris, _ramp(r - 0.54 * size, 1.6 * px))
     eye = _over(eye, _scaled(iris, 0.45), 0.6 * _blob(0.0, r - 0.54 * size, 1.0, 0.016))
     eye = _over(eye, (0.03, 0.02, 0.02), _ramp(r - 0.25 * size, 1.6 * px))
     eye = _over(
         eye,
         (1.0, 1.0, 1.0),
-        0.9
-        * _blob(gx - side * 0.026 * (1 if look[_LIGHT_AT] > 0 else -1), gy + 0.03, 0.017, 0.017),
+        0.9 * _blob(gx - side * 0.026 * (1 if p[_LIGHT_AT] > 0 else -1), gy + 0.03, 0.017, 0.017),
     )
     colour = _over(colour, eye, ball)
     edge = _ramp(abs(t) - 1.04, 0.12)
     lash = _blob(0.0, y - upper + 0.004, 1.0, 0.017) * edge * (0.62 + 0.18 * t)
-    crease = _blob(0.0, y - upper + 0.052 - 0.01 * m[_AU5], 1.0, 0.014) * edge * 0.16
-    rim = _blob(0.0, y - lower, 1.0, 0.012) * edge * (0.18 + 0.10 * m[_AU6])
-    return _over(colour, _scaled(_colour(look, _SKIN_AT), 0.18), min(lash + crease + rim, 0.92))
+    crease = _blob(0.0, y - upper + 0.052 - 0.01 * p[_AU5], 1.0, 0.014) * edge * 0.16
+    rim = _blob(0.0, y - lower, 1.0, 0.012) * edge * (0.18 + 0.10 * p[_AU6])
+    return _over(colour, _scaled(_colour(p, _SKIN_AT), 0.18), min(lash + crease + rim, 0.92))
 
 
 @_inlined
-def _paint_brow(look, m, side, u, v, px, colour):
+def _paint_brow(p, side, u, v, px, colour):
     """One eyebrow, thick inside and tapering outwards."""
     if v < -0.5 or v > -0.1:
         return colour
-    x = (u - side * look[_EYE_X]) * side  # -0.17 at its inner end, 0.19 at its outer end
+    x = (u - side * p[_EYE_X]) * side  # -0.17 at its inner end, 0.19 at its outer end
     inner = min(max((0.10 - x) / 0.24, 0.0), 1.0)
     outer = 1.0 - inner
-    x += 0.03 * m[_AU4] * inner
+    x += 0.03 * p[_AU4] * inner
     s = (x + 0.17) / 0.36
     if s < -0.2 or s > 1.2:
         return colour
     arch = 0.012 * s - 0.048 * math.sin(min(max(s, 0.0), 1.0) * 2.7)
-    raised = 0.085 * m[_AU1] * inner + m[_AU2] * (0.075 - 0.03 * inner) + 0.02 * m[_AU5]
-    y = v - (-0.262 + arch - raised + 0.07 * m[_AU4] * inner + 0.035 * m[_AU4] * outer)
-    thick = look[_BROW] * (1.15 - 0.75 * s)
+    raised = 0.085 * p[_AU1] * inner + p[_AU2] * (0.075 - 0.03 * inner) + 0.02 * p[_AU5]
+    y = v - (-0.262 + arch - raised + 0.07 * p[_AU4] * inner + 0.035 * p[_AU4] * outer)
+    thick = p[_BROW] * (1.15 - 0.75 * s)
     cover = _ramp(abs(y) - thick, 0.022) * _ramp(abs(s - 0.5) - 0.5, 0.16)
     hair = 0.10 * math.sin(140.0 * x + 60.0 * y)
-    return _over(colour, _scaled(_colour(look, _HAIR_AT), 0.80 + hair), 0.82 * cover)
+    return _over(colour, _scaled(_colour(p, _HAIR_AT), 0.80 + hair), 0.82 * cover)
 
 
 @_inlined
-def _paint_glasses(look, u, v, px, colour):
+def _paint_glasses(p, u, v, px, colour):
     """Thin round frames and a bridge."""
     a = abs(u)
-    x, y = (a - look[_EYE_X]) / 0.205, (v - _EYE_Y - 0.015) / 0.165
+    x, y = (a - p[_EYE_X]) / 0.205, (v - _EYE_Y - 0.015) / 0.165
     ring = math.sqrt(x * x + y * y) - 1.0
     rim = _ramp(abs(ring) * 0.18 - 0.010, 1.2 * px)
     bridge = _ramp(abs(v - _EYE_Y + 0.02 + 0.3 * u * u) - 0.010, 1.2 * px) * _ramp(
-        a - look[_EYE_X] + 0.205, px
+        a - p[_EYE_X] + 0.205, px
     )
-    arm = _ramp(abs(v - _EYE_Y) - 0.010, 1.2 * px) * _ramp(look[_EYE_X] + 0.205 - a, px)
+    arm = _ramp(abs(v - _EYE_Y) - 0.010, 1.2 * px) * _ramp(p[_EYE_X] + 0.205 - a, px)
     colour = _over(colour, (1.0, 1.0, 1.0), 0.04 * _ramp(ring, 0.1))
     return _over(colour, (0.16, 0.14, 0.14), 0.85 * max(rim, max(bridge, arm)))
 
 
 @_inlined
-def _lit(look, table, u, v, x, y, z, colour):
+def _lit(p, table, u, v, x, y, z, colour):
     """Let the lamp shine on a place of the face; hair and skin have the same relief."""
     du, dv = _relief(table, u, v)
     flat = 1.35 * z / _DEPTH
-    nx = x / look[_WIDTH] ** 2 - du * flat
-    ny = y / look[_HEIGHT] ** 2 - dv * flat
+    nx = x / p[_WIDTH] ** 2 - du * flat
+    ny = y / p[_HEIGHT] ** 2 - dv * flat
     nz = z / _DEPTH**2 + 0.25
     length = 1.0 / math.sqrt(nx * nx + ny * ny + nz * nz)
-    lamp = (nx * look[_LIGHT_AT] + ny * look[_LIGHT_AT + 1] + nz * look[_LIGHT_AT + 2]) * length
+    lamp = (nx * p[_LIGHT_AT] + ny * p[_LIGHT_AT + 1] + nz * p[_LIGHT_AT + 2]) * length
     wrapped = max(0.42 + 0.58 * lamp, 0.0)  # light wraps around, as it does on skin
     light = 0.34 + 0.74 * wrapped
     soft = 0.10 * (1.0 - wrapped) * wrapped * 4.0  # red shines through where light turns to shade
@@ -582,73 +591,74 @@ def _lit(look, table, u, v, x, y, z, colour):
 
 
 @_inlined
-def _face_pixel(look, m, table, turn, x, y, z, px):
+def _face_pixel(p, table, x, y, z, px):
     """Colour of the head where the ray at (x, y) meets it at depth z."""
-    cos_yaw, sin_yaw, cos_pitch, sin_pitch = turn[0], turn[1], turn[2], turn[3]
-    u, w = cos_yaw * x - sin_yaw * z, sin_yaw * x + cos_yaw * z
-    v = cos_pitch * y - sin_pitch * w
-    hair = _hair_front(look, u, v, px)
+    u, w = p[_COS_YAW] * x - p[_SIN_YAW] * z, p[_SIN_YAW] * x + p[_COS_YAW] * z
+    v = p[_COS_PITCH] * y - p[_SIN_PITCH] * w
+    hair = _hair_front(p, u, v, px)
     if hair >= 1.0:
-        return _hair_tone(look, x, y)
+        return _hair_tone(p, x, y)
     side = 1.0 if u > 0 else -1.0
-    colour = _complexion(look, m, u, v, px)
-    colour = _paint_mouth(look, m, u, v, px, colour)
-    colour = _paint_eye(look, m, side, u, v, px, colour)
-    colour = _paint_brow(look, m, side, u, v, px, colour)
-    colour = _lit(look, table, u, v, x, y, z, colour)
-    if look[_GLASSES] > 0:
-        colour = _paint_glasses(look, u, v, px, colour)
+    colour = _complexion(p, u, v, px)
+    colour = _paint_mouth(p, u, v, px, colour)
+    colour = _paint_eye(p, side, u, v, px, colour)
+    colour = _paint_brow(p, side, u, v, px, colour)
+    colour = _lit(p, table, u, v, x, y, z, colour)
+    if p[_GLASSES] > 0:
+        colour = _paint_glasses(p, u, v, px, colour)
     if v < -0.2:  # the hair's shadow on the forehead
-        colour = _scaled(colour, 1.0 - 0.18 * _hair_front(look, u, v - 0.06, px))
-    return _over(colour, _hair_tone(look, x, y), hair) if hair > 0.0 else colour
+        colour = _scaled(colour, 1.0 - 0.18 * _hair_front(p, u, v - 0.06, px))
+    return _over(colour, _hair_tone(p, x, y), hair) if hair > 0.0 else colour
 
 
 @_inner
-def _egg(look, y):
+def _egg(p, y):
     """Half width of the head at height y: the jaw is narrower than the temples."""
     low = min(max((y - 0.02) / 0.85, 0.0), 1.0)
-    return look[_WIDTH] * (1.0 - 0.15 * low * low)
+    return p[_WIDTH] * (1.0 - 0.15 * low * low)
 
 
 @_inner
-def _backdrop(look, m, turn, sx, sy, x, y, px):
+def _backdrop(p, sx, sy, x, y, px):
     """Everything but the face: wall, hair behind the head, neck and shirt, ears."""
-    colour = _room(look, sx, sy)
-    cover = _hair_behind(look, x - 0.12 * turn[1], y, px)
-    falls = look[_STYLE] == 2 or look[_STYLE] == 3
-    behind = look[_STYLE] == 3  # long hair falls behind the shoulders
+    colour = _room(p, sx, sy)
+    cover = _hair_behind(p, x - 0.12 * p[_SIN_YAW], y, px)
+    falls = p[_STYLE] == 2 or p[_STYLE] == 3
+    behind = p[_STYLE] == 3  # long hair falls behind the shoulders
     if behind and cover > 0.0:
-        colour = _over(colour, _scaled(_hair_tone(look, x, y), 0.80), cover)
-    colour = _torso(look, m, sx, sy, px, colour)
+        colour = _over(colour, _scaled(_hair_tone(p, x, y), 0.80), cover)
+    colour = _torso(p, sx, sy, px, colour)
     if not behind and cover > 0.0:
-        colour = _over(colour, _scaled(_hair_tone(look, x, y), 0.88), cover)
+        colour = _over(colour, _scaled(_hair_tone(p, x, y), 0.88), cover)
     if not falls and abs(y) < 0.25:
-        cover, tone = _ear(look, x + 0.12 * turn[1], y, px)
-        colour = _over(colour, _scaled(_colour(look, _SKIN_AT), tone), cover)
+        cover, tone = _ear(p, x + 0.12 * p[_SIN_YAW], y, px)
+        colour = _over(colour, _scaled(_colour(p, _SKIN_AT), tone), cover)
     return colour
 
 
 @_inner
-def _pixel(look, m, table, turn, sx, sy, px):
+def _pixel(p, table, sx, sy, px):
     """Colour at (sx, sy) of the picture."""
-    dx, dy = sx - m[_X], sy - m[_Y]
-    x, y = turn[4] * dx + turn[5] * dy, -turn[5] * dx + turn[4] * dy
-    q = 1.0 - (x / _egg(look, y)) ** 2 - (y / look[_HEIGHT]) ** 2
-    if q <= 0.0:
-        return _backdrop(look, m, turn, sx, sy, x, y, px)
-    face = _face_pixel(look, m, table, turn, x, y, _DEPTH * math.sqrt(q), px)
-    cover = q / (2.2 * px)
-    if cover >= 1.0:
-        return face
-    return _over(_backdrop(look, m, turn, sx, sy, x, y, px), face, cover)
+    dx, dy = sx - p[_X], sy - p[_Y]
+    x, y = p[_COS_ROLL] * dx + p[_SIN_ROLL] * dy, -p[_SIN_ROLL] * dx + p[_COS_ROLL] * dy
+    q = 1.0 - (x / _egg(p, y)) ** 2 - (y / p[_HEIGHT]) ** 2
+    face, cover = (0.0, 0.0, 0.0), 0.0
+    if q > 0.0:
+        face = _face_pixel(p, table, x, y, _DEPTH * math.sqrt(q), px)
+        cover = min(q / (2.2 * px), 1.0)
+    if cover < 1.0:
+        face = _over(_backdrop(p, sx, sy, x, y, px), face, cover)
+    return face
 
 
 @_inner
-def _turn(m):
-    """Cosine and sine of yaw, pitch and roll."""
-    yaw, pitch, roll = m[_YAW], m[_PITCH], m[_ROLL]
-    pair = (math.cos(yaw), math.sin(yaw), math.cos(pitch), math.sin(pitch))
-    return (*pair, math.cos(roll), math.sin(roll))
+def _set_motion(p, motion):
+    """Put one frame's motion, and the sines of its rotations, behind the look."""
+    for i in range(motion.shape[0]):
+        p[_AU1 + i] = motion[i]
+    p[_COS_YAW], p[_SIN_YAW] = math.cos(p[_YAW]), math.sin(p[_YAW])
+    p[_COS_PITCH], p[_SIN_PITCH] = math.cos(p[_PITCH]), math.sin(p[_PITCH])
+    p[_COS_ROLL], p[_SIN_ROLL] = math.cos(p[_ROLL]), math.sin(p[_ROLL])
 
 
 @_inlined
@@ -661,22 +671,23 @@ def _store(frames, t, j, i, colour, grain):
 def _render(look, motion, height, width, grain):
     frames = np.empty((motion.shape[0], height, width, 3), np.uint8)
     table = np.zeros((_BUMPS, 5))
+    p = np.zeros(_SIN_ROLL + 1)
+    p[: look.shape[0]] = look
     px = SPAN / min(height, width)
     for t in range(motion.shape[0]):
-        m = motion[t]
-        _bumps(look, m, table)
-        turn = _turn(m)
+        _set_motion(p, motion[t])
+        _bumps(p, table)
         for j in range(height):
             for i in range(width):
                 x, y = (i + 0.5 - 0.5 * width) * px, (j + 0.5 - 0.5 * height) * px
-                colour = _pixel(look, m, table, turn, x, y, px)
+                colour = _pixel(p, table, x, y, px)
                 noise = grain[(t * 7919 + j * 211 + i * 3 + j * i) & (grain.shape[0] - 1)]
                 _store(frames, t, j, i, colour, noise)
     return frames
 
 
 @_compiled
-def _render_room(look, count, height, width, grain):
+def _render_room(p, count, height, width, grain):
     frames = np.empty((count, height, width, 3), np.uint8)
     px = SPAN / min(height, width)
     for t in range(count):
@@ -684,5 +695,5 @@ def _render_room(look, count, height, width, grain):
             for i in range(width):
                 x, y = (i + 0.5 - 0.5 * width) * px, (j + 0.5 - 0.5 * height) * px
                 noise = grain[(t * 7919 + j * 211 + i * 3 + j * i) & (grain.shape[0] - 1)]
-                _store(frames, t, j, i, _room(look, x, y), noise)
+                _store(frames, t, j, i, _room(p, x, y), noise)
     return frames

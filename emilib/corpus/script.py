@@ -1,4 +1,4 @@
-"""What every clip of the embedded corpus is to show, sound like, say and be labelled: no media here.
+"""What every clip of the embedded corpus is to show, sound like, say and be labelled; no media.
 
 The corpus mimics how Hume-Vidmimic2 came about. There are some eighty *seed performances*; a
 participant watches one and mimics it before a webcam; annotators then mark which emotions they see.
@@ -217,7 +217,7 @@ class Performances:
         return len(self.id)
 
     def signals(self) -> pd.DataFrame:
-        """id, split, frames_* (10 action units), audio_* (8 prosody values), text_* (6 x 3 counts)."""
+        """id, split, frames_* (10 action units), audio_* (8 of prosody), text_* (6 x 3 counts)."""
         counts = self.strength[:, :, None] == np.arange(1, 4)
         columns = {"id": self.id, "split": self.split}
         columns |= {f"frames_{n}": self.action_units[:, j] for j, n in enumerate(ACTION_UNITS)}

@@ -1,12 +1,12 @@
-"""The embedded corpus: real media files of people who do not exist, in the layout of Hume-Vidmimic2.
+"""The embedded corpus: real media files of invented people, in the layout of Hume-Vidmimic2.
 
-`make` writes it, `draw` gives its signals and labels without rendering. What the clips show, say and
-are labelled is decided in `script.py`; here they are filmed: a shaded head (`face.py`) whose action
-units rise and fall, lips that follow the phonemes of eSpeak NG (`voice.py`), prosody that follows the
-emotions, and the defects of the real set.
+`make` writes it, `draw` gives its signals and labels without rendering. What the clips show, say
+and are labelled is decided in `script.py`; here they are filmed: a shaded head (`face.py`) whose
+action units rise and fall, lips that follow the phonemes of eSpeak NG (`voice.py`), prosody that
+follows the emotions, and the defects of the real set.
 
-The same parameters give the same decoded frames, waveforms, words and labels, whatever the number of
-worker processes: every clip has random generators of its own, seeded by the corpus seed and its
+The same parameters give the same decoded frames, waveforms, words and labels, whatever the number
+of worker processes: every clip has random generators of its own, seeded by the corpus seed and its
 number, and every utterance is spoken by a fresh process.
 """
 
@@ -564,7 +564,7 @@ def _picture(clip, person, motion, shot, rng) -> np.ndarray:
 
 
 def _write_faces(folder, root, clip, frames, motion, shot, written, filming, rng) -> None:
-    """face_images/ID/<int>.jpg and vit/ID.pkl; of a clip without a face, sometimes an empty folder."""
+    """face_images/ID/<int>.jpg and vit/ID.pkl; without a face nothing, or an empty folder."""
     target = root / "face_images" / clip.id
     temporary = target.with_name(f".{clip.id}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -1,19 +1,21 @@
 """Speech from eSpeak NG, in a process of its own.
 
-eSpeak NG is GPL-3, so it is never loaded into the process that imports this module: `Speaker` starts
-this very file as a program (`serve`), and only that program imports `espeakng_loader`.
+eSpeak NG is GPL-3, so it is never loaded into the process that imports this module: `Speaker`
+starts this very file as a program (`serve`), and only that program imports `espeakng_loader`.
 
 eSpeak NG keeps state from one utterance to the next, so that the second utterance of a process
 differs from the same one said first. The program therefore initialises the library once and forks a
 fresh child for every utterance: a given request always gives the same samples, whatever was said
 before.
 
-Protocol, over the program's standard input and output: a request is one line of JSON; the answer is a
-line of JSON (`samples`, `rate`, `phonemes` or `error`) and then 2 * samples bytes, int16 little endian.
+Protocol, over the program's standard input and output: a request is one line of JSON; the answer is
+a line of JSON (`samples`, `rate`, `phonemes` or `error`) and then 2 * samples bytes, int16 little
+endian.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -66,17 +68,21 @@ class Speaker:
 
     def close(self) -> None:
         """End the program."""
-        self._program.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it has ended already
+            self._program.stdin.close()
         self._program.stdout.close()
         self._program.wait()
 
     def say(self, utterance: Utterance):
         """Speak. Returns (samples (S,) int16, sample rate in Hz, [(time in s, phoneme), ...]).
 
-        Raises SpeechError when the program fails.
+        Raises ValueError for a voice that is not in VOICES (eSpeak NG would take another one and
+        say nothing), SpeechError when the program fails.
         """
         import numpy as np
 
+        if utterance.voice not in VOICES:
+            raise ValueError(f"voice must be one of {', '.join(VOICES)}, not {utterance.voice!r}")
         try:
             self._program.stdin.write(json.dumps(asdict(utterance)).encode() + b"\n")
             self._program.stdin.flush()
@@ -92,7 +98,7 @@ class Speaker:
         return np.frombuffer(samples, "<i2"), answer["rate"], answer["phonemes"]
 
 
-# ---- the program: everything below runs in the process of its own only -----------------------------
+# ---- the program: everything below runs in the process of its own only --------------------------
 
 _SYNCHRONOUS = 2  # espeak_AUDIO_OUTPUT: hand the samples to a callback
 _OPTIONS = 0x0001 | 0x8000  # report phonemes; do not exit on errors

@@ -9,6 +9,7 @@ Dimension key: B clips or frames, S samples, T steps, D width.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -199,19 +200,25 @@ def small_text(config: dict, texts: Sequence[str], pool="cls", max_tokens=128) -
 
 
 def wordpiece(texts: Sequence[str], size: int, max_tokens=128) -> BertTokenizerFast:
-    """A lower-case WordPiece vocabulary of up to `size` pieces, the same for the same texts."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    """A lower-case WordPiece vocabulary of up to `size` pieces, the same for the same texts.
 
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    learner.normalizer = normalizers.BertNormalizer(lowercase=True)
-    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size, special_tokens=special, show_progress=False
-    )
-    learner.train_from_iterator(sorted(texts), trainer)
-    # The trainer numbers pieces of equal count in no fixed order: sorting makes it repeatable.
-    pieces = special + sorted(set(learner.get_vocab()) - set(special))
+    It holds every letter, as a word and within one, and then the words by how often they occur.
+    (The trainer of the tokenizers library breaks ties at random, so it can't be used here.)
+    """
+    from tokenizers import normalizers, pre_tokenizers
+
+    normaliser = normalizers.BertNormalizer(lowercase=True)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    counts: Counter[str] = Counter()
+    for text in texts:
+        words = splitter.pre_tokenize_str(normaliser.normalize_str(text))
+        counts.update(word for word, _ in words)
+    letters = sorted(set("".join(counts)))
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    pieces += letters + [f"##{letter}" for letter in letters]
+    by_count = sorted(counts, key=lambda word: (-counts[word], word))
+    words = [word for word in by_count if word not in letters]
+    pieces += words[: max(0, size - len(pieces))]
     vocab = {piece: number for number, piece in enumerate(pieces)}
     return BertTokenizerFast(vocab=vocab, do_lower_case=True, model_max_length=max_tokens)
 
@@ -268,7 +275,7 @@ def pretrained(role: str, source: str, **settings) -> nn.Module:
         ) from error
     if kind not in families[role]:
         raise ValueError(
-            f"{source}: expected a {role} encoder ({', '.join(families[role])}), "
+            f"{source}: expected weights for {role} ({', '.join(families[role])}), "
             f"came a checkpoint of type {kind!r}"
         )
     if kind == "vit":

@@ -35,7 +35,7 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
     gate : the difference gate of Eq. 6
     segment_pooling : pool frames to M segments (Eq. 5). Without it the time base is the clip's
         own frame steps, to which audio is averaged; a clip without frames keeps M segments.
-    tcn_kernel, tcn_dilations : of the TCN (Eq. 2)
+    tcn_width, tcn_kernel, tcn_dilations : of the TCN (Eq. 2)
     audio_hidden : LSTM width of each direction (Eq. 3)
     layers, heads : of the Transformer encoder (Eq. 9); heads must divide width
     dropout : everywhere, in training only
@@ -57,6 +57,7 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
         quality: bool = True,
         gate: bool = True,
         segment_pooling: bool = True,
+        tcn_width: int = 128,
         tcn_kernel: int = 3,
         tcn_dilations: Sequence[int] = (1, 2, 4, 8),
         audio_hidden: int = 128,
@@ -71,9 +72,9 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
         self.dims = {name: dims[name] for name in self.modalities}
         self.width, self.segments, self.segment_pooling = width, segments, segment_pooling
 
-        states = {"frames": width, "audio": 2 * audio_hidden, "text": text_dim}
+        states = {"frames": tcn_width, "audio": 2 * audio_hidden, "text": text_dim}
         if "frames" in self.modalities:
-            self.tcn = TCN(frames_dim, width, tcn_kernel, tcn_dilations, dropout)
+            self.tcn = TCN(frames_dim, tcn_width, tcn_kernel, tcn_dilations, dropout)
         if "audio" in self.modalities:
             self.lstm = BiLSTM(audio_dim, audio_hidden)
             self.gate = DifferenceGate(2 * audio_hidden) if gate else nn.Identity()

@@ -15,7 +15,7 @@ class Output:
         (B, M, 3), paper A, Eq. 8: rows sum to 1, an absent modality has exactly 0, a segment
         (or clip) without anything real is all 0. None where a model has no such weights.
     attention : what the anchor looked at, a dict from modality name to (B, H, T), which
-        sums to 1 over a clip's real steps (paper B, `TAEMI`). None where a model has no such attention.
+        sums to 1 over a clip's real steps (paper B, `TAEMI`). None where a model has none.
     """
 
     intensity: Tensor

@@ -102,8 +102,11 @@ class BiLSTM(nn.Module):
         check_prefix("valid", valid)
         padding = ~valid.T.unsqueeze(-1)  # (T, B, 1)
         # Time first, as the recurrence reads it: one copy puts in order and adds the channel.
-        steps = audio.new_ones(valid.shape[1], valid.shape[0], audio.shape[2] + 1)
+        steps = audio.new_empty(valid.shape[1], valid.shape[0], audio.shape[2] + 1)
         steps[..., :-1] = audio.transpose(0, 1)
+        steps[..., -1] = 1.0
+        if valid.all():
+            return self.lstm(steps)[0].transpose(0, 1)
         hidden, _ = self.lstm(steps.masked_fill_(padding, 0.0))
         return hidden.masked_fill(padding, 0.0).transpose(0, 1)
 
@@ -125,12 +128,13 @@ class DifferenceGate(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         state, change = self.gate.weight.chunk(2, dim=1)  # W_h, W_Δ
         steps = hidden_states.transpose(0, 1)  # (T, B, D), as `BiLSTM` lays them in memory
-        here = F.linear(steps, state + change, self.gate.bias)
-        before = F.linear(steps, change)
         # At the first step the state itself stands for the one before: a change of 0.
-        before = torch.cat([before[:1], before[:-1]])
+        before = torch.cat([steps[:1], steps[:-1]]).flatten(0, 1)
+        gate = F.linear(steps.flatten(0, 1), state + change, self.gate.bias)  # (T B, D)
         # In place: these are the longest sequences of the model, and memory is what they cost.
-        return (here.sub_(before).sigmoid_() * steps).transpose(0, 1)
+        # Autocast casts for `linear`, not for an operation in place: hence the two `to`.
+        gate = gate.addmm_(before.to(gate.dtype), change.T.to(gate.dtype), alpha=-1.0).sigmoid_()
+        return (gate.view(steps.shape) * steps).transpose(0, 1)
 
 
 def pool_segments(frames: Tensor, valid: Tensor, segments: int) -> tuple[Tensor, Tensor]:
@@ -172,7 +176,8 @@ def pool_steps(
     inside = torch.arange(longest, device=valid.device)[:, None] == segment[:, None]
     inside &= valid[:, None]  # (B, M, T)
     size = inside.sum(-1, keepdim=True)
-    frames = frames.masked_fill(~valid.unsqueeze(-1), 0.0)  # a product with 0 would keep NaN
+    if not valid.all():  # a product with 0 would keep NaN
+        frames = frames.masked_fill(~valid.unsqueeze(-1), 0.0)
     # Zeros and ones are exact in half precision too; the division comes after the sum.
     total = inside.to(frames.dtype) @ frames
     return total / size.clamp(min=1), size.squeeze(-1) > 0

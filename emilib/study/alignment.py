@@ -137,7 +137,7 @@ def dominant(target: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """(N,) the emotion with the highest label; "none" for all zeros, "several" where it is tied."""
     highest = target.max(axis=1, keepdims=True)
     winners = (target == highest).sum(axis=1)
-    best = np.array(names, dtype=object)[target.argmax(axis=1)]
+    best = np.array(list(names), dtype=object)[target.argmax(axis=1)]
     best[winners > 1] = "several"
     best[highest[:, 0] <= 0] = "none"
     return best

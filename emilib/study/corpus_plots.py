@@ -242,7 +242,8 @@ def spectrogram(waveform, sample_rate: int) -> tuple[np.ndarray, float]:
     """
     window, hop = hann(round(0.025 * sample_rate), sym=False), round(0.010 * sample_rate)
     transform = ShortTimeFFT(window, hop, sample_rate, mfft=2 ** int(np.ceil(np.log2(len(window)))))
-    power = transform.spectrogram(np.asarray(waveform, float), p0=0)
+    steps = -(-len(waveform) // hop)  # centred at 0, 10 ms, ... within the waveform
+    power = transform.spectrogram(np.asarray(waveform, float), p0=0, p1=steps)
     loudest = max(float(power.max()), 1e-20)
     return np.maximum(
         10 * np.log10(np.maximum(power / loudest, 1e-20)), FLOOR_DB

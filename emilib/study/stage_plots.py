@@ -45,7 +45,7 @@ def similarities(logits: torch.Tensor, same_text: torch.Tensor) -> Figure:
         figure, axes = _figure(8.4, 2.9, "Eq. 1 on three clips, two of which say the same", "", 3)
         for panel, (name, values) in zip(axes, panels.items(), strict=True):
             high = float(values.max())
-            panel.imshow(values, cmap="Blues", vmin=min(0.0, float(values.min())), vmax=1.35 * high)
+            panel.imshow(values, cmap="Blues", vmin=min(0.0, float(values.min())), vmax=1.9 * high)
             for (i, j), value in np.ndenumerate(values.numpy()):
                 left_out = name == "equal words masked" and bool(other[i, j])
                 text = "left out" if left_out else f"{value:.2f}".replace("-", "−")
@@ -83,9 +83,11 @@ def learning_rate(histories: Mapping[str, pd.DataFrame], curve: Mapping[str, np.
             )
             panel.set_title(SIDES[side], size=9.5)
             panel.set_xlabel("step")
-            panel.set_yscale("log")
-            panel.legend(loc="lower left")
+            panel.ticklabel_format(axis="y", scilimits=(0, 0))
+            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.set_ylim(bottom=0)
         np.atleast_1d(axes)[0].set_ylabel("learning rate η")
+        np.atleast_1d(axes)[0].legend(loc="lower left")
         return figure
 
 
@@ -149,7 +151,7 @@ def spheres(table: pd.DataFrame, corpus: str) -> Figure:
         uniformity text
     """
     with matplotlib.rc_context(STYLE):
-        title = "Alignment and uniformity of the embeddings, before and after Stage I"
+        title = "Alignment and uniformity, before and after Stage I"
         figure, axes = _figure(6.4, 3.6, title, corpus)
         for side in table["side"].unique():
             rows = table[table["side"] == side].set_index("stage")
@@ -188,7 +190,7 @@ def probes(table: pd.DataFrame, corpus: str) -> Figure:
         axes.set_xlabel("mean Pearson ρ on validation")
         axes.set_xlim(left=min(0.0, float(table[["before", "after"]].min().min()) - 0.02))
         axes.grid(axis="y", visible=False)
-        axes.legend(loc="center right")
+        figure.legend(loc="outside lower center", ncols=2)
         return figure
 
 
@@ -237,24 +239,16 @@ def receptive_field(dilations: Sequence[int], kernel_size: int, influence: np.nd
     with matplotlib.rc_context(STYLE):
         title = "Eq. 2: what one output of the TCN depends on"
         figure, (top, bottom) = _figure(8.4, 4.2, title, "", rows=2, ratios=(3, 1.3), sharex=True)
-        needed, names = {0}, ["output"]
-        for level, dilation in reversed(list(enumerate(d for d in dilations for _ in range(2)))):
-            below = set()
-            for at in needed:
-                for tap in range(-reach, reach + 1):
-                    below.add(at + tap * dilation)
-                    ends = [at, at + tap * dilation], [level + 1, level]
-                    top.plot(*ends, color=BLUE, linewidth=0.5, alpha=0.45)
-            top.plot(sorted(needed), [level + 1] * len(needed), "o", color=BLUE, markersize=2.6)
-            names.append(f"d = {dilation}" if level % 2 else "")
-            needed = below
-        top.plot(sorted(needed), [0] * len(needed), "o", color="#000000", markersize=2.6)
-        levels = 2 * len(dilations)
-        layers = [1.0 + 2 * k for k in range(len(dilations))]
-        top.set_yticks(
-            [0, *layers, levels],
-            ["frames", *[f"layer {k + 1}, d = {d}" for k, d in enumerate(dilations)], "output"],
-        )
+        needed, levels = {0}, len(dilations)
+        for level, dilation in reversed(list(enumerate(dilations))):
+            top.plot(sorted(needed), [level + 1] * len(needed), "o", color=BLUE, markersize=3)
+            taps = [tap * dilation for tap in range(-reach, reach + 1)]
+            for at, tap in itertools.product(needed, taps):
+                top.plot([at, at + tap], [level + 1, level], color=BLUE, linewidth=0.6, alpha=0.5)
+            needed = {at + tap for at in needed for tap in taps}
+        top.plot(sorted(needed), [0] * len(needed), "o", color="#000000", markersize=3)
+        names = [f"layer {k + 1}, d = {d}" for k, d in enumerate(dilations)]
+        top.set_yticks(range(levels + 1), ["frames", *names])
         top.grid(visible=False)
         bottom.bar(range(-half, half + 1), influence / influence.max(), color=ORANGE, width=0.8)
         seen = np.flatnonzero(influence > 0) - half
@@ -464,6 +458,9 @@ def _say(axes, text: str) -> None:
 
 def _draw_sound(axes, waveform: np.ndarray, rate: int) -> None:
     """The envelope of a waveform: the largest and smallest sample of each of 600 stretches."""
+    if np.abs(waveform).max() == 0:
+        _say(axes, "silent")
+        return
     pieces = np.array_split(waveform.astype(float), min(600, len(waveform)))
     times = np.linspace(0, len(waveform) / rate, len(pieces))
     low, high = [p.min() for p in pieces], [p.max() for p in pieces]

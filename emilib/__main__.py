@@ -1,0 +1,145 @@
+"""The command line: the same functions as in the notebooks, for scripts and clusters.
+
+Results go to stdout, progress to stderr. Exit codes: 0 done, 1 it could not be done (one sentence
+says why), 2 the command was not understood.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+ProfileName = Annotated[
+    Literal["smoke", "embedded", "paper"], tyro.conf.arg(help="sizes, encoders and seeds")
+]
+CorpusDir = Annotated[
+    Path | None,
+    tyro.conf.arg(help="folder in the layout of Hume-Vidmimic2; without it the embedded corpus"),
+]
+
+
+def _workspace(profile, corpus):
+    from .workspace import Workspace
+
+    return Workspace(profile, corpus)
+
+
+def corpus(
+    folder: Annotated[Path, tyro.conf.Positional],
+    train: int = 400,
+    validation: int = 240,
+    test: int = 60,
+    seed: int = 0,
+    workers: int | None = None,
+) -> None:
+    """Make the embedded corpus in FOLDER: drawn faces, synthetic voices, the real set's layout.
+
+    Example: python -m emilib corpus /tmp/emi --train 40 --validation 24 --test 8
+    """
+    from .corpus import synthetic
+    from .progress import Counter
+
+    made = synthetic.make(
+        folder, train, validation, test, seed=seed, workers=workers, progress=Counter("clips")
+    )
+    print(made)
+
+
+def audit(
+    folder: Annotated[Path, tyro.conf.Positional],
+    workers: int | None = None,
+    ids: Annotated[bool, tyro.conf.arg(help="one line a defect with its id")] = False,
+) -> None:
+    """What is broken in the corpus in FOLDER: counts by defect, with meanings.
+
+    Example: python -m emilib audit /data/hume-vidmimic2 --ids
+    """
+    from .corpus import audit as run_audit
+    from .corpus.audit import DEFECTS
+
+    found = run_audit(folder, workers=workers)
+    if ids:
+        print(found.to_csv(index=False), end="")
+        return
+    counts = found["defect"].value_counts()
+    for defect, meaning in DEFECTS.items():
+        print(f"{counts.get(defect, 0):6d}  {defect:28s} {meaning}")
+
+
+def features(
+    profile: ProfileName = "embedded",
+    corpus: CorpusDir = None,
+    kind: Literal["ours", "official"] = "ours",
+) -> None:
+    """Features of all clips into the store, made where they are missing.
+
+    Example: python -m emilib features --profile smoke
+    """
+    made = _workspace(profile, corpus).features(kind)
+    for split in ("train", "validation", "test"):
+        print(f"{split:12s}{getattr(made, split)}")
+
+
+def pretrain(profile: ProfileName = "embedded", corpus: CorpusDir = None) -> None:
+    """Stage I: vision-text and audio-text contrastive pretraining.
+
+    Example: python -m emilib pretrain --profile smoke
+    """
+    workspace = _workspace(profile, corpus)
+    workspace.align()
+    for side in ("frames", "audio"):
+        history = workspace.contrast(side).history
+        print(f"{side:8s}{len(history)} steps, loss {history[-1]['loss']:.3f}")
+
+
+def run(
+    *names: Annotated[str, tyro.conf.arg(help="experiments, all of them without a name")],
+    profile: ProfileName = "embedded",
+    corpus: CorpusDir = None,
+) -> None:
+    """Train experiments where they are missing; prints mean ρ on validation over the seeds.
+
+    Example: python -m emilib run taemi dual_stage_vat --profile smoke
+    """
+    workspace = _workspace(profile, corpus)
+    results = workspace.results(names or None)
+    print(f"# {workspace.corpus_name}, {len(workspace.profile.seeds)} seeds")
+    for name in results.names:
+        estimate = results.summary(name)
+        print(f"{name:24s}{estimate.value:8.4f} ± {estimate.sd:.4f}")
+
+
+def tables(
+    *names: Annotated[str, tyro.conf.arg(help="A1 ... B4, all of them without a name")],
+    profile: ProfileName = "embedded",
+    corpus: CorpusDir = None,
+) -> None:
+    """Every table of both papers, reported beside measured; trains what is missing.
+
+    Example: python -m emilib tables B3 B4
+    """
+    from .study.tables import render_text
+
+    made = _workspace(profile, corpus).tables()
+    unknown = [name for name in names if name not in made]
+    if unknown:
+        raise ValueError(f"no table {', '.join(unknown)}; there are {', '.join(made)}")
+    print("\n\n".join(render_text(made[name]) for name in names or made))
+
+
+def main() -> int:
+    """Run the command of `sys.argv`; returns the exit code."""
+    commands = {
+        command.__name__: command for command in (corpus, audit, features, pretrain, run, tables)
+    }
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, prog="python -m emilib", description=__doc__)
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"emilib: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

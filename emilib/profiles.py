@@ -6,9 +6,7 @@ A profile fixes encoders, training and seeds; which corpus it runs on is another
 import dataclasses
 import os
 
-from .study.pretraining import WarmStart
-from .study.stage_one import StageOne
-from .study.training import Recipe
+from .study.plans import Recipe, StageOne, WarmStart
 
 # Sizes of the small encoders. They are members of the papers' families: ViT, wav2vec2, BERT.
 SMALL_VISION = {
@@ -53,6 +51,7 @@ class Profile:
 
     corpus_size : clips of the embedded corpus; None where a corpus has to be given
     vision, audio, text : a configuration of a small network, or {"checkpoint": name or folder}
+    visual : "faces", the corpus's face crops, or "video", whole frames by time stamp
     stored_frames : frames a clip kept decoded for Stage I; None keeps all at `fps`
     dual_stage, taemi : settings of the fusion models beside the widths of their inputs
     workers : processes for decoding and for training runs; None is one a core
@@ -71,6 +70,7 @@ class Profile:
     taemi_recipe: Recipe
     baseline_recipe: Recipe
     seeds: tuple[int, ...] = (0, 1, 2)
+    visual: str = "faces"
     fps: float = 5.0
     image_size: int = 64
     stored_frames: int | None = None
@@ -138,7 +138,7 @@ def paper() -> Profile:
         name="paper",
         corpus_size=None,
         vision={"checkpoint": "openai/clip-vit-base-patch16"},
-        audio={"checkpoint": "facebook/wav2vec2-large-960h"},
+        audio={"checkpoint": "facebook/wav2vec2-large-lv60"},
         text={"checkpoint": "bert-base-uncased"},
         warm_start=None,
         stage_one={"frames": plan, "audio": plan},
@@ -147,6 +147,7 @@ def paper() -> Profile:
         dual_stage_recipe=Recipe.dual_stage(),
         taemi_recipe=Recipe.taemi(),
         baseline_recipe=Recipe(epochs=30, lr=1e-4, patience=5),
+        visual="video",  # A 3.1: "video streams are sampled at 5 frames per second"
         image_size=224,
         stored_frames=8,
         max_tokens=128,

@@ -16,8 +16,9 @@ def report(text: str) -> None:
     if target:
         with open(target, "a", encoding="utf-8") as stream:
             stream.write(text.rstrip("\n") + "\n")
-    elif "ipykernel" not in sys.modules:
-        # Inside a notebook a stray line would become part of the committed outputs.
+    elif "JPY_PARENT_PID" not in os.environ:
+        # In a notebook's kernel, or a process it started, a stray line would become part of the
+        # committed outputs.
         print(text, file=sys.stderr, flush=True)
 
 

@@ -309,15 +309,8 @@ def home_folder() -> Path:
 
 
 def remove_results(home: Path, profile: str) -> list[Path]:
-    """Remove what this profile made below `home`; returns the folders that were removed.
-
-    The step cache, which the profiles share, goes too: the small profiles make it again in
-    minutes. It stays where it holds hours of work, that is when `paper` has results.
-    """
-    doomed = [home / profile]
-    if profile == "paper" or not (home / "paper").exists():
-        doomed.append(home / "cache")
-    removed = [folder for folder in doomed if folder.exists()]
+    """Remove what this profile made below `home`; returns the folders that were removed."""
+    removed = [folder for folder in (home / profile,) if folder.exists()]
     for folder in removed:
         shutil.rmtree(folder)
     return removed
@@ -354,8 +347,6 @@ def _run(options) -> int:
     if options.fresh:
         removed = remove_results(home, options.profile)
         _say(f"Removed: {', '.join(map(str, removed)) or 'nothing, there were no results'}.")
-        if (home / "cache").exists():
-            _say(f"Kept: {home / 'cache'}, which holds steps of the profile paper.")
     figures = Workspace(options.profile, corpus=options.corpus).figures
     environment.require_room(home)
     made_from = keys(

@@ -20,7 +20,12 @@ import pandas as pd
 from . import profiles
 from .cache import Cache, source_sum
 from .corpus import layout, media
-from .progress import Counter, report
+from .progress import Counter
+
+# No progress bars of libraries: they would be saved into notebooks. Read when these are imported.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).resolve().parent.parent
 SYNTHETIC = "embedded corpus: drawn faces, synthetic voices"
@@ -50,8 +55,8 @@ class Workspace:
             )
         self.embedded = corpus is None
         self._folder = None if corpus is None else Path(corpus).resolve()
-        self.cache = Cache(self.home / "cache")
-        _quiet()
+        # A cache for each profile, so that --fresh can remove one without the others.
+        self.cache = Cache(self.home / self.profile.name / "cache")
 
     def __repr__(self):
         return f"Workspace({self.profile.name!r}, {self.corpus_name!r})"
@@ -176,8 +181,9 @@ class Workspace:
     def media(self) -> dict:
         """Stores "frames" (T, 3, S, S) uint8 and "waveform" (S,) int16, one slot a clip.
 
-        A clip has no frames where its video is unreadable, or where the corpus has face crops
-        and none of this clip: a face was looked for and not found.
+        Frames are face crops or video frames, as `Profile.visual` says. A clip has none where
+        they can't be read, or where the corpus has face crops and none of this clip: a face was
+        looked for and not found. Where the corpus has no face crops at all, video is taken.
         """
         from .features import store
 
@@ -185,21 +191,18 @@ class Workspace:
         kept = self.profile.stored_frames
         parts = {
             "corpus": self.corpus_key,
+            "visual": self.profile.visual,
             "fps": self.profile.fps,
             "size": self.profile.image_size,
             "stored_frames": kept,
             "clips": len(clips),
             "code": source_sum("corpus/media.py"),
         }
-        jobs = {
-            row.id: (row.video, row.audio, self._faceless(row), self.profile.image_size)
-            for row in clips.itertuples()
-        }
+        jobs = {row.id: self._job(row, kept) for row in clips.itertuples()}
 
         def produce(ids: Sequence[str]) -> Iterator[dict]:
             with _pool(self.workers) as pool:
-                work = [(*jobs[id_], self.profile.fps, kept) for id_ in ids]
-                yield from pool.map(_decode, work, chunksize=4)
+                yield from pool.map(_decode, [jobs[id_] for id_ in ids], chunksize=4)
 
         return store.build(
             self.cache,
@@ -215,8 +218,19 @@ class Workspace:
     def _has_faces(self) -> bool:
         return bool(self.clips["faces"].notna().any())
 
-    def _faceless(self, row) -> bool:
-        return self._has_faces and row.split != "unlabelled" and not isinstance(row.faces, str)
+    def _job(self, row, kept: int | None, sound=True) -> "_Job":
+        crops = self._has_faces and row.split != "unlabelled"
+        return _Job(
+            row.video if isinstance(row.video, str) else None,
+            row.audio if isinstance(row.audio, str) else None,
+            row.faces if isinstance(row.faces, str) else None,
+            from_crops=crops and self.profile.visual == "faces",
+            faces_known=crops,
+            size=self.profile.image_size,
+            fps=self.profile.fps,
+            kept=kept,
+            sound=sound,
+        )
 
     # -------------------------------------------------------------------------------- encoders
 
@@ -506,8 +520,7 @@ class Workspace:
 
     def _decoded_frames(self, ids):
         rows = self.clips.set_index("id").loc[list(ids)].reset_index()
-        size, fps = self.profile.image_size, self.profile.fps
-        work = [(r.video, None, self._faceless(r), size, fps, None) for r in rows.itertuples()]
+        work = [self._job(row, None, sound=False) for row in rows.itertuples()]
         with _pool(self.workers) as pool:
             for decoded in pool.map(_decode, work, chunksize=2):
                 yield decoded["frames"]
@@ -554,41 +567,69 @@ class Workspace:
         return tables(self.results(), self.partitions, self.corpus_name)
 
 
-def _quiet() -> None:
-    """No progress bars of libraries: they would be saved into notebooks."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
 def _pool(workers: int) -> ProcessPoolExecutor:
     # "spawn", because forking a process that has started threads (torch, Numba) may hang.
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(workers, mp_context=context)
 
 
-def _decode(work) -> dict:
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One clip to decode: paths or None, and what is wanted of it."""
+
+    video: str | None
+    audio: str | None
+    faces: str | None
+    from_crops: bool  # frames are the face crops
+    faces_known: bool  # the corpus has face crops, so a clip without them has no face
+    size: int
+    fps: float
+    kept: int | None
+    sound: bool
+
+
+def _decode(job: _Job) -> dict:
     """Frames (T, 3, S, S) uint8 and waveform (S,) int16 of a clip; None for what can't be had."""
-    video, audio, faceless, size, fps, kept = work
     frames = waveform = None
-    if isinstance(video, str):
-        try:
-            found = media.decode(video, fps=fps, size=size, sound=not isinstance(audio, str))
+    faceless = job.faces_known and not layout.face_paths(job.faces)
+    wants_video = not (job.from_crops or faceless)
+    wants_sound = job.sound and job.audio is None
+    if job.video is not None and (wants_video or wants_sound):
+        found = _readable(
+            job.video, fps=job.fps, size=job.size, frames=wants_video, sound=wants_sound
+        )
+        if found is not None:
             frames, waveform = found.images, found.waveform
-        except media.MediaError as error:
-            report(f"left out: {error}")
-    if isinstance(audio, str):
-        try:
-            waveform = media.decode(audio, frames=False).waveform
-        except media.MediaError as error:
-            report(f"left out: {error}")
+    if job.sound and job.audio is not None:
+        found = _readable(job.audio, frames=False)
+        waveform = None if found is None else found.waveform
+    if job.from_crops and not faceless:
+        frames = media.face_frames(job.faces, _seconds(job), job.fps, job.size)
     if frames is not None:
-        if kept is not None and len(frames) > kept:
-            frames = frames[np.linspace(0, len(frames) - 1, kept).round().astype(int)]
-        frames = None if faceless else np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
+        if job.kept is not None and len(frames) > job.kept:
+            frames = frames[np.linspace(0, len(frames) - 1, job.kept).round().astype(int)]
+        frames = np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
     if waveform is not None:
         waveform = np.clip(waveform * 32768, -32768, 32767).astype(np.int16)
     return {"frames": frames, "waveform": waveform}
+
+
+def _readable(path: str, **options):
+    """`media.decode`, or None for a file that can't be; the audit says which files these are."""
+    try:
+        return media.decode(path, **options)
+    except media.MediaError:
+        return None
+
+
+def _seconds(job: _Job) -> float:
+    for path in (job.video, job.audio):
+        if path is not None:
+            try:
+                return media.probe(path).duration
+            except media.MediaError:
+                continue
+    return float("nan")
 
 
 def _align_side(work) -> None:

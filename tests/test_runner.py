@@ -199,15 +199,11 @@ def test_only_and_parameters(tmp_path):
 
 
 def test_fresh_removes_one_profile(tmp_path):
-    for folder in ("smoke/notebooks", "embedded", "paper/models", "cache/kind", "env/bin", "logs"):
+    for folder in ("smoke/notebooks", "smoke/cache", "embedded", "paper/models", "env", "logs"):
         (tmp_path / folder).mkdir(parents=True)
     assert runner.remove_results(tmp_path, "smoke") == [tmp_path / "smoke"]
-    assert (tmp_path / "cache/kind").exists(), "hours of the profile paper are in it"
-    removed = runner.remove_results(tmp_path, "paper")
-    assert removed == [tmp_path / "paper", tmp_path / "cache"]
-    (tmp_path / "cache").mkdir()
-    assert tmp_path / "cache" in runner.remove_results(tmp_path, "smoke")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["embedded", "env", "logs"]
+    assert runner.remove_results(tmp_path, "smoke") == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["embedded", "env", "logs", "paper"]
 
 
 def test_rows_without_a_number_are_found(tmp_path):

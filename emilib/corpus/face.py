@@ -53,9 +53,16 @@ _WALL = np.array(
     ]
 )
 _SHIRT = np.array(
-    [[0.26, 0.36, 0.50], [0.55, 0.30, 0.30], [0.31, 0.44, 0.38], [0.80, 0.78, 0.73], [0.25, 0.25, 0.29],
-     [0.62, 0.52, 0.38], [0.48, 0.42, 0.58]]
-)  # fmt: skip
+    [
+        [0.26, 0.36, 0.50],
+        [0.55, 0.30, 0.30],
+        [0.31, 0.44, 0.38],
+        [0.80, 0.78, 0.73],
+        [0.25, 0.25, 0.29],
+        [0.62, 0.52, 0.38],
+        [0.48, 0.42, 0.58],
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -189,6 +196,7 @@ _AU1, _AU2, _AU4, _AU5, _AU6, _AU12, _AU15, _AU17, _AU24, _AU26 = range(31, 41)
 _BLINK, _ROUND, _YAW, _PITCH, _ROLL, _X, _Y, _GAZE_X, _GAZE_Y = range(41, 50)
 _COS_YAW, _SIN_YAW, _COS_PITCH, _SIN_PITCH, _COS_ROLL, _SIN_ROLL = range(50, 56)
 _DEPTH = 0.72  # half depth of the head
+_REACH = 0.95  # beside the head, beyond any hair
 _BUMPS = 11  # rows of the relief
 _EYE_Y = -0.09  # height of the eyes on the face
 
@@ -253,25 +261,37 @@ def _room(p, x, y):
     return _scaled(_colour(p, _WALL_AT), shade)
 
 
+@_inner
+def _neck(p, x, y, px, under):
+    """The neck over what is `under`, in the chin's shadow; it follows the head most of the way."""
+    across = x - 0.75 * p[_X]
+    low = max(y - 0.95, 0.0)
+    cover = _ramp(abs(across) - 0.285 - 0.9 * low * low, 2 * px) * _ramp(0.45 - y, 0.05)
+    shadow = max(1.0 - 2.5 * max(y - p[_HEIGHT] - p[_Y] + 0.06, 0.0), 0.0)
+    shade = (0.80 - 0.30 * shadow * shadow * shadow) * (1.0 - 3.9 * across * across)
+    return _over(under, _scaled(_colour(p, _SKIN_AT), shade), cover)
+
+
+@_inner
+def _shirt(p, x, y, px, under):
+    """Shirt and shoulders over what is `under`; they follow the head half-way."""
+    cx = x - 0.5 * p[_X]
+    shoulder = 0.99 + 0.28 * cx * cx - 0.05 * _blob(abs(cx) - 0.34, 0.0, 0.13, 1.0)
+    collar = 1.06 + 0.4 * max(0.30 - abs(cx), 0.0) - 1.4 * max(abs(cx) - 0.24, 0.0)
+    cover = _ramp(max(shoulder, collar) - y, 2 * px)
+    light = 0.88 + 0.12 * _blob(cx, 0.0, 0.82, 1.0) + 0.03 * _wave(6.0 * cx + 2.0 * y)
+    light += 0.3 * cx * p[_LIGHT_AT]
+    return _over(under, _scaled(_colour(p, _SHIRT_AT), light), cover)
+
+
 @_inlined
 def _torso(p, x, y, px, under):
-    """Neck, shirt and shoulders over what is `under`; they follow the head half-way."""
-    if y < 0.4:
-        return under
-    cx = x - 0.5 * p[_X]
-    chin = p[_HEIGHT] + p[_Y]
-    skin = _colour(p, _SKIN_AT)
-    neck_half = 0.285 + 0.10 * max(y - 0.95, 0.0) * max(y - 0.95, 0.0) * 9.0
-    neck = _ramp(abs(x - 0.75 * p[_X]) - neck_half, 2 * px) * _ramp(0.45 - y, 0.05)
-    below_chin = math.exp(-max(y - chin + 0.06, 0.0) * 7.0)  # the chin's shadow
-    round_neck = 1.0 - 0.35 * ((x - 0.75 * p[_X]) / 0.3) ** 2
-    colour = _over(under, _scaled(skin, (0.80 - 0.30 * below_chin) * round_neck), neck)
-    slope = 0.99 + 0.28 * cx * cx - 0.05 * math.exp(-((abs(cx) - 0.34) ** 2) * 60.0)
-    collar = 1.06 - 0.9 * max(0.30 - abs(cx), 0.0) * -0.45
-    body = _ramp(max(slope, collar - 1.4 * max(abs(cx) - 0.24, 0.0)) - y, 2 * px)
-    fold = 0.88 + 0.12 * math.exp(-cx * cx * 1.5) + 0.03 * math.sin(6.0 * cx + 2.0 * y)
-    light = fold + 0.12 * cx * p[_LIGHT_AT] / 0.4
-    return _over(colour, _scaled(_colour(p, _SHIRT_AT), light), body)
+    colour = under
+    if y > 0.4 and abs(x) < 0.8:
+        colour = _neck(p, x, y, px, colour)
+    if y > 0.85:
+        colour = _shirt(p, x, y, px, colour)
+    return colour
 
 
 @_inner
@@ -298,7 +318,7 @@ def _hair_behind(p, x, y, px):
     wobble = 0.0
     if style == 4:
         angle = math.atan2(x, -y)
-        wobble = 0.025 * math.sin(13.0 * angle) + 0.018 * math.sin(29.0 * angle + 1.0)
+        wobble = 0.025 * _wave(13.0 * angle) + 0.018 * _wave(29.0 * angle + 1.0)
     up = 0.05 if style != 0 else 0.015
     cap = math.sqrt((x / (rx * grow)) ** 2 + ((y + up) / (ry * (grow - 0.02))) ** 2) - 1.0 - wobble
     limit = 0.02  # how far down the hair reaches at the sides
@@ -335,12 +355,12 @@ def _hair_front(p, u, v, px):
             line - 0.06 + 0.55 * math.sqrt(max(side, 0.0) * 0.35) + 0.9 * max(-side - 0.1, 0.0) ** 2
         )
     elif style == 2:
-        edge = line + 0.19 + 0.10 * u * u + 0.012 * math.sin(37.0 * u)  # fringe
+        edge = line + 0.19 + 0.10 * u * u + 0.012 * _wave(37.0 * u)  # fringe
     elif style == 3:
         across = abs(u - 0.4 * p[_PART])
         edge = line - 0.05 + across * math.sqrt(across)
     elif style == 4:
-        edge = line + 0.03 + 0.35 * u * u + 0.02 * math.sin(24.0 * u)
+        edge = line + 0.03 + 0.35 * u * u + 0.02 * _wave(24.0 * u)
         soft = 0.09
     cover = _ramp(v - edge, soft)
     falls = style == 2 or style == 3  # hair that hangs down beside the face
@@ -640,6 +660,8 @@ def _backdrop(p, sx, sy, x, y, px):
 def _pixel(p, table, sx, sy, px):
     """Colour at (sx, sy) of the picture."""
     dx, dy = sx - p[_X], sy - p[_Y]
+    if abs(dx) > _REACH:
+        return _torso(p, sx, sy, px, _room(p, sx, sy))
     x, y = p[_COS_ROLL] * dx + p[_SIN_ROLL] * dy, -p[_SIN_ROLL] * dx + p[_COS_ROLL] * dy
     q = 1.0 - (x / _egg(p, y)) ** 2 - (y / p[_HEIGHT]) ** 2
     face, cover = (0.0, 0.0, 0.0), 0.0

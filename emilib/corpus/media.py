@@ -13,6 +13,9 @@ from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
+
+from .layout import face_paths
 
 # Containers with a clock in milliseconds round a frame's time down: a frame that is less than
 # this early still counts as on time.
@@ -23,6 +26,7 @@ LONGEST_GAP = 600.0  # s; beyond it the time stamp is damaged, not the sound
 SILENCE = -60.0  # dB: a waveform nowhere louder than this is silent
 READ_ERRORS = 100  # places of a file that can't be read before the rest is given up
 FALLBACK_FPS = 25.0  # where neither time stamps nor a rate are in the file
+FACE_RATE = 30.0  # face crops a second in Hume-Vidmimic2
 
 
 class MediaError(ValueError):
@@ -467,6 +471,36 @@ class _Sound:
         if self.filled:
             said.append(f"{self.filled:.2f} s without sound filled with silence")
         return said
+
+
+def face_frames(folder, seconds, fps=5.0, size=None):
+    """Face crops of a clip at `fps`, from its folder of numbered pictures.
+
+    Crops come at an even rate (about 30 a second in Hume-Vidmimic2), but no file says which: it is
+    their number over `seconds`, the clip's length. NaN seconds: FACE_RATE is taken.
+    size : side of the square in pixels, None keeps the first picture's; fps : None keeps all
+
+    Returns (T, H, W, 3) uint8, or None where no picture of the folder can be read; an unreadable
+    one is left out.
+    """
+    paths = face_paths(folder)
+    if not paths:
+        return None
+    length = seconds if np.isfinite(seconds) and seconds > 0 else len(paths) / FACE_RATE
+    count = len(paths) if fps is None else min(len(paths), max(1, round(length * fps)))
+    images = []
+    for k in range(count):
+        try:
+            with Image.open(paths[k * len(paths) // count]) as picture:
+                if size is not None:
+                    picture.draft("RGB", (size, size))  # decodes a JPEG at a lower size if it can
+                picture = picture.convert("RGB")
+                if size is None:
+                    size = picture.size[0]
+                images.append(np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)))
+        except (OSError, SyntaxError):  # Pillow's errors for broken pictures
+            continue
+    return np.stack(images) if images else None
 
 
 def load_features(path):

@@ -61,9 +61,9 @@ class Filming:
     """How clips are recorded; each choice is drawn a clip."""
 
     sizes: tuple = ((160, 160), (192, 192), (224, 224), (160, 208))  # height, width in pixels
-    size_shares: tuple = (0.72, 0.10, 0.06, 0.12)
+    size_shares: tuple = (0.78, 0.08, 0.04, 0.10)
     rates: tuple = (10, 12, 25, 30)  # frames a second
-    rate_shares: tuple = (0.62, 0.30, 0.04, 0.04)
+    rate_shares: tuple = (0.70, 0.22, 0.04, 0.04)
     lies: tuple = (90, 250, 500, 1000)  # what the rate field says in clips with a lying one
     shortest: float = 2.0  # s
     longest: float = 8.0  # s: the recording stops, whatever is still being said
@@ -117,7 +117,8 @@ def make(
 
     train, validation, test : clips of each split
     unlabelled : further clips, mp4 and words only, in `unlabelled/`
-    workers : processes; None = one a core
+    workers : processes; None = one a core, 1 = this process. They are spawned, so a script that
+        calls this with several needs the usual `if __name__ == "__main__":`
     progress : called as progress(done, total) in clips
 
     A corpus that is there already with the same parameters is recognised and returned at once;
@@ -345,7 +346,7 @@ def _person(seed: int, number: int) -> _Person:
         look=look,
         voice=str(rng.choice(voices)),
         pitch=rng.uniform(-6, 6),
-        rate=rng.uniform(180, 196),
+        rate=rng.uniform(194, 210),
         hiss=10 ** rng.uniform(-4.0, -3.0),
     )
 
@@ -366,7 +367,7 @@ def _speak(clip, person, words, speaker, filming, rng):
     )
     samples, rate, phonemes = speaker.say(utterance)
     voice = _colour_voice(samples.astype(np.float32) / 32768, rate, change, rng)
-    lead, tail = rng.uniform(0.15, 0.4), rng.uniform(0.2, 0.5)
+    lead, tail = rng.uniform(0.1, 0.3), rng.uniform(0.2, 0.4)
     seconds = np.clip(lead + len(voice) / rate + tail, filming.shortest, filming.longest)
     sound = np.zeros(round(seconds * rate), np.float32)
     start = round(lead * rate)
@@ -459,8 +460,17 @@ def _motion(clip, seed, times, seconds, phonemes, rng) -> np.ndarray:
     _move_expression(clip, column, times, seconds, rng)
     _move_lips(column, times, phonemes if clip.defect not in ("silent", "no_audio_track") else [])
     _move_head(clip, seed, column, times, rng)
-    column["blink"][:] = _blinks(times, rng)
+    column["blink"][:] = np.maximum(column["blink"], _blinks(times, rng))
     return motion
+
+
+# Action units that are a pose of lids or head: column of the motion, its value at full amplitude.
+POSES = {
+    "au43": ("blink", 0.6),
+    "au53": ("pitch", -0.30),
+    "au54": ("pitch", 0.30),
+    "au55": ("roll", 0.26),
+}
 
 
 def _move_expression(clip, column, times, seconds, rng) -> None:
@@ -472,7 +482,8 @@ def _move_expression(clip, column, times, seconds, rng) -> None:
     shape = _smooth(up) * (0.25 + 0.75 * _smooth(down))
     for name, peak in zip(ACTION_UNITS, clip.action_units, strict=True):
         wave = 1 - 0.12 * (1 + np.sin(rng.uniform(1.5, 3) * times + rng.uniform(0, 6)))
-        column[name][:] = peak * shape * wave / wave.max()
+        target, most = POSES.get(name, (name, 1.0))
+        column[target][:] += most * peak * shape * wave / wave.max()
 
 
 def _smooth(t):
@@ -535,13 +546,13 @@ def _move_head(clip, seed, column, times, rng) -> None:
     def drift(k, speed):  # small movements that mean nothing
         return np.sin(speed * times + phase[k])
 
-    column["roll"][:] = 0.16 * tilt + 0.03 * drift(0, 0.8)
-    column["yaw"][:] = 0.28 * turn + 0.05 * drift(1, 0.6) + 0.10 * shake * drift(2, 4.0)
-    column["pitch"][:] = 0.10 * level + 0.03 * drift(3, 0.9) + 0.08 * nod * drift(4, 5.0)
-    column["x"][:] = 0.02 * drift(5, 0.7) + 0.05 * sway * drift(6, 2.2)
+    column["roll"][:] += 0.07 * tilt + 0.03 * drift(0, 0.8)
+    column["yaw"][:] = 0.11 * turn + 0.05 * drift(1, 0.6) + 0.05 * shake * drift(2, 4.0)
+    column["pitch"][:] += 0.04 * level + 0.03 * drift(3, 0.9) + 0.05 * nod * drift(4, 5.0)
+    column["x"][:] = 0.02 * drift(5, 0.7) + 0.04 * sway * drift(6, 2.2)
     column["y"][:] = 0.04 + 0.015 * drift(7, 1.1) + 0.012 * nod * drift(4, 5.0)
-    column["gaze_x"][:] = 0.75 * gaze_x + 0.12 * drift(2, 1.3)
-    column["gaze_y"][:] = 0.60 * gaze_y
+    column["gaze_x"][:] = 0.45 * gaze_x + 0.12 * drift(2, 1.3)
+    column["gaze_y"][:] = 0.35 * gaze_y
 
 
 def _blinks(times, rng) -> np.ndarray:
@@ -609,16 +620,16 @@ def _projection(inputs: int, outputs: int) -> np.ndarray:
 
 
 def _face_features(crops: np.ndarray) -> np.ndarray:
-    """(T, 384): tanh of a random projection of 16 x 16 grey pixels; stands for the official ViT."""
+    """(T, 384): tanh of 16 x 16 green pixels, projected; stands for the official ViT."""
     side = CROP // 16
-    grey = crops.mean(axis=3, dtype=np.float32).reshape(len(crops), 16, side, 16, side)
-    pixels = grey.mean(axis=(2, 4)).reshape(len(crops), 256)
+    green = crops[..., 1].reshape(len(crops), 16, side, 16, side)  # nearly the luminance
+    pixels = green.mean(axis=(2, 4), dtype=np.float32).reshape(len(crops), 256)
     pixels = (pixels - pixels.mean(axis=1, keepdims=True)) / 40
     return np.tanh(pixels @ _projection(256, 384))
 
 
 def _sound_features(sound: np.ndarray) -> np.ndarray:
-    """(T, 768), ten a second: tanh of a random projection of log band energies, mean and spread.
+    """(T, 768), ten a second: tanh of projected log band energies, mean and spread.
 
     Stands for the official wav2vec2, which has 50 a second; ten keep the corpus small.
     """
@@ -698,7 +709,9 @@ def _write_mp3(path: Path, sound: np.ndarray) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     samples = np.clip(np.round(sound * 32767), -32768, 32767).astype(np.int16)[None]
     with av.open(str(temporary), "w", format="mp3") as container:
-        audio = container.add_stream("libmp3lame", rate=MP3_RATE)
+        audio = container.add_stream(
+            "libmp3lame", rate=MP3_RATE, options={"compression_level": "7"}
+        )
         audio.layout, audio.bit_rate = "mono", 32000
         _encode_sound(container, audio, samples, "s16p", 576, MP3_RATE)
     temporary.replace(path)

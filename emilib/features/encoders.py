@@ -29,6 +29,10 @@ from transformers import (
     Wav2Vec2Config,
     Wav2Vec2Model,
 )
+from transformers.utils import logging as transformers_logging
+
+# The bars of a loaded checkpoint would be saved into notebooks.
+transformers_logging.disable_progress_bar()
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # google/vit-* and the small ViT

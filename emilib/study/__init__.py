@@ -10,7 +10,7 @@ _HOME = {
     "ExperimentError": "experiments",
     "Results": "experiments",
     "run": "experiments",
-    "Recipe": "training",
+    "Recipe": "plans",
     "Result": "training",
     "fit": "training",
     "predict": "training",

@@ -7,7 +7,6 @@ word is hidden. No label is used anywhere in this module. With pretrained checkp
 skipped.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -16,24 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..features.encoders import SAMPLE_RATE, AudioEncoder, TextEncoder, VisionEncoder
-
-
-@dataclasses.dataclass(frozen=True)
-class WarmStart:
-    """How long and how large; learning rates rise over a tenth of the steps, then fall to 0."""
-
-    vision_steps: int = 1000
-    vision_batch: int = 64  # pairs of frames
-    audio_steps: int = 400
-    audio_batch: int = 16
-    audio_seconds: float = 3.0  # a random cut of each clip
-    text_steps: int = 300
-    text_batch: int = 64
-    lr: float = 1e-3
-    change_size: int = 32  # pixels a side of the change that is reconstructed
-    mel_bands: int = 64
-    masked_share: float = 0.3  # of the steps of sound, and of the words
-
+from .plans import WarmStart
 
 Progress = Callable[[int, int], None]
 

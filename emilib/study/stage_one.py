@@ -17,27 +17,10 @@ from torch import nn
 from ..cache import atomic_write, key
 from ..features.encoders import SAMPLE_RATE, AudioEncoder, TextEncoder, VisionEncoder
 from ..models.contrastive import ContrastivePair, contrastive_loss, sgdr, text_groups
+from .plans import StageOne
 
 # Frames a clip that one step of training looks at, one of each stretch.
 STRETCHES = 8  # not stated in the paper
-
-
-@dataclasses.dataclass(frozen=True)
-class StageOne:
-    """Settings of one contrastive run; the defaults are the paper's where it has any."""
-
-    epochs: int = 50
-    cycle_epochs: int = 10
-    lr_max: float = 1e-5
-    lr_min: float = 1e-7
-    batch_size: int = 64  # not stated in the paper
-    width: int = 256  # of the common space; not stated in the paper
-    segments: int = 8  # of the segment-wise pooling; not stated in the paper
-    audio_seconds: float = 12.0  # longest cut of the sound; not stated in the paper
-    symmetric: bool = True  # False is Eq. 1 to the letter
-    train_encoders: bool = True  # False trains the heads alone
-    weight_decay: float = 0.01  # not stated in the paper
-    text_from: str = "audio"  # whose text encoder Stage II takes; not stated in the paper
 
 
 @dataclasses.dataclass

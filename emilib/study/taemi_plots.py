@@ -189,9 +189,9 @@ def attention_clips(clips: Sequence[Mapping], rate: int, corpus: str) -> Figure:
             for panel in row:
                 panel.set_ylim(0, top)
         for row, label in (
-            (1, "attention over frames,\nuniform = 1"),
+            (1, "attention over\nframes"),
             (2, "sound"),
-            (3, "attention over sound,\nuniform = 1"),
+            (3, "attention over\nsound"),
         ):
             axes[row, 0].set_ylabel(label)
         return figure

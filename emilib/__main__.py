@@ -94,7 +94,9 @@ def pretrain(profile: ProfileName = "embedded", corpus: CorpusDir = None) -> Non
 
 
 def run(
-    *names: Annotated[str, tyro.conf.arg(help="experiments, all of them without a name")],
+    *names: Annotated[
+        str, tyro.conf.Positional, tyro.conf.arg(help="experiments, all of them without a name")
+    ],
     profile: ProfileName = "embedded",
     corpus: CorpusDir = None,
 ) -> None:
@@ -111,7 +113,9 @@ def run(
 
 
 def tables(
-    *names: Annotated[str, tyro.conf.arg(help="A1 ... B4, all of them without a name")],
+    *names: Annotated[
+        str, tyro.conf.Positional, tyro.conf.arg(help="A1 ... B4, all of them without a name")
+    ],
     profile: ProfileName = "embedded",
     corpus: CorpusDir = None,
 ) -> None:

@@ -11,7 +11,7 @@ from .study.plans import Recipe, StageOne, WarmStart
 # Sizes of the small encoders. They are members of the papers' families: ViT, wav2vec2, BERT.
 SMALL_VISION = {
     "image_size": 64,
-    "patch_size": 8,
+    "patch_size": 16,
     "hidden_size": 64,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
@@ -37,10 +37,10 @@ SMALL_AUDIO = {
 }
 SMALL_TEXT = {
     "vocab_size": 600,
-    "hidden_size": 64,
+    "hidden_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "intermediate_size": 192,
+    "intermediate_size": 256,
     "max_position_embeddings": 64,
 }
 
@@ -75,6 +75,7 @@ class Profile:
     image_size: int = 64
     stored_frames: int | None = None
     max_tokens: int = 64
+    text_pool: str = "mean"  # over tokens; the paper does not say how BERT's states become f_s
     workers: int | None = None
 
 
@@ -93,7 +94,7 @@ def _small(name: str, **fields) -> Profile:
 
 def _contrast(epochs: int, **fields) -> dict:
     """Stage I of a small profile: the paper's schedule at a rate for networks this small."""
-    plan = StageOne(epochs=epochs, lr_max=1e-3, lr_min=1e-5, width=48, audio_seconds=4.0, **fields)
+    plan = StageOne(epochs=epochs, lr_max=3e-4, lr_min=3e-6, width=48, audio_seconds=3.0, **fields)
     return {"frames": plan, "audio": plan}
 
 
@@ -151,6 +152,7 @@ def paper() -> Profile:
         image_size=224,
         stored_frames=8,
         max_tokens=128,
+        text_pool="cls",  # as paper B
     )
 
 

@@ -247,6 +247,7 @@ class Workspace:
         if stage == "random":
             return {role: self._untrained(role) for role in ("vision", "audio", "text")}
         if stage == "start":
+            self._warm_up()
             return {role: self._start(role) for role in ("vision", "audio", "text")}
         self.align()
         text_from = self.profile.stage_one["frames"].text_from
@@ -258,20 +259,10 @@ class Workspace:
 
     def align(self) -> None:
         """Run Stage I where it has not been: both sides at once where there is no GPU."""
-        import torch
-
-        sides = [s for s in ("frames", "audio") if not self._contrast_done(s)]
-        if not sides:
-            return
-        self.media  # noqa: B018 - decoded once here, not twice by the two processes
-        self._start("text")
-        if len(sides) == 1 or self.workers < 2 or torch.cuda.is_available():
-            for side in sides:
-                self._contrast_folder(side)
-            return
-        # The small networks hardly gain from a second thread: a process for each side does.
-        with _pool(2) as pool:
-            list(pool.map(_align_side, [(self.profile, self._folder, self.home, s) for s in sides]))
+        sides = [s for s in ("audio", "frames") if not self._contrast_done(s)]
+        if sides:
+            self._warm_up()
+            self._at_once("_contrast_folder", sides)
 
     def contrast(self, side: str):
         """Stage I of one side, "frames" or "audio": encoders, heads and history."""
@@ -290,6 +281,7 @@ class Workspace:
 
     def start_history(self, role: str) -> list[float]:
         """Losses of the self-supervised start of an encoder, one a step."""
+        self._warm_up()
         return json.loads((self._start_folder(role) / "losses.json").read_text())
 
     def _untrained(self, role: str):
@@ -299,14 +291,21 @@ class Workspace:
 
         config = getattr(self.profile, role)
         if "checkpoint" in config:
-            return encoders.pretrained(role, config["checkpoint"])
+            settings = {}
+            if role == "text":
+                settings = {
+                    "pool": self.profile.text_pool,
+                    "max_tokens": self.profile.max_tokens,
+                }
+            return encoders.pretrained(role, config["checkpoint"], **settings)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             if role == "vision":
                 return encoders.small_vision(config)
             if role == "audio":
                 return encoders.small_audio(config)
-            return encoders.small_text(config, self._texts(), max_tokens=self.profile.max_tokens)
+            pool, longest = self.profile.text_pool, self.profile.max_tokens
+            return encoders.small_text(config, self._texts(), pool, longest)
 
     def _start(self, role: str):
         from .features.encoders import load_encoder
@@ -315,16 +314,44 @@ class Workspace:
             return self._untrained(role)
         return load_encoder(self._start_folder(role))
 
-    def _start_folder(self, role: str) -> Path:
+    def _warm_up(self) -> None:
+        """Make the starts that are missing, vision and audio at once."""
+        if self.profile.warm_start is None:
+            return
+        roles = ("audio", "vision", "text")  # the longest first
+        missing = [r for r in roles if not self.cache.has("start", self._start_parts(r))]
+        self._at_once("_start_folder", missing)
+
+    def _at_once(self, method: str, arguments: Sequence[str]) -> None:
+        """Call a method with each argument, in two processes where there is no GPU to share.
+
+        The small networks hardly gain from a second thread: a process for each does.
+        """
+        import torch
+
+        if len(arguments) < 2 or self.workers < 2 or torch.cuda.is_available():
+            for argument in arguments:
+                getattr(self, method)(argument)
+            return
+        self.media  # noqa: B018 - decoded once here, not twice by the two processes
+        work = [(self.profile, self._folder, self.home, method, a) for a in arguments]
+        with _pool(2) as pool:
+            list(pool.map(_call, work))
+
+    def _start_parts(self, role: str) -> dict:
         plan = self.profile.warm_start
-        parts = {
+        return {
             "corpus": self.corpus_key,
             "role": role,
             "config": getattr(self.profile, role),
-            "plan": {k: v for k, v in dataclasses.asdict(plan).items()},
+            "pool": self.profile.text_pool if role == "text" else None,
+            "plan": plan,
             "code": source_sum("study/pretraining.py", "features/encoders.py"),
         }
-        return self.cache.step("start", parts, functools.partial(self._make_start, role))
+
+    def _start_folder(self, role: str) -> Path:
+        make = functools.partial(self._make_start, role)
+        return self.cache.step("start", self._start_parts(role), make)
 
     def _make_start(self, role: str, folder: Path) -> None:
         import torch
@@ -379,7 +406,7 @@ class Workspace:
             "corpus": self.corpus_key,
             "side": side,
             "media": self.profile.vision if side == "frames" else self.profile.audio,
-            "text": self.profile.text,
+            "text": [self.profile.text, self.profile.text_pool],
             "warm_start": self.profile.warm_start,
             "plan": self.profile.stage_one[side],
             "code": source_sum(
@@ -547,10 +574,12 @@ class Workspace:
         unknown = [n for n in chosen if n not in listed]
         if unknown:
             raise ValueError(f"no experiment {unknown}; there are {', '.join(listed)}")
-        chosen = [n for n in chosen if listed[n].built]
         for name in list(chosen):  # a mean of members needs these
             chosen += [m for m in listed[name].members if m not in chosen]
-        features = {kind: self.features(kind) for kind in {listed[n].features for n in chosen}}
+        features = {
+            kind: self.features(kind)
+            for kind in {listed[n].features for n in chosen if listed[n].built}
+        }
         return run(
             {n: listed[n] for n in chosen},
             self.profile.seeds,
@@ -632,9 +661,10 @@ def _seconds(job: _Job) -> float:
     return float("nan")
 
 
-def _align_side(work) -> None:
+def _call(work) -> None:
+    """A method of a workspace in a process of its own, with one thread."""
     import torch
 
     torch.set_num_threads(1)
-    profile, folder, home, side = work
-    Workspace(profile, folder, home)._contrast_folder(side)
+    profile, folder, home, method, argument = work
+    getattr(Workspace(profile, folder, home), method)(argument)

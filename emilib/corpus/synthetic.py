@@ -467,6 +467,8 @@ def _motion(clip, seed, times, seconds, phonemes, rng) -> np.ndarray:
 # Action units that are a pose of lids or head: column of the motion, its value at full amplitude.
 POSES = {
     "au43": ("blink", 0.6),
+    "au51": ("yaw", -0.34),
+    "au52": ("yaw", 0.34),
     "au53": ("pitch", -0.30),
     "au54": ("pitch", 0.30),
     "au55": ("roll", 0.26),
@@ -547,7 +549,7 @@ def _move_head(clip, seed, column, times, rng) -> None:
         return np.sin(speed * times + phase[k])
 
     column["roll"][:] += 0.07 * tilt + 0.03 * drift(0, 0.8)
-    column["yaw"][:] = 0.11 * turn + 0.05 * drift(1, 0.6) + 0.05 * shake * drift(2, 4.0)
+    column["yaw"][:] += 0.11 * turn + 0.05 * drift(1, 0.6) + 0.05 * shake * drift(2, 4.0)
     column["pitch"][:] += 0.04 * level + 0.03 * drift(3, 0.9) + 0.05 * nod * drift(4, 5.0)
     column["x"][:] = 0.02 * drift(5, 0.7) + 0.04 * sway * drift(6, 2.2)
     column["y"][:] = 0.04 + 0.015 * drift(7, 1.1) + 0.012 * nod * drift(4, 5.0)

@@ -107,12 +107,13 @@ class WarmStart:
 
     vision_steps: int = 1000
     vision_batch: int = 64  # pairs of frames
-    audio_steps: int = 400
+    audio_steps: int = 250
     audio_batch: int = 16
     audio_seconds: float = 3.0  # a random cut of each clip
-    text_steps: int = 300
+    text_steps: int = 100
     text_batch: int = 64
-    lr: float = 1e-3
+    lr: float = 2e-3  # of vision and audio
+    text_lr: float = 1e-3
     change_size: int = 32  # pixels a side of the change that is reconstructed
     mel_bands: int = 64
     masked_share: float = 0.3  # of the steps of sound, and of the words

@@ -226,4 +226,4 @@ def warm_text(
             ).last_hidden_state
             yield F.cross_entropy(decoder(hidden[masked]), ids[masked])
 
-    return _optimise([encoder, decoder], losses(), plan.text_steps, plan.lr, progress)
+    return _optimise([encoder, decoder], losses(), plan.text_steps, plan.text_lr, progress)

@@ -25,9 +25,10 @@ FOLDS = 3
 
 
 def pooled(data: FeatureSet, modality: str) -> np.ndarray:
-    """One float64 row a clip: mean and standard deviation over its steps, or the text vector.
+    """One float64 row a clip, from its steps or its text vector.
 
-    modality : "frames" or "audio", which give (N, 2 D), or "text", which gives (N, D)
+    modality : "frames", the mean change since the clip's first frame (N, D), which leaves out
+        whose face it is; "audio", mean and standard deviation over time (N, 2 D); "text" (N, D)
 
     A clip without the modality has a row of NaN. Raises ValueError when the whole set lacks it.
     """
@@ -35,11 +36,15 @@ def pooled(data: FeatureSet, modality: str) -> np.ndarray:
         raise ValueError(f"modality: expected one of {sorted(data.dims)}, came {modality!r}")
     if modality == "text":
         return data.text.astype(np.float64)
-    rows = np.full((len(data), 2 * data.dims[modality]), np.nan)
+    parts = 1 if modality == "frames" else 2
+    rows = np.full((len(data), parts * data.dims[modality]), np.nan)
     for row, steps in enumerate(getattr(data, modality)):
         if steps is not None:
             steps = steps.astype(np.float64)
-            rows[row] = np.concatenate([steps.mean(axis=0), steps.std(axis=0)])
+            if modality == "frames":
+                rows[row] = (steps - steps[0]).mean(axis=0)
+            else:
+                rows[row] = np.concatenate([steps.mean(axis=0), steps.std(axis=0)])
     return rows
 
 

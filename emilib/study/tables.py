@@ -330,8 +330,8 @@ def _spread(row: dict) -> str:
     if not math.isfinite(row["here"]):
         return row["status"]
     if not math.isfinite(row["sd"]):
-        return f"{row['here']:.3f}"
-    return f"{row['here']:.3f} ± {row['sd']:.3f}"
+        return _minus(f"{row['here']:.3f}")
+    return _minus(f"{row['here']:.3f} ± {row['sd']:.3f}")
 
 
 def _signed(value: float, digits: int = 2) -> str:

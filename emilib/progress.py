@@ -5,6 +5,8 @@ what is appended to it. Without that file the line goes to stderr, so that resul
 stdout.
 """
 
+import contextlib
+import io
 import os
 import sys
 import time
@@ -20,6 +22,12 @@ def report(text: str) -> None:
         # In a notebook's kernel, or a process it started, a stray line would become part of the
         # committed outputs.
         print(text, file=sys.stderr, flush=True)
+
+
+def quietly(function, *arguments, **options):
+    """``function(...)`` without what it prints: hub mixins announce every folder they read."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return function(*arguments, **options)
 
 
 class Counter:

@@ -216,6 +216,8 @@ def _execute(path: Path, out: Path, parameters: dict, label: str):
                 progress_bar=False,
                 config=Config(KernelManager={"transport": "ipc"}),  # no open TCP ports
                 cwd=str(path.parent),
+                # Kernels are interrupted before they are asked to end, and would say so.
+                extra_arguments=["--IPKernelApp.log_level=50"],
             )
         except Exception as error:
             outcome["error"] = error

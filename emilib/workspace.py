@@ -20,7 +20,7 @@ import pandas as pd
 from . import profiles
 from .cache import Cache, source_sum
 from .corpus import layout, media
-from .progress import Counter
+from .progress import Counter, quietly
 
 # No progress bars of libraries: they would be saved into notebooks. Read when these are imported.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -275,7 +275,7 @@ class Workspace:
         return Contrast(
             load_encoder(folder / "media").eval(),
             load_encoder(folder / "text").eval(),
-            ContrastivePair.from_pretrained(folder / "heads").eval(),
+            quietly(ContrastivePair.from_pretrained, folder / "heads").eval(),
             pd.read_csv(folder / "history.csv").to_dict("records"),
         )
 
@@ -447,7 +447,7 @@ class Workspace:
     # -------------------------------------------------------------------------------- features
 
     def features(self, kind="ours", stage="aligned"):
-        """FeatureSplits of the corpus.
+        """FeatureSplits of the corpus, standardised by the training clips.
 
         kind : "ours", of the encoders at `stage`; "official", the organisers' pickles
         """
@@ -468,9 +468,13 @@ class Workspace:
             split: self._feature_set(self.clips[self.clips["split"] == split], stores)
             for split in ("train", "validation", "test")
         }
+        moments = splits["train"].moments()
+        splits = {name: data.standardised(moments) for name, data in splits.items()}
         digest = hashlib.sha256("".join(s.fingerprint() for s in splits.values()).encode())
         digest.update(json.dumps(parts).encode())
-        return FeatureSplits(**splits, fingerprint=digest.hexdigest()[:32], name=kind)
+        return FeatureSplits(
+            **splits, fingerprint=digest.hexdigest()[:32], name=kind, moments=moments
+        )
 
     def _feature_set(self, clips: pd.DataFrame, stores: dict):
         from .features.batches import FeatureSet
@@ -519,7 +523,8 @@ class Workspace:
             "corpus": self.corpus_key,
             "stage": stage,
             "encoders": self._encoder_parts(stage),
-            "media": [self.profile.fps, self.profile.image_size],
+            "media": [self.profile.visual, self.profile.fps, self.profile.image_size],
+            "audio_every": self.profile.audio_every,
             "code": source_sum("study/extraction.py", "features/encoders.py", "corpus/media.py"),
         }
         texts = dict(zip(self.clips["id"], self.clips["transcript"], strict=True))
@@ -533,7 +538,7 @@ class Workspace:
         def produce(ids):
             words = [texts[i] if isinstance(texts[i], str) else "" for i in ids]
             sounds = (stores["waveform"][i] for i in ids)
-            yield from extract(encoders, frames(ids), sounds, words)
+            yield from extract(encoders, frames(ids), sounds, words, self.profile.audio_every)
 
         return store.build(
             self.cache,

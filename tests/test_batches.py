@@ -101,6 +101,25 @@ def test_select_and_only():
     assert not words.present[:, :2].any()
 
 
+def test_standardised_columns_have_mean_0_and_deviation_1_over_real_steps():
+    data = make()
+    scaled = data.standardised(data.moments())
+    for name in ("frames", "audio"):
+        rows = np.concatenate([a for a in getattr(scaled, name) if a is not None])
+        np.testing.assert_allclose(rows.mean(axis=0), 0, atol=1e-5)
+        np.testing.assert_allclose(rows.std(axis=0), 1, atol=1e-4)
+    np.testing.assert_allclose(np.nanmean(scaled.text, axis=0), 0, atol=1e-5)
+    assert (scaled.present == data.present).all()
+    other = make(seed=1).standardised(data.moments())
+    mean, spread = data.moments()["audio"]
+    wanted = (make(seed=1).audio[0].astype(float) - mean) / spread
+    np.testing.assert_allclose(other.audio[0], wanted, rtol=1e-5)
+    constant = FeatureSet.from_arrays("ab", text=np.ones((2, 3)))
+    assert (constant.standardised(constant.moments()).text == 0).all()
+    with pytest.raises(ValueError, match="lacks"):
+        data.standardised(constant.moments())
+
+
 def test_fingerprint_changes_with_any_content():
     data = make()
     assert data.fingerprint() == make().fingerprint()

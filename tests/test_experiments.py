@@ -22,6 +22,7 @@ PROFILE = types.SimpleNamespace(
     taemi={"width": 8, "heads": 2},
     dual_stage_recipe=dataclasses.replace(RECIPE, ema_decay=0.9),
     taemi_recipe=dataclasses.replace(RECIPE, schedule="warmup_cosine", patience=2),
+    baseline={},
     baseline_recipe=RECIPE,
 )
 

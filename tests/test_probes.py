@@ -16,12 +16,13 @@ def rng():
 
 
 def _clips(rng, count, weights):
-    """Clips whose labels are a linear map of the mean of their frames; audio says nothing."""
+    """Clips whose labels are a linear map of how their frames change; audio says nothing."""
     means = rng.standard_normal((count, 4))
     frames = []
     for mean in means:
         steps = rng.standard_normal((int(rng.integers(2, 9)), 4))
-        frames.append(steps - steps.mean(axis=0) + mean)
+        whose = 5 * rng.standard_normal(4)  # the face at rest, which tells nothing
+        frames.append(np.vstack([np.zeros(4), steps - steps.mean(axis=0) + mean]) + whose)
     audio = [rng.standard_normal((5, 3)) for _ in range(count)]
     text = rng.standard_normal((count, 2))
     return FeatureSet.from_arrays(range(count), frames, audio, text, target=means @ weights)
@@ -33,10 +34,10 @@ def _splits(rng):
     return FeatureSplits(train, validation, test, fingerprint="", name="ours")
 
 
-def test_pooled_is_mean_and_standard_deviation_of_each_clip(rng):
+def test_pooled_sound_is_mean_and_standard_deviation_of_each_clip(rng):
     steps = rng.standard_normal((7, 3)).astype(np.float16)
-    data = FeatureSet.from_arrays("ab", frames=[steps, None], text=np.array([[1.0, 2], [3, 4]]))
-    found = probes.pooled(data, "frames")
+    data = FeatureSet.from_arrays("ab", audio=[steps, None], text=np.array([[1.0, 2], [3, 4]]))
+    found = probes.pooled(data, "audio")
     for column in range(3):
         values = [float(v) for v in steps[:, column]]
         mean = sum(values) / 7
@@ -44,8 +45,19 @@ def test_pooled_is_mean_and_standard_deviation_of_each_clip(rng):
         np.testing.assert_allclose(found[0, [column, 3 + column]], [mean, spread], rtol=1e-12)
     assert np.isnan(found[1]).all()
     np.testing.assert_array_equal(probes.pooled(data, "text"), [[1, 2], [3, 4]])
-    with pytest.raises(ValueError, match="audio"):
-        probes.pooled(data, "audio")
+    with pytest.raises(ValueError, match="frames"):
+        probes.pooled(data, "frames")
+
+
+def test_pooled_frames_are_the_change_since_the_first(rng):
+    steps = rng.standard_normal((7, 3))
+    data = FeatureSet.from_arrays("ab", frames=[steps, None])
+    found = probes.pooled(data, "frames")
+    wanted = [sum(row[j] - steps[0, j] for row in steps) / 7 for j in range(3)]
+    np.testing.assert_allclose(found[0], wanted, rtol=1e-12)
+    assert np.isnan(found[1]).all()
+    moved = FeatureSet.from_arrays("ab", frames=[steps + 100, None])
+    np.testing.assert_allclose(probes.pooled(moved, "frames")[0], wanted, rtol=1e-9)
 
 
 def test_ridge_is_the_closed_form_on_standardised_columns(rng, monkeypatch):
@@ -91,12 +103,12 @@ def test_probe_has_a_row_a_modality_and_tells_them_apart(rng):
 def test_ceiling_matches_rows_by_id_whatever_their_order(rng):
     splits = _splits(rng)
     splits.validation.ids[:] = [str(1000 + i) for i in range(50)]
-    rows = [probes.pooled(s, "frames")[:, :4] for s in (splits.train, splits.validation)]
+    rows = [probes.pooled(s, "frames") for s in (splits.train, splits.validation)]
     signals = pd.DataFrame(np.concatenate(rows), columns=[f"frames_{i}" for i in range(4)])
     signals["audio_0"], signals["text_0"] = rng.standard_normal((2, 130))
     signals.insert(0, "id", splits.train.ids + splits.validation.ids)
     table = probes.ceiling(signals.sample(frac=1, random_state=0), splits)
-    assert table.set_index("modality").loc["frames"].min() > 0.999
+    assert table.set_index("modality").loc["frames"].min() > 0.99
     with pytest.raises(ValueError, match="lack one"):
         probes.ceiling(signals.iloc[1:], splits)
 

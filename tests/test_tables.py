@@ -17,6 +17,7 @@ PROFILE = types.SimpleNamespace(
     taemi={},
     dual_stage_recipe=Recipe.dual_stage(),
     taemi_recipe=Recipe.taemi(),
+    baseline={},
     baseline_recipe=Recipe(),
 )
 CLIPS = 90

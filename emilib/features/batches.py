@@ -168,6 +168,46 @@ class FeatureSet:
         columns = (pick(v) for v in (self.ids, self.frames, self.audio, self.text, self.target))
         return FeatureSet(*columns, dict(self.dims))
 
+    def moments(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Mean and standard deviation (D,) of each modality's columns, over all real steps."""
+        found = {}
+        for name in self.dims:
+            if name == "text":
+                rows = self.text[self.present[:, 2]]
+            else:
+                rows = np.concatenate([a for a in getattr(self, name) if a is not None])
+            rows = rows.astype(np.float64)
+            # A column that never changes is left at its mean, not divided by nothing.
+            found[name] = (rows.mean(axis=0), np.where(rows.std(axis=0) > 0, rows.std(axis=0), 1.0))
+        return found
+
+    def standardised(self, moments: dict[str, tuple[np.ndarray, np.ndarray]]) -> "FeatureSet":
+        """Each column minus a mean, over a standard deviation: those of `moments` of other clips.
+
+        Encoders' features have large constant parts; without this a fusion model spends its
+        training on finding where the variation is. Take the moments of the training clips.
+        """
+        unknown = set(self.dims) - set(moments)
+        if unknown:
+            raise ValueError(
+                f"standardised: expected moments of {sorted(self.dims)}, lacks {unknown}"
+            )
+
+        def scale(name, values):
+            mean, spread = moments[name]
+            return ((values - mean) / spread).astype(np.float32)
+
+        columns = {
+            name: None
+            if getattr(self, name) is None
+            else [None if a is None else scale(name, a) for a in getattr(self, name)]
+            for name in ("frames", "audio")
+        }
+        text = None if self.text is None else scale("text", self.text)
+        return FeatureSet(
+            self.ids, columns["frames"], columns["audio"], text, self.target, self.dims
+        )
+
     def only(self, *modalities: str) -> "FeatureSet":
         """The same clips with only these modalities."""
         unknown = set(modalities) - set(MODALITIES)
@@ -285,6 +325,7 @@ class FeatureSplits:
     """The three partitions of a corpus as features of one kind.
 
     name : "ours" (encoders of Stage I) or "official" (the organisers' features)
+    moments : of the training clips, where the features have been standardised by them
     fingerprint : changes when any feature, id or target does
     """
 
@@ -293,3 +334,4 @@ class FeatureSplits:
     test: FeatureSet
     fingerprint: str
     name: str
+    moments: dict | None = None

@@ -26,6 +26,7 @@ import torch
 from emilib import models
 from emilib.cache import Cache, key, source_sum
 from emilib.features.batches import FeatureSet, FeatureSplits
+from emilib.progress import quietly
 from emilib.study import claims, metrics, training
 from emilib.study.training import Recipe
 
@@ -69,7 +70,7 @@ class Experiment:
 def experiments(profile) -> dict[str, Experiment]:
     """Every row of A2, A3, B2, B3 and B4, by name of experiment.
 
-    profile : gives sizes and recipes: `dual_stage` and `taemi` (settings of the models),
+    profile : gives sizes and recipes: `dual_stage`, `taemi`, `baseline` (settings of the models),
         `dual_stage_recipe`, `taemi_recipe` and `baseline_recipe`
     """
     listed = [*_baselines(profile), *_dual_stage(profile), *_taemi(profile), *_earlier()]
@@ -83,7 +84,7 @@ def _baselines(profile) -> list[Experiment]:
         Experiment(
             "vit_baseline",
             "LastStepGRU",
-            {"modality": "frames"},
+            {"modality": "frames", **profile.baseline},
             ("frames",),
             "official",
             recipe,
@@ -273,7 +274,7 @@ class Results:
             raise ValueError(f"{name!r} is a mean of {outcome.experiment.members}: load these")
         position = 0 if seed is None else outcome.seeds.index(seed)
         cls = getattr(models, outcome.experiment.model)
-        return cls.from_pretrained(str(outcome.folders[position] / "model")).eval()
+        return quietly(cls.from_pretrained, str(outcome.folders[position] / "model")).eval()
 
 
 def _check_same_clips(first: Outcome, second: Outcome) -> None:

@@ -15,7 +15,11 @@ SOUNDS = 8  # waveforms a forward pass
 
 @torch.inference_mode()
 def extract(
-    encoders: dict, frames: Iterable, waveforms: Iterable, texts: Sequence[str]
+    encoders: dict,
+    frames: Iterable,
+    waveforms: Iterable,
+    texts: Sequence[str],
+    audio_every: int = 1,
 ) -> Iterator[dict]:
     """Features of clips in their order, as dicts of half-precision arrays or None.
 
@@ -23,6 +27,7 @@ def extract(
     frames : (T, 3, H, W) uint8 or None, one a clip
     waveforms : (S,) int16 at 16 kHz or None, one a clip
     texts : transcripts, "" where there is none
+    audio_every : hidden states of the sound that are averaged into one step
 
     Yields {"frames": (T, D), "audio": (T, D), "text": (1, D)}.
     """
@@ -34,7 +39,7 @@ def extract(
         pictures, sounds, words = zip(*group, strict=True)
         columns = {
             "frames": encode_frames(encoders["vision"], pictures, device),
-            "audio": encode_waveforms(encoders["audio"], sounds, device),
+            "audio": encode_waveforms(encoders["audio"], sounds, device, audio_every),
             "text": encode_texts(encoders["text"], words, device),
         }
         for row in zip(*columns.values(), strict=True):
@@ -61,8 +66,11 @@ def encode_frames(encoder, clips: Sequence, device="cpu") -> list:
 
 
 @torch.inference_mode()
-def encode_waveforms(encoder, clips: Sequence, device="cpu") -> list:
-    """(T, D) float16 of each clip's sound; None where it is missing or shorter than one step."""
+def encode_waveforms(encoder, clips: Sequence, device="cpu", every: int = 1) -> list:
+    """(T, D) float16 of each clip's sound; None where it is missing or shorter than one step.
+
+    every : hidden states averaged into one row; the last row may be the mean of fewer
+    """
     result = [None] * len(clips)
     here = [i for i, c in enumerate(clips) if c is not None and len(c) >= encoder.shortest]
     here.sort(key=lambda i: len(clips[i]))  # little padding within a batch
@@ -72,8 +80,12 @@ def encode_waveforms(encoder, clips: Sequence, device="cpu") -> list:
         values, valid = padded(waveforms)
         hidden, steps = encoder(values.to(device), valid.to(device))
         for i, states, count in zip(rows, hidden, steps.sum(dim=1).tolist(), strict=True):
-            result[i] = _half(states[:count])
+            result[i] = _half(_averaged(states[:count], every))
     return result
+
+
+def _averaged(states: torch.Tensor, every: int) -> torch.Tensor:
+    return torch.stack([group.mean(dim=0) for group in states.split(every)])
 
 
 @torch.inference_mode()

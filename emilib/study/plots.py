@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
+import seaborn
 from matplotlib.figure import Figure
 
 from emilib.cache import atomic_write
@@ -128,25 +129,23 @@ def emotion_map(
         title = "ρ of each emotion on validation"
         figure, axes = _canvas(9.4, 0.8 + 0.3 * len(rho), title, corpus)
         values = rho.to_numpy()
-        top = max(0.1, float(values.max()))
-        image = axes.imshow(values, cmap="viridis", vmin=min(0.0, values.min()), vmax=top)
-        axes.set_aspect("auto")
-        low, high = image.get_clim()
-        for (i, j), value in np.ndenumerate(values):
-            bright = (value - low) / (high - low) > 0.6
-            text = f"{value:.2f}".replace("-", "−")
-            axes.text(
-                j, i, text, ha="center", va="center", color="black" if bright else "white", size=8.5
-            )
-        axes.set_xticks(
-            range(rho.shape[1]), [str(c).replace(" ", "\n") for c in rho.columns], size=9
+        seaborn.heatmap(
+            rho,
+            ax=axes,
+            cmap="viridis",
+            vmin=min(0.0, float(values.min())),
+            vmax=max(0.1, float(values.max())),
+            annot=[[f"{value:.2f}".replace("-", "−") for value in row] for row in values],
+            fmt="",
+            annot_kws={"size": 8.5},
+            cbar_kws={"label": "Pearson ρ", "fraction": 0.04, "pad": 0.02},
         )
-        axes.set_yticks(range(len(rho)), [(labels or {}).get(name, name) for name in rho.index])
+        columns = [str(column).replace(" ", "\n") for column in rho.columns]
+        axes.set_xticklabels(columns, size=9, rotation=0)
+        axes.set_yticklabels([(labels or {}).get(name, name) for name in rho.index], rotation=0)
+        axes.set(xlabel="", ylabel="")
         axes.grid(visible=False)
         axes.tick_params(length=0)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        figure.colorbar(image, ax=axes, label="Pearson ρ", fraction=0.04, pad=0.02)
         return figure
 
 

@@ -138,7 +138,8 @@ def recalls(table: pd.DataFrame, corpus: str) -> Figure:
                 values = [row[c] for c in columns]
                 panel.plot(columns, values, label=row["stage"], **styles[row["stage"]])
             panel.set_title(SIDES.get(side, side), size=9.5)
-            panel.set_ylim(bottom=0)
+        # Only now: a limit set while curves are still missing would cut them off.
+        axes[0].set_ylim(bottom=0)
         axes[0].set_ylabel("share of transcripts")
         axes[0].legend()
         return figure

@@ -1,0 +1,145 @@
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from emilib import profiles
+from emilib.corpus.layout import EMOTIONS
+from emilib.workspace import SYNTHETIC, Workspace
+
+
+@pytest.fixture(scope="module")
+def profile():
+    small = profiles.get("smoke")
+    counts = {"train": 14, "validation": 8, "test": 3}
+    return dataclasses.replace(small, corpus_size=counts, seeds=(0,), workers=1)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory, profile):
+    return Workspace(profile, home=tmp_path_factory.mktemp("home"))
+
+
+def test_the_embedded_corpus_is_made_and_named(workspace):
+    assert workspace.corpus_name == SYNTHETIC
+    assert workspace.clips["split"].value_counts().to_dict() == {
+        "train": 14,
+        "validation": 8,
+        "test": 3,
+    }
+    assert workspace.transcript_source.startswith("Text: from")
+
+
+def test_media_follow_the_defects_of_the_clips(workspace):
+    folder = workspace.folder / ".synthetic"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    text = json.dumps(manifest)
+    frames, waveform = workspace.media["frames"], workspace.media["waveform"]
+    clips = workspace.clips.set_index("id")
+    assert frames.ids == clips.index.tolist()
+    missing = [i for i in frames.ids if frames[i] is None]
+    assert missing, "a corpus of this size has a clip without a face"
+    for id_ in frames.ids:
+        faces = clips.loc[id_, "faces"]
+        crops = 0
+        if isinstance(faces, str):
+            crops = len(list((workspace.folder / faces).glob("*.jpg")))
+        assert (frames[id_] is None) == (crops == 0)
+        if frames[id_] is not None:
+            assert frames[id_].shape[1:] == (3, 64, 64)
+            assert frames[id_].dtype == np.uint8
+            seconds = workspace.seconds[id_]
+            assert abs(len(frames[id_]) - 5 * seconds) <= 1.5 or len(frames[id_]) == crops
+        if waveform[id_] is not None:
+            assert waveform[id_].dtype == np.int16
+    assert "no_face" in text
+
+
+def test_features_have_the_clips_targets_and_gaps(workspace):
+    ours = workspace.features("ours")
+    assert (len(ours.train), len(ours.validation), len(ours.test)) == (14, 8, 3)
+    assert ours.train.dims == {"frames": 64, "audio": 64, "text": 128}
+    expected = workspace.clips.query("split == 'validation'")[list(EMOTIONS)].to_numpy(float)
+    np.testing.assert_array_equal(ours.validation.target, expected)
+    assert ours.test.target is None
+    present = dict(zip(ours.train.ids, ours.train.present, strict=True))
+    for row in workspace.clips.query("split == 'train'").itertuples():
+        words = isinstance(row.transcript, str) and bool(row.transcript.strip())
+        assert present[row.id][2] == words
+        assert present[row.id][0] == (workspace.media["frames"][row.id] is not None)
+    official = workspace.features("official")
+    assert official.train.dims == {"frames": 384, "audio": 768}
+    assert official.fingerprint != ours.fingerprint
+
+
+def test_a_second_workspace_makes_nothing_again(workspace, profile, monkeypatch):
+    workspace.features("ours")
+    again = Workspace(profile, home=workspace.home)
+
+    def refuse(*_):
+        raise AssertionError("a step that is kept was made again")
+
+    for name in ("_make_start", "_make_contrast"):
+        monkeypatch.setattr(again, name, refuse)
+    monkeypatch.setattr("emilib.workspace._decode", refuse)
+    assert again.features("ours").fingerprint == workspace.features("ours").fingerprint
+
+
+def test_a_corpus_folder_from_elsewhere_gives_the_same_features(workspace, profile, tmp_path):
+    elsewhere = tmp_path / "a corpus"
+    shutil.copytree(workspace.folder, elsewhere)
+    other = Workspace(profile, corpus=elsewhere, home=tmp_path / "home")
+    assert other.corpus_name == SYNTHETIC, "a copied synthetic corpus is still labelled so"
+    theirs, ours = other.features("official"), workspace.features("official")
+    assert theirs.fingerprint == ours.fingerprint
+    (elsewhere / "synthetic.json").unlink()
+    real = Workspace(profile, corpus=elsewhere, home=tmp_path / "home")
+    assert real.corpus_name == "corpus a corpus"
+    assert real.corpus_key != other.corpus_key
+
+
+def test_the_corpus_key_of_a_real_folder_follows_its_labels_and_words(workspace, profile, tmp_path):
+    folder = tmp_path / "corpus"
+    shutil.copytree(workspace.folder, folder)
+    (folder / "synthetic.json").unlink()
+
+    def key():
+        return Workspace(profile, corpus=folder, home=tmp_path / "home").corpus_key
+
+    first = key()
+    assert key() == first
+    text = next((folder / "text").glob("*.txt"))
+    text.write_text(text.read_text() + " indeed")
+    assert key() != first
+
+
+def test_the_paper_profile_needs_a_corpus(tmp_path):
+    with pytest.raises(ValueError, match="needs a corpus folder"):
+        Workspace("paper", home=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda w: w.features("theirs"), "expected ours or official"),
+        (lambda w: w.encoders("middle"), "expected random, start or aligned"),
+        (lambda w: w.results(["nothing"]), "no experiment"),
+    ],
+)
+def test_unknown_names_are_refused(workspace, call, words):
+    with pytest.raises(ValueError, match=words):
+        call(workspace)
+
+
+def test_an_unknown_profile_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="smoke, embedded, paper"):
+        profiles.get("large")
+    monkeypatch.setenv("EMI_PROFILE", "embedded")
+    assert profiles.get().name == "embedded"
+
+
+def test_figures_of_anything_but_the_default_run_stay_out_of_the_project(workspace, tmp_path):
+    assert workspace.figures.is_relative_to(workspace.home)
+    assert Workspace("embedded", home=tmp_path).figures.is_relative_to(tmp_path)

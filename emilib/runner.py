@@ -398,7 +398,8 @@ def _run(options) -> int:
         _say(f"Tables in README.md: {'brought up to date' if new else 'as they were'}.")
     if options.only is None:
         _print_tables(figures)
-    _say(f"\nNotebooks: {out}\nFigures:   {figures}\nModels:    {out.parent / 'models'}")
+    models = out.parent / "cache" / "result"
+    _say(f"\nNotebooks: {out}\nFigures:   {figures}\nModels:    {models}, a folder for each run")
     _say(f"Finished in {time.monotonic() - start:.0f} s.")
     return 0
 

@@ -446,17 +446,18 @@ class Workspace:
 
     # -------------------------------------------------------------------------------- features
 
-    def features(self, kind="ours", stage="aligned"):
-        """FeatureSplits of the corpus, standardised by the training clips.
+    def features(self, kind="ours", stage="aligned", standardised=True):
+        """FeatureSplits of the corpus.
 
         kind : "ours", of the encoders at `stage`; "official", the organisers' pickles
+        standardised : by the training clips, as fusion models get them; False as encoders give them
         """
         if kind not in ("ours", "official"):
             raise ValueError(f"features: expected ours or official, came {kind!r}")
-        return self._features(kind, stage if kind == "ours" else None)
+        return self._features(kind, stage if kind == "ours" else None, standardised)
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - a workspace lives as long as its process
-    def _features(self, kind: str, stage: str | None):
+    def _features(self, kind: str, stage: str | None, standardised: bool):
         if kind == "official":
             stores = self._official()
             parts = {}
@@ -468,8 +469,9 @@ class Workspace:
             split: self._feature_set(self.clips[self.clips["split"] == split], stores)
             for split in ("train", "validation", "test")
         }
-        moments = splits["train"].moments()
-        splits = {name: data.standardised(moments) for name, data in splits.items()}
+        moments = splits["train"].moments() if standardised else None
+        if standardised:
+            splits = {name: data.standardised(moments) for name, data in splits.items()}
         digest = hashlib.sha256("".join(s.fingerprint() for s in splits.values()).encode())
         digest.update(json.dumps(parts).encode())
         return FeatureSplits(

@@ -334,7 +334,8 @@ class Workspace:
                 getattr(self, method)(argument)
             return
         self.media  # noqa: B018 - decoded once here, not twice by the two processes
-        work = [(self.profile, self._folder, self.home, method, a) for a in arguments]
+        # The folder is named, so that the processes do not both see to the embedded corpus.
+        work = [(self.profile, self.folder, self.home, method, a) for a in arguments]
         with _pool(2) as pool:
             list(pool.map(_call, work))
 

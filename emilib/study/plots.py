@@ -188,8 +188,8 @@ def save(figure: Figure, folder, name: str, data: pd.DataFrame) -> tuple[Path, P
     return picture, numbers
 
 
-def _canvas(width: float, height: float, title: str, corpus: str, columns: int = 1):
-    """A figure with its title and the corpus at the top, and axes below them; sizes in inches."""
+def sheet(width: float, height: float, title: str, corpus: str = "") -> Figure:
+    """An empty figure with its title, and below it the corpus in grey; sizes in inches."""
     lines = textwrap.wrap(corpus, int(width * 13))
     header = 0.36 + 0.17 * len(lines)
     height += header
@@ -198,6 +198,12 @@ def _canvas(width: float, height: float, title: str, corpus: str, columns: int =
     figure.text(0.012, 1 - 0.08 / height, title, va="top", size=11.5, weight="bold")
     top = 1 - 0.32 / height
     figure.text(0.012, top, "\n".join(lines), va="top", size=8.5, color=GREY)
+    return figure
+
+
+def _canvas(width: float, height: float, title: str, corpus: str, columns: int = 1):
+    """A `sheet` and axes on it, side by side."""
+    figure = sheet(width, height, title, corpus)
     return figure, figure.subplots(1, columns)
 
 

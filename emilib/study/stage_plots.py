@@ -7,7 +7,6 @@ Dimension key: B clips, T steps, M segments, D width, E emotions.
 
 import itertools
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -17,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ..corpus.layout import EMOTIONS
-from .plots import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, YELLOW
+from .plots import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, YELLOW, sheet
 
 MODALITIES = ("frames", "audio", "text")
 COLOURS = {"frames": BLUE, "audio": ORANGE, "text": GREEN}
@@ -429,14 +428,7 @@ def _figure(
     squeeze=True,
 ):
     """A figure with its title and the corpus above its axes; sizes in inches."""
-    lines = textwrap.wrap(corpus, int(width * 13))
-    header = 0.36 + 0.17 * len(lines)
-    height += header
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - header / height))
-    figure.text(0.012, 1 - 0.08 / height, title, va="top", size=11.5, weight="bold")
-    top = 1 - 0.32 / height
-    figure.text(0.012, top, "\n".join(lines), va="top", size=8.5, color=GREY)
+    figure = sheet(width, height, title, corpus)
     axes = figure.subplots(
         rows, columns, sharex=sharex, sharey=sharey, squeeze=squeeze, height_ratios=ratios
     )

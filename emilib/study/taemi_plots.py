@@ -18,7 +18,7 @@ from scipy.stats import binom
 from .corpus_plots import envelope
 from .experiments import Results
 from .metrics import mean_pearson
-from .plots import BLUE, CYCLE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, YELLOW
+from .plots import BLUE, CYCLE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, YELLOW, sheet
 from .training import predict
 
 MODALITIES = ("frames", "audio", "text")
@@ -84,7 +84,7 @@ def attention_rows(attention: np.ndarray, valid: np.ndarray) -> Figure:
     clips, heads, steps = attention.shape
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         title = "One query a clip: each head spreads a weight of 1 over the real steps"
-        figure = _sheet(8.2, 0.7 + 0.34 * heads, title)
+        figure = sheet(8.2, 0.7 + 0.34 * heads, title)
         panels = figure.subplots(1, clips, squeeze=False)[0]
         top = float(attention.max())
         for panel, weights, real, number in zip(
@@ -112,7 +112,7 @@ def dropout_counts(replaced: np.ndarray, chance: float) -> Figure:
     clips = len(replaced)
     with matplotlib.rc_context(STYLE):
         title = f"Modality dropout with p = {chance:g}, over {clips:,} clips in training"
-        figure = _sheet(8.2, 2.7, title)
+        figure = sheet(8.2, 2.7, title)
         left, right = figure.subplots(1, 2)
         left.bar(
             MODALITIES, replaced.mean(axis=0), color=[COLOURS[m] for m in MODALITIES], width=0.6
@@ -141,7 +141,7 @@ def learning_rate(curve: np.ndarray, runs: Sequence[pd.DataFrame], warmup: int) 
     """
     with matplotlib.rc_context(STYLE):
         title = "Linear warm-up, then cosine: one rate a step"
-        figure = _sheet(7.2, 2.8, title)
+        figure = sheet(7.2, 2.8, title)
         axes = figure.subplots()
         axes.axvspan(1, warmup + 1, color="#EDEDED", label=f"warm-up, {warmup} steps")
         steps = np.arange(1, len(curve) + 1)
@@ -174,7 +174,7 @@ def attention_clips(clips: Sequence[Mapping], rate: int, corpus: str) -> Figure:
     """
     with matplotlib.rc_context(STYLE):
         title = "What the text vector looks at, in frames and in sound"
-        figure = _sheet(max(6.2, 1.4 + 3.1 * len(clips)), 5.2, title, corpus)
+        figure = sheet(max(6.2, 1.4 + 3.1 * len(clips)), 5.2, title, corpus)
         axes = figure.subplots(4, len(clips), squeeze=False, height_ratios=(1, 1.1, 0.7, 1.1))
         for column, clip in enumerate(clips):
             strip, over_frames, sound, over_sound = axes[:, column]
@@ -243,7 +243,7 @@ def focus(table: pd.DataFrame, corpus: str) -> Figure:
     names = [m for m in MODALITIES if m in set(table["modality"])]
     with matplotlib.rc_context(STYLE):
         title = "How selective is the anchor? Share of a clip's steps that a head looks at"
-        figure = _sheet(8.2, 2.8, title, corpus)
+        figure = sheet(8.2, 2.8, title, corpus)
         panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
         bins = np.linspace(0, 1, 26)
         for panel, name in zip(panels, names, strict=True):
@@ -264,7 +264,7 @@ def subset_dots(table: pd.DataFrame, corpus: str) -> Figure:
     inputs, models = list(dict.fromkeys(table["input"])), list(dict.fromkeys(table["model"]))
     with matplotlib.rc_context(STYLE):
         title = "Trained on everything, given only a part"
-        figure = _sheet(7.2, 1.0 + 0.42 * len(inputs), title, corpus)
+        figure = sheet(7.2, 1.0 + 0.42 * len(inputs), title, corpus)
         axes = figure.subplots()
         offsets = np.linspace(0.22, -0.22, len(models)) if len(models) > 1 else [0.0]
         colours = (BLUE, ORANGE, GREEN, PINK, YELLOW)
@@ -333,7 +333,7 @@ def against(rows: pd.DataFrame, corpus: str) -> Figure:
     """
     with matplotlib.rc_context(STYLE):
         title = "Every row of both papers: their ρ against ours"
-        figure = _sheet(6.6, 4.6, title, corpus)
+        figure = sheet(6.6, 4.6, title, corpus)
         axes = figure.subplots()
         drawn = rows[rows["here"].notna()]
         reach = [min(0.0, drawn["low"].min()), max(drawn[["paper", "high"]].max()) + 0.02]
@@ -350,21 +350,6 @@ def against(rows: pd.DataFrame, corpus: str) -> Figure:
         axes.set_xlim(left=0)
         axes.legend(loc="upper left", fontsize=8.5)
         return figure
-
-
-# ------------------------------------------------------------------------------------- pieces
-
-
-def _sheet(width: float, height: float, title: str, corpus: str = "") -> Figure:
-    """An empty figure with its title, and below it the corpus in grey; sizes in inches."""
-    lines = textwrap.wrap(corpus, int(width * 13))
-    header = 0.36 + 0.17 * len(lines)
-    height += header
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - header / height))
-    figure.text(0.012, 1 - 0.08 / height, title, va="top", size=11.5, weight="bold")
-    figure.text(0.012, 1 - 0.32 / height, "\n".join(lines), va="top", size=8.5, color=GREY)
-    return figure
 
 
 def _say(axes, text: str) -> None:

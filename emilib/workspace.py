@@ -8,16 +8,14 @@ import dataclasses
 import functools
 import hashlib
 import json
-import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from . import profiles
+from . import processes, profiles
 from .cache import Cache, source_sum
 from .corpus import layout, media
 from .progress import Counter, quietly
@@ -201,7 +199,7 @@ class Workspace:
         jobs = {row.id: self._job(row, kept) for row in clips.itertuples()}
 
         def produce(ids: Sequence[str]) -> Iterator[dict]:
-            with _pool(self.workers) as pool:
+            with processes.pool(self.workers) as pool:
                 yield from pool.map(_decode, [jobs[id_] for id_ in ids], chunksize=4)
 
         return store.build(
@@ -336,7 +334,7 @@ class Workspace:
         self.media  # noqa: B018 - decoded once here, not twice by the two processes
         # The folder is named, so that the processes do not both see to the embedded corpus.
         work = [(self.profile, self.folder, self.home, method, a) for a in arguments]
-        with _pool(2) as pool:
+        with processes.pool(2) as pool:
             list(pool.map(_call, work))
 
     def _start_parts(self, role: str) -> dict:
@@ -556,7 +554,7 @@ class Workspace:
     def _decoded_frames(self, ids):
         rows = self.clips.set_index("id").loc[list(ids)].reset_index()
         work = [self._job(row, None, sound=False) for row in rows.itertuples()]
-        with _pool(self.workers) as pool:
+        with processes.pool(self.workers) as pool:
             for decoded in pool.map(_decode, work, chunksize=2):
                 yield decoded["frames"]
 
@@ -602,12 +600,6 @@ class Workspace:
         from .study.tables import tables
 
         return tables(self.results(), self.partitions, self.corpus_name)
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # "spawn", because forking a process that has started threads (torch, Numba) may hang.
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context)
 
 
 @dataclasses.dataclass(frozen=True)

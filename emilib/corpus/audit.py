@@ -1,17 +1,16 @@
 """What is broken in a corpus folder, a row a defect; and how long its partitions are."""
 
 import math
-import multiprocessing
 import os
 import re
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from .. import processes
 from . import media
 from .layout import EMOTIONS, FACE_NAME, SPLITS, has_files, read_with_findings
 
@@ -154,9 +153,8 @@ def _map(function, items, workers):
         workers = min(_cores(), len(items) // CLIPS_A_WORKER)
     if workers <= 1:
         return [function(item) for item in items]
-    spawn = multiprocessing.get_context("spawn")  # no copies of this process's threads
     try:
-        with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+        with processes.pool(workers) as pool:
             return list(pool.map(function, items, chunksize=8))
     except BrokenProcessPool as error:
         raise RuntimeError(

@@ -147,12 +147,20 @@ def render(look: Look, motion: np.ndarray, size: tuple[int, int], rng) -> np.nda
     motion = np.ascontiguousarray(motion, dtype=np.float64)
     if motion.ndim != 2 or motion.shape[1] != len(MOTION):
         raise ValueError(f"motion must be (T, {len(MOTION)}), but it is {motion.shape}")
-    return _render(look.packed(), motion, size[0], size[1], _grain(look.noise, rng))
+    # Made here: code that allocates takes Numba seconds longer to compile.
+    frames = np.empty((len(motion), *size, 3), np.uint8)
+    turns = motion[:, _YAW - _AU1 : _ROLL - _AU1 + 1]
+    sines = np.stack([np.cos(turns), np.sin(turns)], axis=2).reshape(len(motion), -1)
+    p = np.hstack([np.tile(look.packed(), (len(motion), 1)), motion, sines])
+    _render(frames, p, _bumps(p), _grain(look.noise, rng))
+    return frames
 
 
 def empty_room(look: Look, frames: int, size: tuple[int, int], rng) -> np.ndarray:
     """The same room with nobody in it: (frames, height, width, 3) uint8 RGB."""
-    return _render_room(look.packed(), frames, size[0], size[1], _grain(look.noise, rng))
+    room = np.empty((frames, *size, 3), np.uint8)
+    _render_room(room, look.packed(), _grain(look.noise, rng))
+    return room
 
 
 def head_box(motion: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -197,7 +205,6 @@ _BLINK, _ROUND, _YAW, _PITCH, _ROLL, _X, _Y, _GAZE_X, _GAZE_Y = range(41, 50)
 _COS_YAW, _SIN_YAW, _COS_PITCH, _SIN_PITCH, _COS_ROLL, _SIN_ROLL = range(50, 56)
 _DEPTH = 0.72  # half depth of the head
 _REACH = 0.95  # beside the head, beyond any hair
-_BUMPS = 11  # rows of the relief
 _EYE_Y = -0.09  # height of the eyes on the face
 
 
@@ -284,7 +291,7 @@ def _shirt(p, x, y, px, under):
     return _over(under, _scaled(_colour(p, _SHIRT_AT), light), cover)
 
 
-@_inlined
+@_inner
 def _torso(p, x, y, px, under):
     colour = under
     if y > 0.4 and abs(x) < 0.8:
@@ -308,7 +315,7 @@ def _hair_tone(p, x, y):
     return _scaled(_colour(p, _HAIR_AT), 0.85 + 0.25 * lamp * x - 0.12 * y + strands + sheen)
 
 
-@_inlined
+@_inner
 def _hair_behind(p, x, y, px):
     """How much of the pixel is hair behind or around the head (head's own axes)."""
     style, rx, ry = p[_STYLE], p[_WIDTH], p[_HEIGHT]
@@ -370,7 +377,7 @@ def _hair_front(p, u, v, px):
     return max(cover, sides)
 
 
-@_inlined
+@_inner
 def _ear(p, x, y, px):
     """Cover and shading of an ear beside the head."""
     q = math.sqrt(((abs(x) - p[_WIDTH] * 0.985) / 0.075) ** 2 + ((y - 0.02) / 0.155) ** 2)
@@ -389,27 +396,33 @@ def _mouth_geometry(p):
     return half, centre, lift, gap
 
 
-@_inner
-def _bumps(p, table):
-    """The relief of half a face in `table` (K, 5): height, u, v, 1 / width, 1 / height."""
+def _bumps(p):
+    """The relief of half a face, (T, K, 5): height, u, v, 1 / width, 1 / height.
+
+    p : (T, P); by NumPy, because assigning rows takes Numba seconds to compile
+    """
+    p = p.T
     ex, nose = p[_EYE_X], p[_NOSE]
-    half, _, _, _ = _mouth_geometry(p)
+    half, _, _, _ = _mouth_geometry.py_func(p)
     smile, cheek = p[_AU12], p[_AU6]
-    table[0] = (0.130, 0.0, 0.13, nose, 0.10)  # tip of the nose
-    table[1] = (0.085, 0.0, -0.04, 0.055, 0.20)  # its bridge
-    table[2] = (0.040, 0.0, 0.40, 0.20, 0.10)  # around the mouth
-    table[3] = (0.055, 0.0, 0.70, 0.17, 0.11)  # chin
-    table[4] = (-0.025 - 0.03 * p[_AU17], 0.0, 0.575, 0.13, 0.04)  # fold above the chin
-    table[5] = (-0.03 * p[_AU4], 0.0, -0.24, 0.025, 0.07)  # between the brows
-    table[6] = (0.035, nose * 0.9, 0.155, 0.045, 0.04)  # wing of the nose
     lifted = 0.17 - 0.05 * smile - 0.03 * cheek
-    table[7] = (0.03 + 0.055 * cheek + 0.045 * smile, 0.32, lifted, 0.15, 0.12)
-    table[8] = (0.045, ex, -0.27 - 0.04 * p[_AU2], 0.17, 0.06)  # brow ridge
-    table[9] = (-0.055, ex, _EYE_Y, 0.15, 0.085)  # socket
     fold = -0.008 - 0.020 * smile - 0.006 * cheek
-    table[10] = (fold, half + 0.055, 0.33, 0.03, 0.12)  # nose to mouth
-    for k in range(_BUMPS):  # multiplying is cheaper than dividing for every pixel
-        table[k, 3], table[k, 4] = 1.0 / table[k, 3], 1.0 / table[k, 4]
+    bumps = (
+        (0.130, 0.0, 0.13, nose, 0.10),  # tip of the nose
+        (0.085, 0.0, -0.04, 0.055, 0.20),  # its bridge
+        (0.040, 0.0, 0.40, 0.20, 0.10),  # around the mouth
+        (0.055, 0.0, 0.70, 0.17, 0.11),  # chin
+        (-0.025 - 0.03 * p[_AU17], 0.0, 0.575, 0.13, 0.04),  # fold above the chin
+        (-0.03 * p[_AU4], 0.0, -0.24, 0.025, 0.07),  # between the brows
+        (0.035, nose * 0.9, 0.155, 0.045, 0.04),  # wing of the nose
+        (0.03 + 0.055 * cheek + 0.045 * smile, 0.32, lifted, 0.15, 0.12),  # cheek
+        (0.045, ex, -0.27 - 0.04 * p[_AU2], 0.17, 0.06),  # brow ridge
+        (-0.055, ex, _EYE_Y, 0.15, 0.085),  # socket
+        (fold, half + 0.055, 0.33, 0.03, 0.12),  # nose to mouth
+    )
+    table = np.stack([np.stack(np.broadcast_arrays(*bump, ex)[:5], axis=1) for bump in bumps], 1)
+    table[..., 3:] = 1.0 / table[..., 3:]  # multiplying is cheaper than dividing for every pixel
+    return np.ascontiguousarray(table)
 
 
 @_inlined
@@ -428,7 +441,7 @@ def _relief(table, u, v):
     return side * du, dv
 
 
-@_inlined
+@_inner
 def _complexion(p, u, v, px):
     """Colour of the skin at (u, v) before light falls on it: blush, folds, beard, nostrils."""
     skin = _colour(p, _SKIN_AT)
@@ -469,7 +482,7 @@ def _complexion(p, u, v, px):
     return colour
 
 
-@_inlined
+@_inner
 def _paint_mouth(p, u, v, px, colour):
     """Lips, the dark of the open mouth, teeth and tongue; nothing beyond the mouth's corners."""
     half, centre, lift, gap = _mouth_geometry(p)
@@ -513,7 +526,7 @@ def _paint_mouth(p, u, v, px, colour):
     return colour
 
 
-@_inlined
+@_inner
 def _paint_eye(p, side, u, v, px, colour):
     """One eye: ball, iris, pupil, glint, lids and lashes; side is -1 or 1."""
     size = p[_EYE_SIZE]
@@ -552,7 +565,7 @@ def _paint_eye(p, side, u, v, px, colour):
     return _over(colour, _scaled(_colour(p, _SKIN_AT), 0.18), min(lash + crease + rim, 0.92))
 
 
-@_inlined
+@_inner
 def _paint_brow(p, side, u, v, px, colour):
     """One eyebrow, thick inside and tapering outwards."""
     if v < -0.5 or v > -0.1:
@@ -573,7 +586,7 @@ def _paint_brow(p, side, u, v, px, colour):
     return _over(colour, _scaled(_colour(p, _HAIR_AT), 0.80 + hair), 0.82 * cover)
 
 
-@_inlined
+@_inner
 def _paint_glasses(p, u, v, px, colour):
     """Thin round frames and a bridge."""
     a = abs(u)
@@ -673,16 +686,6 @@ def _pixel(p, table, sx, sy, px):
     return face
 
 
-@_inner
-def _set_motion(p, motion):
-    """Put one frame's motion, and the sines of its rotations, behind the look."""
-    for i in range(motion.shape[0]):
-        p[_AU1 + i] = motion[i]
-    p[_COS_YAW], p[_SIN_YAW] = math.cos(p[_YAW]), math.sin(p[_YAW])
-    p[_COS_PITCH], p[_SIN_PITCH] = math.cos(p[_PITCH]), math.sin(p[_PITCH])
-    p[_COS_ROLL], p[_SIN_ROLL] = math.cos(p[_ROLL]), math.sin(p[_ROLL])
-
-
 @_inlined
 def _store(frames, t, j, i, colour, grain):
     for c in range(3):
@@ -690,32 +693,26 @@ def _store(frames, t, j, i, colour, grain):
 
 
 @_compiled
-def _render(look, motion, height, width, grain):
-    frames = np.empty((motion.shape[0], height, width, 3), np.uint8)
-    table = np.zeros((_BUMPS, 5))
-    p = np.zeros(_SIN_ROLL + 1)
-    p[: look.shape[0]] = look
+def _render(frames, p, table, grain):
+    height, width = frames.shape[1], frames.shape[2]
     px = SPAN / min(height, width)
-    for t in range(motion.shape[0]):
-        _set_motion(p, motion[t])
-        _bumps(p, table)
+    for t in range(frames.shape[0]):
+        here, relief = p[t], table[t]
         for j in range(height):
             for i in range(width):
                 x, y = (i + 0.5 - 0.5 * width) * px, (j + 0.5 - 0.5 * height) * px
-                colour = _pixel(p, table, x, y, px)
+                colour = _pixel(here, relief, x, y, px)
                 noise = grain[(t * 7919 + j * 211 + i * 3 + j * i) & (grain.shape[0] - 1)]
                 _store(frames, t, j, i, colour, noise)
-    return frames
 
 
 @_compiled
-def _render_room(p, count, height, width, grain):
-    frames = np.empty((count, height, width, 3), np.uint8)
+def _render_room(frames, p, grain):
+    height, width = frames.shape[1], frames.shape[2]
     px = SPAN / min(height, width)
-    for t in range(count):
+    for t in range(frames.shape[0]):
         for j in range(height):
             for i in range(width):
                 x, y = (i + 0.5 - 0.5 * width) * px, (j + 0.5 - 0.5 * height) * px
                 noise = grain[(t * 7919 + j * 211 + i * 3 + j * i) & (grain.shape[0] - 1)]
                 _store(frames, t, j, i, _room(p, x, y), noise)
-    return frames

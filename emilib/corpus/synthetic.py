@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 import pickle
 import shutil
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -31,6 +30,7 @@ from PIL import Image
 from scipy.signal import lfilter, resample_poly
 from threadpoolctl import threadpool_limits
 
+from emilib import processes
 from emilib.corpus import face
 from emilib.corpus.layout import EMOTIONS, CorpusError
 from emilib.corpus.script import (
@@ -117,8 +117,8 @@ def make(
 
     train, validation, test : clips of each split
     unlabelled : further clips, mp4 and words only, in `unlabelled/`
-    workers : processes; None = one a core, 1 = this process. They are spawned, so a script that
-        calls this with several needs the usual `if __name__ == "__main__":`
+    workers : processes; None = one a core, 1 = this process. A script that calls this
+        with several needs the usual `if __name__ == "__main__":`
     progress : called as progress(done, total) in clips
 
     A corpus that is there already with the same parameters is recognised and returned at once;
@@ -257,8 +257,7 @@ def _film_all(folder, parameters, clips, total, workers, progress) -> None:
                 done += 1
                 _report(progress, done, total)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker) as pool:
+    with processes.pool(workers, _start_worker) as pool:
         jobs = [pool.submit(_film_in_worker, folder, parameters, clip) for clip in clips]
         try:
             for job in as_completed(jobs):

@@ -6,14 +6,13 @@ sound is never shown to it, and a window that it takes for no speech gives no te
 
 import os
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
 
+from emilib import processes
 from emilib.corpus import media
 
 SAMPLE_RATE = 16000  # Hz, what Whisper takes
@@ -209,7 +208,7 @@ def _sounds(clips, workers):
     if workers < 1:
         yield from map(sound_of, pairs)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with processes.pool(workers) as pool:
         # `pool.map` would hand in everything at once and hold all waveforms in memory.
         remaining = iter(pairs)
         waiting = deque(pool.submit(sound_of, pair) for pair in islice(remaining, 4 * workers))

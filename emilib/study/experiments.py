@@ -9,13 +9,11 @@ import contextlib
 import dataclasses
 import inspect
 import json
-import multiprocessing
 import os
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -23,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from emilib import models
+from emilib import models, processes
 from emilib.cache import Cache, key, source_sum
 from emilib.features.batches import FeatureSet, FeatureSplits
 from emilib.progress import quietly
@@ -567,8 +565,7 @@ def _train_in_processes(jobs, features, cache, workers, device, finished) -> dic
 
 def _pooled(jobs, state, workers, finished) -> tuple[dict, list[_Job]]:
     failures, broken = {}, []
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=state)
+    pool = processes.pool(workers, _start_worker, *state)
     try:
         futures: dict[Future, _Job] = {pool.submit(_work, job): job for job in jobs}
         for future in as_completed(futures):
@@ -593,13 +590,6 @@ _worker: dict = {}
 def _start_worker(features: Mapping[str, FeatureSplits], root: Path, device) -> None:
     torch.set_num_threads(1)
     _worker.update(features=features, cache=Cache(root), device=device)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def _work(job: _Job) -> None:

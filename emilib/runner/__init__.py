@@ -23,12 +23,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat
-import papermill
 import psutil
-from nbclient.exceptions import DeadKernelError
-from traitlets.config import Config
 
-from emilib import cache, environment
+from emilib import cache, environment, processes
 
 ROOT = environment.ROOT
 PROFILES = ("smoke", "embedded", "paper")
@@ -200,6 +197,11 @@ def update_readme(readme, tables_folder) -> bool:
 
 def _execute(path: Path, out: Path, parameters: dict, label: str):
     """The executed notebook; papermill works in a thread so that this one can be interrupted."""
+    import papermill
+    from traitlets.config import Config
+
+    from emilib.runner import kernels
+
     notebook = _read(path)
     given = {k: v for k, v in parameters.items() if k in parameters_of(notebook)}
     running = out / f".{path.stem}.running.ipynb"
@@ -214,6 +216,9 @@ def _execute(path: Path, out: Path, parameters: dict, label: str):
                 kernel_name="python3",
                 language="python",
                 progress_bar=False,
+                engine_name=kernels.ENGINE,
+                request_save_on_cell_execute=False,
+                unfinished=running,
                 config=Config(KernelManager={"transport": "ipc"}),  # no open TCP ports
                 cwd=str(path.parent),
                 # Kernels are interrupted before they are asked to end, and would say so.
@@ -272,6 +277,9 @@ def _end_children() -> None:
 
 def _failure(path: Path, running: Path, error: Exception) -> NotebookFailed:
     """The sentence for an error of papermill; the executed part is kept beside the good copies."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
     where = path.name
     if running.exists():
         cell, line = _stopped_at(_read(running))
@@ -370,10 +378,13 @@ def _print_tables(figures: Path) -> None:
 
 
 def _run(options) -> int:
+    os.environ.setdefault("PYTHONPATH", str(ROOT))  # the kernels import emilib too
+    processes.start()  # imports what the kernels need while this process does its own
+    from emilib.runner import kernels
     from emilib.workspace import Workspace
 
+    kernels.use_forked_kernels()
     home, notebooks = home_folder(), ROOT / "notebooks"
-    os.environ.setdefault("PYTHONPATH", str(ROOT))  # the kernels import emilib too
     if options.fresh:
         removed = remove_results(home, options.profile)
         _say(f"Removed: {', '.join(map(str, removed)) or 'nothing, there were no results'}.")
@@ -475,7 +486,3 @@ def main(arguments=None) -> int:
     except KeyboardInterrupt:
         print("Interrupted: what is finished is kept, the same command goes on.", file=sys.stderr)
         return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Worker processes that start at once.
+
+They are forked from a server that has imported the heavy packages and done nothing else: no
+threads, no GPU. Forking the calling process is not safe once it has threads (torch, Numba, ZMQ),
+and a spawned process imports everything anew, for seconds. A process that the server forked asks
+the same server, so a notebook's kernel and its workers share it.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
+
+# What notebooks and workers import in any case. emilib's own modules last: they set variables
+# that libraries read when they are imported.
+PRELOADED = (
+    "emilib.workspace",
+    "emilib.study.notebook",
+    "emilib.study.experiments",
+    "emilib.features.encoders",
+    "emilib.study.plots",
+    "ipykernel.kernelapp",
+)
+
+
+def context() -> BaseContext:
+    """The multiprocessing context of this package: forks of a server with PRELOADED modules."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(list(PRELOADED))
+    return found
+
+
+def start() -> None:
+    """Start the server now, so that it imports while this process does something else."""
+    context()
+    forkserver.ensure_running()
+
+
+def pool(workers: int, start: Callable[..., None] | None = None, *given) -> ProcessPoolExecutor:
+    """A pool of `workers` processes that end with this one, however it ends.
+
+    start : called with `given` in each new process
+    """
+    initial = (dict(os.environ), start, given)
+    return ProcessPoolExecutor(workers, context(), _start_worker, initial)
+
+
+def _start_worker(environment: dict, start: Callable[..., None] | None, given: tuple) -> None:
+    _take(environment)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if start is not None:
+        start(*given)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def become_kernel(cmd: list[str], cwd: str | None, environment: dict) -> None:
+    """Turn this process into the notebook kernel that the command line `cmd` asks for."""
+    os.setsid()
+    _take(environment)
+    if cwd is not None:
+        os.chdir(cwd)
+    sys.argv = cmd[2:]
+    # The debugger would warn that the standard library is frozen; nobody debugs a headless run.
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    from ipykernel import kernelapp
+
+    kernelapp.launch_new_instance()
+
+
+def _take(environment: dict) -> None:
+    """Forked processes have the environment of the moment when the server was started."""
+    os.environ.clear()
+    os.environ.update(environment)

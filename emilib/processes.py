@@ -30,6 +30,7 @@ PRELOADED = (
 
 def context() -> BaseContext:
     """The multiprocessing context of this package: forks of a server with PRELOADED modules."""
+    _share()
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(list(PRELOADED))
     return found
@@ -48,6 +49,19 @@ def pool(workers: int, start: Callable[..., None] | None = None, *given) -> Proc
     """
     initial = (dict(os.environ), start, given)
     return ProcessPoolExecutor(workers, context(), _start_worker, initial)
+
+
+def _share() -> None:
+    """Let a process that the server forked ask that server, not start another one.
+
+    CPython gives such a process the server's address and means it to be used, but looks only for
+    a server that the process itself started. Where these inner names have changed, or there is a
+    key that was not handed on (Python 3.14), another server starts, and the import is paid again.
+    """
+    known = vars(getattr(forkserver, "_forkserver", None) or object)
+    inherited = known.get("_forkserver_address") and known.get("_forkserver_pid", 0) is None
+    if inherited and known.get("_forkserver_authkey", b"none needed"):
+        forkserver._forkserver.ensure_running = lambda: None
 
 
 def _start_worker(environment: dict, start: Callable[..., None] | None, given: tuple) -> None:

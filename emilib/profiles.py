@@ -55,6 +55,7 @@ class Profile:
     audio_every : hidden states of the sound that are averaged into one step of the store
     stored_frames : frames a clip kept decoded for Stage I; None keeps all at `fps`
     dual_stage, taemi : settings of the fusion models beside the widths of their inputs
+    earlier : of the other systems of Table B2, by class in `emilib.models.prior`
     workers : processes for decoding and for training runs; None is one a core
     """
 
@@ -71,6 +72,9 @@ class Profile:
     dual_stage_recipe: Recipe
     taemi_recipe: Recipe
     baseline_recipe: Recipe
+    earlier: dict
+    earlier_recipe: Recipe
+    savchenko_recipe: Recipe
     seeds: tuple[int, ...] = (0, 1, 2)
     visual: str = "faces"
     fps: float = 5.0
@@ -101,6 +105,13 @@ def _small(name: str, **fields) -> Profile:
         "audio_every": 2,  # halves the time of every model that reads sound
         "taemi": small,
         "stage_one": {side: StageOne() for side in ("frames", "audio")},
+        "earlier": {
+            "Yu2024": {"width": 32, "layers": 1, "dilations": (1, 2, 4), "max_steps": 32},
+            "Zhang2024": {"width": 32, "layers": 1, "max_steps": 16},
+            "TFN": {"width": 8, "text_width": 32, "hidden": 32},
+            "MulT": {"width": 16, "heads": 4, "layers": 1, "max_steps": 16},
+            "MISA": {"width": 32, "max_steps": 32},
+        },
     }
     return Profile(name=name, **{**settings, **fields})
 
@@ -122,6 +133,8 @@ def smoke() -> Profile:
         dual_stage_recipe=dataclasses.replace(recipe, ema_decay=0.9),
         taemi_recipe=dataclasses.replace(recipe, schedule="warmup_cosine", clip=100.0, patience=5),
         baseline_recipe=recipe,
+        earlier_recipe=dataclasses.replace(recipe, schedule="warmup_cosine"),
+        savchenko_recipe=dataclasses.replace(Recipe.savchenko(), epochs=2),
         seeds=(0, 1),
     )
 
@@ -142,6 +155,8 @@ def embedded() -> Profile:
         ),
         taemi_recipe=dataclasses.replace(Recipe.taemi(), epochs=12, lr=3e-3, mixed_precision=None),
         baseline_recipe=Recipe(epochs=8, lr=2e-3),
+        earlier_recipe=dataclasses.replace(Recipe.hallmen(), epochs=8, lr=3e-3),
+        savchenko_recipe=dataclasses.replace(Recipe.savchenko(), epochs=60, lr=1e-2),
     )
 
 
@@ -162,6 +177,9 @@ def paper() -> Profile:
         dual_stage_recipe=Recipe.dual_stage(),
         taemi_recipe=Recipe.taemi(),
         baseline_recipe=Recipe(epochs=30, lr=1e-4, patience=5),
+        earlier={},
+        earlier_recipe=Recipe.hallmen(),
+        savchenko_recipe=Recipe.savchenko(),
         visual="video",  # A 3.1: "video streams are sampled at 5 frames per second"
         image_size=224,
         stored_frames=8,

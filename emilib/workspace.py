@@ -26,6 +26,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("random", "start", "aligned", "one_way")  # of the encoders
+_RUNS = {"aligned": "", "one_way": "-one-way"}  # how the runs of Stage I are told apart
 SYNTHETIC = "embedded corpus: drawn faces, synthetic voices"
 
 
@@ -236,31 +238,37 @@ class Workspace:
         """Encoders "vision", "audio" and "text" as they are at a stage.
 
         stage : "random", untrained; "start", pretrained checkpoints or the self-supervised
-            start; "aligned", after Stage I (the text encoder of the run `StageOne.text_from`)
+            start; "aligned", after Stage I (the text encoder of the run `StageOne.text_from`);
+            "one_way", after Stage I with the loss of Eq. 1 to the letter
         """
         from .features.encoders import load_encoder
 
-        if stage not in ("random", "start", "aligned"):
-            raise ValueError(f"stage: expected random, start or aligned, came {stage!r}")
+        if stage not in STAGES:
+            raise ValueError(f"stage: expected one of {', '.join(STAGES)}, came {stage!r}")
         if stage == "random":
             return {role: self._untrained(role) for role in ("vision", "audio", "text")}
         if stage == "start":
             self._warm_up()
             return {role: self._start(role) for role in ("vision", "audio", "text")}
-        self.align()
+        self.align(stage)
+        ending = _RUNS[stage]
         text_from = self.profile.stage_one["frames"].text_from
         return {
-            "vision": load_encoder(self._contrast_folder("frames") / "media"),
-            "audio": load_encoder(self._contrast_folder("audio") / "media"),
-            "text": load_encoder(self._contrast_folder(text_from) / "text"),
+            "vision": load_encoder(self._contrast_folder(f"frames{ending}") / "media"),
+            "audio": load_encoder(self._contrast_folder(f"audio{ending}") / "media"),
+            "text": load_encoder(self._contrast_folder(f"{text_from}{ending}") / "text"),
         }
 
-    def align(self) -> None:
-        """Run Stage I where it has not been: both sides at once where there is no GPU."""
-        sides = [s for s in ("audio", "frames") if not self._contrast_done(s)]
-        if sides:
+    def align(self, stage="aligned") -> None:
+        """Run Stage I where it has not been: both sides at once where there is no GPU.
+
+        stage : "aligned" or "one_way", as in `encoders`
+        """
+        runs = [f"{side}{_RUNS[stage]}" for side in ("audio", "frames")]
+        missing = [r for r in runs if not self.cache.has("stage-one", self._contrast_parts(r))]
+        if missing:
             self._warm_up()
-            self._at_once("_contrast_folder", sides)
+            self._at_once("_contrast_folder", missing)
 
     def contrast(self, side: str):
         """Stage I of one side, "frames" or "audio": encoders, heads and history."""
@@ -400,14 +408,21 @@ class Workspace:
         words = pd.concat([self.clips.query("split == 'train'"), self.unlabelled])["transcript"]
         return [t for t in words if isinstance(t, str) and t]
 
-    def _contrast_parts(self, side: str) -> dict:
+    def _contrast_plan(self, run: str):
+        """Side and settings of a run of Stage I: "frames", "audio", or one of these "-one-way"."""
+        side = run.removesuffix(_RUNS["one_way"])
+        plan = self.profile.stage_one[side]
+        return side, plan if side == run else dataclasses.replace(plan, symmetric=False)
+
+    def _contrast_parts(self, run: str) -> dict:
+        side, plan = self._contrast_plan(run)
         return {
             "corpus": self.corpus_key,
             "side": side,
             "media": self.profile.vision if side == "frames" else self.profile.audio,
             "text": [self.profile.text, self.profile.text_pool],
             "warm_start": self.profile.warm_start,
-            "plan": self.profile.stage_one[side],
+            "plan": plan,
             "code": source_sum(
                 "study/pretraining.py",
                 "study/stage_one.py",
@@ -416,27 +431,25 @@ class Workspace:
             ),
         }
 
-    def _contrast_done(self, side: str) -> bool:
-        return self.cache.has("stage-one", self._contrast_parts(side))
-
-    def _contrast_folder(self, side: str) -> Path:
-        parts = self._contrast_parts(side)
-        make = functools.partial(self._make_contrast, side)
+    def _contrast_folder(self, run: str) -> Path:
+        parts = self._contrast_parts(run)
+        make = functools.partial(self._make_contrast, run)
         return self.cache.step("stage-one", parts, make)
 
-    def _make_contrast(self, side: str, folder: Path) -> None:
+    def _make_contrast(self, run: str, folder: Path) -> None:
         from .features.encoders import save_encoder
         from .study import stage_one
 
+        side, plan = self._contrast_plan(run)
         media = self._start("vision" if side == "frames" else "audio")
         done = stage_one.pretrain(
             media,
             self._start("text"),
             self.pretraining_clips(),
-            self.profile.stage_one[side],
+            plan,
             seed=0,
-            checkpoint=self.cache.scratch("stage-one", self._contrast_parts(side)),
-            progress=Counter(f"Stage I, {side}-text: step"),
+            checkpoint=self.cache.scratch("stage-one", self._contrast_parts(run)),
+            progress=Counter(f"Stage I, {side}-text{'' if run == side else ', Eq. 1'}: step"),
         )
         save_encoder(done.media, folder / "media")
         save_encoder(done.text, folder / "text")
@@ -559,8 +572,8 @@ class Workspace:
                 yield decoded["frames"]
 
     def _encoder_parts(self, stage: str):
-        if stage == "aligned":
-            return [self._contrast_parts(side) for side in ("frames", "audio")]
+        if stage in _RUNS:
+            return [self._contrast_parts(f"{side}{_RUNS[stage]}") for side in ("frames", "audio")]
         return [self.profile.vision, self.profile.audio, self.profile.text, self.profile.warm_start]
 
     # --------------------------------------------------------------------------------- results
@@ -583,8 +596,8 @@ class Workspace:
         for name in list(chosen):  # a mean of members needs these
             chosen += [m for m in listed[name].members if m not in chosen]
         features = {
-            kind: self.features(kind)
-            for kind in {listed[n].features for n in chosen if listed[n].built}
+            kind: self.features(*kind.split(", "))
+            for kind in sorted({listed[n].features for n in chosen})
         }
         return run(
             {n: listed[n] for n in chosen},

@@ -48,7 +48,7 @@ def test_runs_in_order_skips_what_is_done_and_reruns_what_changed(tmp_path, caps
     write(
         source,
         "01_second.ipynb",
-        "import os\nstream = open(os.environ['EMI_PROGRESS'], 'a')\nstream.write('half way\\n')",
+        "import os\nwith open(os.environ['EMI_PROGRESS'], 'a') as stream:\n    stream.write('half way\\n')",
     )
     run(source, out)
     assert outputs(out / "00_first.ipynb") == ["smoke\n"]

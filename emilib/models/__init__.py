@@ -11,10 +11,19 @@ _HOME = {
     "TAEMI": "taemi",
     "MeanLinear": "prior",
     "LastStepGRU": "prior",
+    "LateAverage": "prior",
+    "Yu2024": "prior",
+    "Hallmen2024": "prior",
+    "StatisticsMLP": "prior",
+    "Savchenko2025": "prior",
+    "Zhang2024": "prior",
+    "TFN": "prior",
+    "MulT": "prior",
+    "MISA": "prior",
     "ContrastivePair": "contrastive",
 }
 
-__all__ = ["TAEMI", "ContrastivePair", "DualStage", "LastStepGRU", "MeanLinear", "Output"]
+__all__ = [*_HOME]
 
 
 def __getattr__(name: str):

@@ -31,7 +31,6 @@ ROOT = environment.ROOT
 PROFILES = ("smoke", "embedded", "paper")
 INJECTED = "injected-parameters"  # papermill's tag of the cell that sets the parameters
 QUIET_S = 30.0  # after so long without a line, say that it still runs
-EARLIER_SOLUTIONS = ("Yu 2024", "Hallmen 2024", "Savchenko 2025", "Zhang 2024", "Yu 2025")
 TABLE = re.compile(r"^(?:table[_-]?)?(?P<name>[AB]\d)\b.*\.(?:txt|md)$", re.IGNORECASE)
 
 
@@ -202,6 +201,7 @@ def _execute(path: Path, out: Path, parameters: dict, label: str):
 
     from emilib.runner import kernels
 
+    kernels.use_forked_kernels()
     notebook = _read(path)
     given = {k: v for k, v in parameters.items() if k in parameters_of(notebook)}
     running = out / f".{path.stem}.running.ipynb"
@@ -380,10 +380,8 @@ def _print_tables(figures: Path) -> None:
 def _run(options) -> int:
     os.environ.setdefault("PYTHONPATH", str(ROOT))  # the kernels import emilib too
     processes.start()  # imports what the kernels need while this process does its own
-    from emilib.runner import kernels
     from emilib.workspace import Workspace
 
-    kernels.use_forked_kernels()
     home, notebooks = home_folder(), ROOT / "notebooks"
     if options.fresh:
         removed = remove_results(home, options.profile)
@@ -415,32 +413,24 @@ def _run(options) -> int:
     return 0
 
 
-def unfinished_rows(figures) -> tuple[list[str], list[str]]:
-    """Rows of the tables in a folder that lack a number: those that must not, those that may.
-
-    Only the earlier solutions of Table B2 may say that they are not built yet.
-    """
+def unfinished_rows(figures) -> list[str]:
+    """Rows of the tables in a folder that lack a number."""
     import pandas as pd
 
     from emilib.study import claims, tables
-    from emilib.study.experiments import NOT_BUILT
 
     frames = {}
     for path in sorted(Path(figures).rglob("*.csv")):
         if path.stem in claims.TABLES:
             frames[path.stem] = pd.read_csv(path)
-    may = {f"B2, {row}: {NOT_BUILT}" for row in EARLIER_SOLUTIONS}
-    lacking = tables.complete(frames)
-    return [row for row in lacking if row not in may], [row for row in lacking if row in may]
+    return tables.complete(frames)
 
 
 def _check(options) -> int:
     from emilib.workspace import Workspace
 
     figures = Workspace(options.profile, corpus=options.corpus).figures
-    bad, excused = unfinished_rows(figures)
-    for row in excused:
-        _say(f"without a number, which is allowed: {row}")
+    bad = unfinished_rows(figures)
     for row in bad:
         _say(f"without a number: {row}")
     if bad:

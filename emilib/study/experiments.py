@@ -11,6 +11,7 @@ import inspect
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, as_completed
@@ -24,12 +25,13 @@ import torch
 from emilib import models, processes
 from emilib.cache import Cache, key, source_sum
 from emilib.features.batches import FeatureSet, FeatureSplits
+from emilib.models import prior, taemi
 from emilib.progress import quietly
 from emilib.study import claims, metrics, training
 from emilib.study.training import Recipe
 
 KIND = "result"
-NOT_BUILT = "not built yet"
+LEAKED = "leaked.npz"  # in the folder of a Savchenko2025 run
 _LETTERS = {"V": "frames", "A": "audio", "T": "text"}
 
 
@@ -37,13 +39,14 @@ _LETTERS = {"V": "frames", "A": "audio", "T": "text"}
 class Experiment:
     """What is trained for one or more rows.
 
-    model : name of a class in `emilib.models`; None where nothing is trained: the mean of
-        `members`, or a row whose system is not built yet
+    model : name of a class in `emilib.models`; None where nothing is trained, only `members` read
     model_args : its settings beside the widths, which come from the features
     modalities : among "frames", "audio", "text": all the model is given
-    features : "ours", of the Stage I encoders, or "official", the organisers'
+    features : "ours", of the Stage I encoders; "ours, start" and "ours, one_way" of encoders at
+        another stage; or "official", the organisers'
     rows : (table, row) it serves, rows as in `claims`
     members : names of experiments whose predictions are averaged
+    leaked : the predictions of its one member with fusion weights from the validation clips
     """
 
     name: str
@@ -54,24 +57,28 @@ class Experiment:
     recipe: Recipe | None = None
     rows: tuple[tuple[str, str], ...] = ()
     members: tuple[str, ...] = ()
+    leaked: bool = False
 
     @property
     def claims(self) -> tuple[claims.Claim, ...]:
         """What the papers report for its rows."""
         return tuple(claims.reported(table, row) for table, row in self.rows)
 
-    @property
-    def built(self) -> bool:
-        return self.model is not None or bool(self.members)
-
 
 def experiments(profile) -> dict[str, Experiment]:
-    """Every row of A2, A3, B2, B3 and B4, by name of experiment.
+    """Every row of A2, A3, A4, B2, B3 and B4, by name of experiment.
 
-    profile : gives sizes and recipes: `dual_stage`, `taemi`, `baseline` (settings of the models),
-        `dual_stage_recipe`, `taemi_recipe` and `baseline_recipe`
+    profile : gives settings of the models, `dual_stage`, `taemi`, `baseline` and `earlier`, and
+        recipes, `dual_stage_recipe`, `taemi_recipe`, `baseline_recipe`, `earlier_recipe` and
+        `savchenko_recipe`
     """
-    listed = [*_baselines(profile), *_dual_stage(profile), *_taemi(profile), *_earlier()]
+    listed = [
+        *_baselines(profile),
+        *_dual_stage(profile),
+        *_parts_of_dual_stage(profile),
+        *_taemi(profile),
+        *_earlier(profile),
+    ]
     return {experiment.name: experiment for experiment in listed}
 
 
@@ -115,7 +122,7 @@ def _dual_stage(profile) -> list[Experiment]:
         "V+T": (("A3", "V+T"),),
         "A+T": (("A3", "A+T"),),
         # Nothing is known of Yu 2025 beyond that it is a later version of paper A.
-        "V+A+T": (("A3", "V+A+T"), ("B2", "Yu 2025")),
+        "V+A+T": (("A3", "V+A+T"), ("A4", "Full model"), ("B2", "Yu 2025")),
     }
     listed = []
     for letters, served in rows.items():
@@ -133,6 +140,33 @@ def _dual_stage(profile) -> list[Experiment]:
     return listed
 
 
+def _parts_of_dual_stage(profile) -> list[Experiment]:
+    """Table A4: one part of the full model left out or exchanged at a time."""
+    recipe = profile.dual_stage_recipe
+    changes = {
+        "no_stage_one": ("w/o Stage I", {}, "ours, start", recipe),
+        "one_way": ("Eq. 1 in place of symmetric", {}, "ours, one_way", recipe),
+        "uniform": ("Uniform weights", {"quality": False}, "ours", recipe),
+        "concat": ("Concat in place of sum", {"fusion": "concat"}, "ours", recipe),
+        "no_gate": ("w/o difference gate", {"gate": False}, "ours", recipe),
+        "no_segments": ("w/o segment pooling", {"segment_pooling": False}, "ours", recipe),
+        "no_ema": ("w/o EMA", {}, "ours", dataclasses.replace(recipe, ema_decay=None)),
+    }
+    modalities = tuple(_LETTERS.values())
+    return [
+        Experiment(
+            f"dual_stage_{name}",
+            "DualStage",
+            {**profile.dual_stage, "modalities": modalities, **change},
+            modalities,
+            features,
+            recipe,
+            rows=(("A4", row),),
+        )
+        for name, (row, change, features, recipe) in changes.items()
+    ]
+
+
 def _taemi(profile) -> list[Experiment]:
     full = "TAEMI (full)"
     changes = {
@@ -147,24 +181,55 @@ def _taemi(profile) -> list[Experiment]:
         "taemi_vision_anchor": ({"anchor": "frames"}, (("B4", "Vision-anchored"),)),
         "taemi_audio_anchor": ({"anchor": "audio"}, (("B4", "Audio-anchored"),)),
     }
-    return [
+    listed = [
         Experiment(
             name, "TAEMI", {**profile.taemi, **change}, recipe=profile.taemi_recipe, rows=rows
         )
         for name, (change, rows) in changes.items()
     ]
+    form = {k: v for k, v in taemi.RELEASE.items() if v != taemi.PAPER[k]}
+    release = Experiment(
+        "taemi_release",
+        "TAEMI",
+        {**profile.taemi, **form},
+        recipe=dataclasses.replace(profile.taemi_recipe, clip_by="value"),
+        rows=(("B2", "TAEMI, as released"),),
+    )
+    return [*listed, release]
 
 
-def _earlier() -> list[Experiment]:
-    """The earlier solutions of B2; their rows stand in the table without a number."""
-    names = ("Yu 2024", "Hallmen 2024", "Savchenko 2025", "Zhang 2024")
+def _earlier(profile) -> list[Experiment]:
+    """The earlier solutions of B2, and the fusion models both papers discuss."""
+    classes = {
+        "Yu 2024": "Yu2024",
+        "Hallmen 2024": "Hallmen2024",
+        "Savchenko 2025": "Savchenko2025",
+        "Zhang 2024": "Zhang2024",
+        "TFN": "TFN",
+        "MulT": "MulT",
+        "MISA": "MISA",
+    }
     listed = []
-    for row in names:
+    for row, model in classes.items():
         letters = claims.reported("B2", row).modality.split("+")
-        modalities = tuple(_LETTERS[letter] for letter in letters)
-        name = row.lower().replace(" ", "_")
-        listed.append(Experiment(name, modalities=modalities, rows=(("B2", row),)))
-    return listed
+        recipe = profile.earlier_recipe if row != "Savchenko 2025" else profile.savchenko_recipe
+        listed.append(
+            Experiment(
+                row.lower().replace(" ", "_"),
+                model,
+                dict(profile.earlier.get(model, {})),
+                tuple(_LETTERS[letter] for letter in letters),
+                recipe=recipe,
+                rows=(("B2", row),),
+            )
+        )
+    leak = Experiment(
+        "savchenko_2025_leaked",
+        rows=(("B2", "Savchenko 2025, leaked"),),
+        members=("savchenko_2025",),
+        leaked=True,
+    )
+    return [*listed, leak]
 
 
 def build(experiment: Experiment, dims: Mapping[str, int], num_targets: int) -> torch.nn.Module:
@@ -342,7 +407,8 @@ def collect(
             outcomes[name] = _read(experiment, tuple(seeds), folders)
     for name, experiment in experiments.items():
         if experiment.members and all(member in outcomes for member in experiment.members):
-            outcomes[name] = _mean(experiment, [outcomes[m] for m in experiment.members])
+            members = [outcomes[m] for m in experiment.members]
+            outcomes[name] = (_leaked if experiment.leaked else _mean)(experiment, *members)
     return Results(experiments, {n: outcomes[n] for n in experiments if n in outcomes})
 
 
@@ -403,7 +469,9 @@ def _code(model: str) -> str:
     _uses(getattr(models, model).__module__, found)
     files = [name.removeprefix("emilib.").replace(".", "/") + ".py" for name in sorted(found)]
     sources = source_sum("study/training.py", "study/metrics.py", "features/batches.py", *files)
-    return key(files=sources, train=[inspect.getsource(f) for f in (_train, build)])
+    return key(
+        files=sources, train=[inspect.getsource(f) for f in (_train, _train_savchenko, build)]
+    )
 
 
 def _uses(module: str, found: set[str]) -> None:
@@ -429,6 +497,9 @@ def _train(job: _Job, splits: FeatureSplits, cache: Cache, device) -> None:
             part.only(*experiment.modalities)
             for part in (splits.train, splits.validation, splits.test)
         )
+        if experiment.model == "Savchenko2025":
+            _train_savchenko(folder, job, train, valid, test, device)
+            return
         with torch.random.fork_rng([]):
             torch.manual_seed(job.seed)
             model = build(experiment, train.dims, train.num_targets)
@@ -446,14 +517,50 @@ def _train(job: _Job, splits: FeatureSplits, cache: Cache, device) -> None:
     cache.step(KIND, job.parts, make)
 
 
+def _train_savchenko(folder, job, train, valid, test, device) -> None:
+    """The members train alone, then their weights are found: no single loop does this."""
+    start, histories = time.monotonic(), []
+
+    def fit_one(model, data):
+        fitted = training.fit(model, data, None, job.experiment.recipe, job.seed, device=device)
+        histories.append(fitted.history)
+        return fitted
+
+    with torch.random.fork_rng([]):
+        torch.manual_seed(job.seed)
+        found = prior.fit_savchenko(
+            train, fit_one, valid, seed=job.seed, **job.experiment.model_args
+        )
+    mean = pd.concat(histories).groupby("epoch").mean().reset_index()
+    mean["step"] = mean["step"].astype(int)
+    result = training.Result(
+        found.model.eval(),
+        mean,
+        len(mean),
+        time.monotonic() - start,
+        training.count_parameters(found.model),
+    )
+    _write(folder, job, result, valid, test)
+    leaked = dataclasses.replace(result, model=found.leaked.eval())
+    np.savez(folder / LEAKED, **_predictions(leaked, valid, test))
+
+
+def _predictions(result, valid: FeatureSet, test: FeatureSet) -> dict[str, np.ndarray]:
+    return {
+        "prediction": result.predict(valid),
+        "test_prediction": (
+            result.predict(test) if len(test) else np.zeros((0, valid.num_targets))
+        ),
+    }
+
+
 def _write(folder: Path, job: _Job, result, valid: FeatureSet, test: FeatureSet) -> None:
     np.savez(
         folder / "predictions.npz",
         ids=np.array(valid.ids, dtype=str),
         target=valid.target,
-        prediction=result.predict(valid),
         test_ids=np.array(test.ids, dtype=str),
-        test_prediction=result.predict(test) if len(test) else np.zeros((0, valid.num_targets)),
+        **_predictions(result, valid, test),
     )
     result.history.to_csv(folder / "history.csv", index=False)
     meta = {
@@ -492,7 +599,22 @@ def _read(experiment: Experiment, seeds: tuple[int, ...], folders: list[Path]) -
     )
 
 
-def _mean(experiment: Experiment, members: list[Outcome]) -> Outcome:
+def _leaked(experiment: Experiment, member: Outcome) -> Outcome:
+    """What the member's runs give with the fusion weights that fit the validation clips best."""
+    stored = []
+    for folder in member.folders:
+        with np.load(folder / LEAKED, allow_pickle=False) as arrays:
+            stored.append(dict(arrays))
+    return dataclasses.replace(
+        member,
+        experiment=experiment,
+        predictions=np.stack([s["prediction"] for s in stored]),
+        test_predictions=np.stack([s["test_prediction"] for s in stored]),
+        folders=[],
+    )
+
+
+def _mean(experiment: Experiment, *members: Outcome) -> Outcome:
     """Mean of the members' predictions, seed by seed."""
     for member in members[1:]:
         _check_same_clips(members[0], member)

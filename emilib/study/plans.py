@@ -85,6 +85,32 @@ class Recipe:
         )
 
     @classmethod
+    def hallmen(cls) -> "Recipe":
+        """Hallmen et al. 2024: the one earlier solution whose recipe is told, used for the others.
+
+        Clipping and early stopping are not told; the epoch of the best validation ρ is kept.
+        """
+        return cls(
+            epochs=30,
+            batch_size=32,
+            lr=1e-4,
+            weight_decay=0.01,
+            schedule="warmup_cosine",
+            warmup_epochs=1.0,
+        )
+
+    @classmethod
+    def savchenko(cls) -> "Recipe":
+        """Savchenko 2025: 1 - mean Pearson, Adam 1e-3, batch 512."""
+        return cls(
+            epochs=30,  # not told
+            batch_size=512,
+            lr=1e-3,
+            weight_decay=0.0,  # AdamW without decay is Adam
+            loss="1-pearson",
+        )
+
+    @classmethod
     def taemi(cls) -> "Recipe":
         """Paper B, 3.5 and 4.1."""
         return cls(

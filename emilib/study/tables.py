@@ -6,29 +6,37 @@
 
 import math
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from emilib.cache import atomic_write
+from emilib.models import prior
 from emilib.study import claims
-from emilib.study.experiments import NOT_BUILT, Experiment, Results
+from emilib.study.experiments import Experiment, Results
 
 PARTITION_TABLES = ("A1", "B1")
-RESULT_TABLES = ("A2", "A3", "B2", "B3", "B4")
+RESULT_TABLES = ("A2", "A3", "A4", "B2", "B3", "B4")
 NO_RESULT = "no result"
 _TRAINED = "trained here"
 _DASH = "–"
 
 # The row the others of a table are compared with, paired over seeds and clips; in A2 each of
 # "ours" is compared with the baseline of its modality.
-_REFERENCE = {"A3": "V+A+T", "B2": "TAEMI", "B3": "TAEMI (full)", "B4": "Text-anchored"}
+_REFERENCE = {
+    "A3": "V+A+T",
+    "A4": "Full model",
+    "B2": "TAEMI",
+    "B3": "TAEMI (full)",
+    "B4": "Text-anchored",
+}
 _BASELINE = {"ViT (ours)": "ViT (baseline)", "Wav2Vec2 (ours)": "Wav2Vec2 (baseline)"}
 _SUBJECT = {
     "A1": "partitions",
     "A2": "one modality",
     "A3": "combinations of modalities",
+    "A4": "what each part of the dual-stage network does, leaving out or exchanging one",
     "B1": "partitions",
     "B2": "comparison with earlier solutions",
     "B3": "what each part of TAEMI does, leaving one out",
@@ -45,7 +53,7 @@ def table(
 ) -> pd.DataFrame:
     """One table as numbers, a row a row of the paper.
 
-    name : A1, A2, A3, B1, B2, B3 or B4
+    name : one of `claims.TABLES`
     results : of `experiments.run`, for all but A1 and B1
     corpus : what the numbers were trained on, and what they can't be compared with: it stands in
         the caption
@@ -54,7 +62,8 @@ def table(
     Columns of result tables: row, modality, paper, here (mean over seeds), sd (over seeds),
     low, high (95 % bootstrap interval over validation clips), seeds, reference (the row of the
     differences), delta_paper, delta_here, delta_sd, delta_low, delta_high, parameters, seconds,
-    status. Of A1 and B1: row, paper_seconds, paper_clips, seconds, clips, status.
+    status; of B2 also specified, inferred and unknown: what is public of a system. Of A1 and B1:
+    row, paper_seconds, paper_clips, seconds, clips, status.
     `attrs` hold "name" and "caption". Raises ValueError for an unknown table or missing arguments.
     """
     if name in PARTITION_TABLES:
@@ -65,6 +74,8 @@ def table(
         if results is None:
             raise ValueError(f"{name} needs `results` of experiments.run")
         frame = pd.DataFrame([_row(name, claim, results) for claim in claims.rows(name)])
+        if name == "B2":
+            frame = frame.join(pd.DataFrame([_marks(row) for row in frame["row"]]))
     else:
         raise ValueError(f"expected a table among {', '.join(claims.TABLES)}, came {name!r}")
     frame.attrs.update(name=name, caption=_caption(name, corpus, results))
@@ -139,6 +150,35 @@ def _row(name: str, claim: claims.Claim, results: Results) -> dict:
     return row
 
 
+# Models of B2 as `prior.MARKS` names them.
+_SYSTEMS = {
+    "ViT (baseline)": "LastStepGRU",
+    "Wav2Vec2 (baseline)": "MeanLinear",
+    "ViT + Wav2Vec2 (baseline)": "LateAverage",
+    "Yu 2024": "Yu2024",
+    "Hallmen 2024": "Hallmen2024",
+    "Savchenko 2025": "Savchenko2025",
+    "Savchenko 2025, leaked": "Savchenko2025",
+    "Zhang 2024": "Zhang2024",
+    "Yu 2025": "yu2025",
+    "TFN": "TFN",
+    "MulT": "MulT",
+    "MISA": "MISA",
+}
+
+
+def _marks(row: str) -> dict[str, str]:
+    """What is specified, inferred and unknown of the system of a row of B2."""
+    marks = prior.MARKS.get(_SYSTEMS.get(row, ""))
+    return dict.fromkeys(prior.Marks._fields, "") if marks is None else marks._asdict()
+
+
+def marks(table: pd.DataFrame) -> pd.DataFrame:
+    """What is specified, inferred and unknown of the systems of B2 that others made, a row each."""
+    others = table[table["specified"] != ""].drop_duplicates("specified")
+    return others[["row", *prior.Marks._fields]].reset_index(drop=True)
+
+
 def _paper_delta(name: str, claim: claims.Claim, reference: str | None) -> float:
     """The Δ the paper prints, or the difference of the two numbers it reports."""
     if claim.delta is not None:
@@ -151,8 +191,6 @@ def _paper_delta(name: str, claim: claims.Claim, reference: str | None) -> float
 def _status(experiment: Experiment | None, results: Results) -> str:
     if experiment is None:
         return NO_RESULT
-    if not experiment.built:
-        return NOT_BUILT
     return _TRAINED if experiment.name in results else NO_RESULT
 
 
@@ -162,9 +200,12 @@ def _caption(name: str, corpus: str, results: Results | None) -> str:
         text = f"{subject} Paper: Hume-Vidmimic2. Here: {corpus}."
         return text.replace("Here: .", "Here: the corpus at hand.")
     clips = max((len(results[n].ids) for n in results.names), default=0)
+    paper = "Paper: reported on Hume-Vidmimic2. "
+    if name not in claims.PAPER_TABLES:
+        subject, paper = f"Table {name}, which the paper has not: {_SUBJECT[name]}.", ""
     text = (
-        f"{subject} Mean Pearson ρ over the emotions on validation. Paper: reported on "
-        f"Hume-Vidmimic2. Here: {corpus or 'the corpus at hand'}; mean ± standard deviation over "
+        f"{subject} Mean Pearson ρ over the emotions on validation. {paper}"
+        f"Here: {corpus or 'the corpus at hand'}; mean ± standard deviation over "
         f"seeds, and the 95 % bootstrap interval over {clips} clips."
     )
     if name == "A2":
@@ -172,16 +213,10 @@ def _caption(name: str, corpus: str, results: Results | None) -> str:
     return text + f" Δ: to {_REFERENCE[name]}, paired over seeds and clips."
 
 
-def complete(
-    tables: Mapping[str, pd.DataFrame],
-    names: Sequence[str] = claims.TABLES,
-    excused: Collection[str] = (),
-) -> list[str]:
-    """Rows of the papers that lack a number, as "B2, Yu 2024: not built yet"; empty when none.
+def complete(tables: Mapping[str, pd.DataFrame], names: Sequence[str] = claims.TABLES) -> list[str]:
+    """Rows of the tables that lack a number, as "B2, Yu 2024: no result"; empty when none.
 
-    excused : statuses that may stay without a number, e.g. ("not built yet",)
-
-    The rows are those of the papers: a row that a table leaves out, and a table that is not
+    The rows are those of `claims`: a row that a table leaves out, and a table that is not
     there, are found as well.
     """
     missing = []
@@ -193,10 +228,8 @@ def complete(
             if found is None or len(found) != 1:
                 what = "the table is not there" if found is None else f"{len(found)} such rows"
                 missing.append(f"{name}, {row}: {what}")
-                continue
-            status = found["status"].iloc[0]
-            if not math.isfinite(found[column].iloc[0]) and status not in excused:
-                missing.append(f"{name}, {row}: {status}")
+            elif not math.isfinite(found[column].iloc[0]):
+                missing.append(f"{name}, {row}: {found['status'].iloc[0]}")
     return missing
 
 
@@ -223,6 +256,8 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
         "Δ here": [_delta(row) for row in rows],
         "Δ 95 %": [_interval(row["delta_low"], row["delta_high"], "+") for row in rows],
     }
+    if table.attrs["name"] not in claims.PAPER_TABLES:
+        del columns["ρ paper"], columns["Δ paper"]
     if table.attrs["name"] == "B2":
         columns["Params"] = [_count(row["parameters"]) for row in rows]
         columns["Train"] = [_duration(row["seconds"]) for row in rows]
@@ -292,7 +327,15 @@ def _markdown(table: pd.DataFrame) -> str:
     ]
     lines[1] = " | ".join(rule)
     body = "\n".join(f"| {line} |" for line in lines)
-    return f"{body}\n\n{table.attrs['caption']}\n"
+    text = f"{body}\n\n{table.attrs['caption']}\n"
+    return text + _markdown_marks(table) if table.attrs["name"] == "B2" else text
+
+
+def _markdown_marks(table: pd.DataFrame) -> str:
+    heads = ("System", "Specified by its paper", "Inferred here", "Unknown")
+    rows = [heads, (":---",) * len(heads), *marks(table).itertuples(index=False, name=None)]
+    note = "Sizes are those of the profile `paper`; the small profiles are narrower."
+    return f"\n{note}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 _LATEX = {
@@ -322,7 +365,9 @@ def _latex(table: pd.DataFrame) -> str:
 
 
 def _reported(value: float) -> str:
-    """With the decimals the paper gives, at least two."""
+    """With the decimals the paper gives, at least two; a dash for a row beyond the paper."""
+    if math.isnan(value):
+        return _DASH
     return f"{value:.2f}" if round(value, 2) == value else f"{value:g}"
 
 

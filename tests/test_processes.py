@@ -1,0 +1,99 @@
+"""Processes forked from the server: what they inherit, whom they ask, when they end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import psutil
+
+from emilib import processes, runner
+
+
+def known(names):
+    return [name for name in names if name in sys.modules]
+
+
+def environment(name):
+    return os.environ.get(name)
+
+
+def interrupted(_):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.05)
+    return "still here"
+
+
+def servers(_):
+    """The parent of this process, and of a process that a pool of this process starts."""
+    with processes.pool(1) as inner:
+        return os.getppid(), inner.submit(os.getppid).result()
+
+
+def started(folder, name):
+    (folder / f"{name}-{os.getpid()}").touch()
+
+
+def test_workers_have_the_imports_and_the_callers_environment(monkeypatch):
+    with processes.pool(1) as pool:
+        assert pool.submit(known, ["torch", "transformers"]).result() == ["torch", "transformers"]
+    monkeypatch.setenv("EMI_OF_TEST", "set after the server was started")
+    with processes.pool(1) as pool:
+        found = pool.submit(environment, "EMI_OF_TEST").result()
+        assert found == "set after the server was started"
+        assert pool.submit(interrupted, None).result() == "still here", "the parent answers Ctrl-C"
+    monkeypatch.delenv("EMI_OF_TEST")
+    with processes.pool(1) as pool:
+        assert pool.submit(environment, "EMI_OF_TEST").result() is None
+
+
+def test_every_worker_is_prepared(tmp_path):
+    with processes.pool(2, started, tmp_path, "worker") as pool:
+        pids = {pool.submit(os.getpid).result() for _ in range(4)}
+    assert {f"worker-{pid}" for pid in pids} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_worker_asks_the_server_that_made_it():
+    with processes.pool(1) as pool:
+        outer, inner = pool.submit(servers, None).result(timeout=60)
+    assert outer == inner != os.getpid()
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path):
+    script = (
+        "import os, sys, time\nfrom emilib import processes\n"
+        "if __name__ == '__main__':\n"
+        "    with processes.pool(2) as pool:\n"
+        "        jobs = [pool.submit(time.sleep, 60) for _ in range(2)]\n"
+        "        print(*[p.pid for p in pool._processes.values()], flush=True)\n"
+        "        time.sleep(60)\n"
+    )
+    path = tmp_path / "script.py"
+    path.write_text(script)
+    variables = {**os.environ, "PYTHONPATH": str(runner.ROOT)}
+    command = [sys.executable, str(path)]
+    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as process:
+        workers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+        assert len(workers) == 2
+        process.kill()
+    assert psutil.wait_procs(workers, timeout=30)[1] == []
+
+
+def test_a_notebooks_kernel_and_its_workers_are_forked_of_one_server(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(runner.ROOT))
+    v4 = nbformat.v4
+    code = (
+        "import os, sys\nimported = [m for m in ('torch', 'seaborn') if m in sys.modules]\n"
+        "from emilib import processes\n"
+        "with processes.pool(1) as pool:\n    parent = pool.submit(os.getppid).result()\n"
+        "print(imported, parent == os.getppid(), os.getcwd(), os.getsid(0) == os.getpid())"
+    )
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    nbformat.write(v4.new_notebook(cells=[v4.new_code_cell(code)]), source / "00_a.ipynb")
+    paths = runner.discover(source)
+    runner.run_notebooks(paths, out, {}, runner.keys(paths))
+    made = nbformat.read(out / "00_a.ipynb", as_version=4).cells[0].outputs[0].text
+    assert made == f"['torch', 'seaborn'] True {source} True\n"

@@ -132,11 +132,33 @@ def tables(
     print("\n\n".join(render_text(made[name]) for name in names or made))
 
 
+def bench(
+    repeats: Annotated[int, tyro.conf.arg(help="training steps to time")] = 9,
+    threads: Annotated[int | None, tyro.conf.arg(help="of torch; default: its own")] = None,
+    device: str | None = None,
+) -> None:
+    """Time of a Stage II training step, beside that of a bare BiLSTM and Transformer.
+
+    Example: python -m emilib bench --threads 1
+    """
+    import torch
+
+    from .study.bench import stage_two
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    found = stage_two(repeats, device)
+    print(f"# torch {torch.__version__}, {torch.get_num_threads()} threads")
+    for row in found.itertuples():
+        print(f"{row.what:42s}{1000 * row.seconds:9.1f} ms  x {row.ratio:.3f}")
+
+
+COMMANDS = (corpus, audit, features, pretrain, run, tables, bench)
+
+
 def main() -> int:
     """Run the command of `sys.argv`; returns the exit code."""
-    commands = {
-        command.__name__: command for command in (corpus, audit, features, pretrain, run, tables)
-    }
+    commands = {command.__name__: command for command in COMMANDS}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m emilib", description=__doc__)
     except (ValueError, RuntimeError, OSError) as error:

@@ -111,6 +111,7 @@ def _small(name: str, **fields) -> Profile:
             "TFN": {"width": 8, "text_width": 32, "hidden": 32},
             "MulT": {"width": 16, "heads": 4, "layers": 1, "max_steps": 16},
             "MISA": {"width": 32, "max_steps": 32},
+            "Savchenko2025": {"folds": 3},
         },
     }
     return Profile(name=name, **{**settings, **fields})
@@ -145,18 +146,18 @@ def embedded() -> Profile:
         "embedded",
         corpus_size={"train": 400, "validation": 240, "test": 60},
         warm_start=WarmStart(vision_steps=700),
-        stage_one=_contrast(10, cycle_epochs=5),
+        stage_one=_contrast(8, cycle_epochs=4),
         dual_stage_recipe=dataclasses.replace(
             # γ of the paper averages over about 1,000 steps; a run here has a few hundred.
             Recipe.dual_stage(),
-            epochs=12,
+            epochs=10,
             lr=3e-3,
             ema_decay=0.98,
         ),
-        taemi_recipe=dataclasses.replace(Recipe.taemi(), epochs=12, lr=3e-3, mixed_precision=None),
+        taemi_recipe=dataclasses.replace(Recipe.taemi(), epochs=10, lr=3e-3, mixed_precision=None),
         baseline_recipe=Recipe(epochs=8, lr=2e-3),
-        earlier_recipe=dataclasses.replace(Recipe.hallmen(), epochs=8, lr=3e-3),
-        savchenko_recipe=dataclasses.replace(Recipe.savchenko(), epochs=60, lr=1e-2),
+        earlier_recipe=dataclasses.replace(Recipe.hallmen(), epochs=10, lr=3e-3),
+        savchenko_recipe=dataclasses.replace(Recipe.savchenko(), epochs=30, lr=1e-2),
     )
 
 

@@ -13,8 +13,9 @@ def test_every_table_has_its_rows():
         "A1": 4,
         "A2": 4,
         "A3": 4,
+        "A4": 8,
         "B1": 4,
-        "B2": 9,
+        "B2": 14,
         "B3": 5,
         "B4": 3,
     }
@@ -25,7 +26,10 @@ def test_every_table_has_its_rows():
 
 def test_best_rows_of_the_tables():
     """Checked against the papers' running text, which names the best of each table."""
-    best = {t: max(claims.rows(t), key=lambda c: c.value) for t in ("A2", "A3", "B2", "B3", "B4")}
+    best = {
+        table: max((c for c in claims.CLAIMS if c.table == table), key=lambda c: c.value)
+        for table in ("A2", "A3", "B2", "B3", "B4")
+    }
     assert best["A2"].value == claims.stated("A", "5.1", "ρ of Wav2Vec2 (ours)")
     assert best["A3"].value == claims.stated("A", "5.2", "ρ of the full model")
     for table in ("B2", "B3", "B4"):

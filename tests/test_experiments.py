@@ -10,6 +10,8 @@ import torch
 from emilib import models
 from emilib.cache import Cache
 from emilib.features import FeatureSet, FeatureSplits
+from emilib.models import TAEMI
+from emilib.models.prior import Savchenko2025, search_weights
 from emilib.study import claims, training
 from emilib.study import experiments as study
 from emilib.study.experiments import Experiment, ExperimentError
@@ -24,6 +26,15 @@ PROFILE = types.SimpleNamespace(
     taemi_recipe=dataclasses.replace(RECIPE, schedule="warmup_cosine", patience=2),
     baseline={},
     baseline_recipe=RECIPE,
+    earlier={
+        "Yu2024": {"width": 8, "layers": 1},
+        "Zhang2024": {"width": 8, "layers": 1},
+        "TFN": {"width": 2, "text_width": 4, "hidden": 4},
+        "MulT": {"width": 8, "heads": 2, "layers": 1},
+        "MISA": {"width": 8},
+    },
+    earlier_recipe=RECIPE,
+    savchenko_recipe=dataclasses.replace(RECIPE, loss="1-pearson"),
 )
 
 
@@ -54,7 +65,12 @@ def splits(name, seed):
     return FeatureSplits(*parts, fingerprint=f"{name}-{seed}", name=name)
 
 
-FEATURES = {"ours": splits("ours", 1), "official": splits("official", 4)}
+FEATURES = {
+    "ours": splits("ours", 1),
+    "ours, start": splits("ours", 5),
+    "ours, one_way": splits("ours", 6),
+    "official": splits("official", 4),
+}
 LINEAR = Experiment("linear", "MeanLinear", {"modality": "audio"}, ("audio",), "official", RECIPE)
 GRU = dataclasses.replace(
     LINEAR,
@@ -82,25 +98,73 @@ def trained(monkeypatch):
 
 def test_every_row_has_one_experiment():
     listed = study.experiments(PROFILE)
-    for table in ("A2", "A3", "B2", "B3", "B4"):
+    for table in ("A2", "A3", "A4", "B2", "B3", "B4"):
         for claim in claims.rows(table):
             serving = [e for e in listed.values() if (table, claim.row) in e.rows]
             assert len(serving) == 1, (table, claim.row)
             assert claim in serving[0].claims
-    not_built = {row for e in listed.values() if not e.built for row in e.rows}
-    assert all(table == "B2" for table, _ in not_built)
-    assert len([e for e in listed.values() if e.model == "TAEMI"]) == 7
+    assert all(e.model or e.members for e in listed.values())
+    assert len([e for e in listed.values() if e.model == "TAEMI"]) == 8
 
 
 def test_ablations_change_one_setting():
     listed = study.experiments(PROFILE)
     full = listed["taemi"]
     for name, experiment in listed.items():
-        if experiment.model != "TAEMI" or name == "taemi":
+        if experiment.model != "TAEMI" or name in ("taemi", "taemi_release"):
             continue
         changed = set(experiment.model_args.items()) - set(full.model_args.items())
         assert len(changed) == 1, name
         assert (experiment.recipe, experiment.features) == (full.recipe, full.features)
+
+
+def test_a4_changes_one_thing_of_the_full_model():
+    listed = study.experiments(PROFILE)
+    full = listed["dual_stage_vat"]
+    parts = [e for e in listed.values() if ("A4", e.rows[0][1]) in e.rows and e is not full]
+    assert len(parts) == len(claims.rows("A4")) - 1 == 7
+    for part in parts:
+        settings = set(part.model_args.items()) ^ set(full.model_args.items())
+        recipe = part.recipe != full.recipe
+        assert len(settings) + recipe + (part.features != full.features) == 1, part.name
+        assert part.modalities == full.modalities
+
+
+def test_the_release_is_taemi_in_the_form_of_its_release():
+    listed = study.experiments(PROFILE)
+    widths = {"frames_dim": 5, "audio_dim": 6, "text_dim": 4}
+    built = study.build(listed["taemi_release"], {"frames": 5, "audio": 6, "text": 4}, 6)
+    expected = TAEMI.release(**widths, **PROFILE.taemi)
+    assert {n: p.shape for n, p in built.named_parameters()} == {
+        n: p.shape for n, p in expected.named_parameters()
+    }
+    assert listed["taemi_release"].recipe.clip_by == "value"
+
+
+def test_the_leak_of_savchenko_is_its_own_number(tmp_path):
+    listed = study.experiments(PROFILE)
+    pair = [listed["savchenko_2025"], listed["savchenko_2025_leaked"]]
+    features = {
+        "ours": dataclasses.replace(
+            FEATURES["ours"], validation=FEATURES["ours"].train.select(range(12))
+        )
+    }
+    results = study.run(pair, (0, 1), features, Cache(tmp_path), workers=1)
+    honest, leaked = (results[e.name] for e in pair)
+    model = results.model("savchenko_2025", seed=1)
+    assert isinstance(model, Savchenko2025)
+    validation = features["ours"].validation
+    np.testing.assert_allclose(
+        training.predict(model, validation), honest.predictions[1], atol=1e-6
+    )
+    members = np.stack([training.predict(m, validation) for m in model.members.values()])
+    weights = search_weights(members, validation.target)
+    expected = np.einsum("me,mne->ne", weights, members)
+    np.testing.assert_allclose(leaked.predictions[1], expected, atol=1e-5)
+    # No weights on the grid do better on the clips they were found on.
+    assert (results.rho(pair[1].name) >= results.rho(pair[0].name) - 1e-9).all()
+    assert leaked.seeds == honest.seeds
+    assert leaked.folders == []
 
 
 def test_every_experiment_of_the_tables_trains(tmp_path):
@@ -110,7 +174,7 @@ def test_every_experiment_of_the_tables_trains(tmp_path):
         for name, e in listed.items()
     }
     results = study.run(quick, (0,), FEATURES, Cache(tmp_path), workers=1)
-    assert set(results.names) == {name for name, e in listed.items() if e.built}
+    assert set(results.names) == set(listed)
     for name in results.names:
         assert results[name].predictions.shape == (1, 12, 6)
         assert np.isfinite(results[name].predictions).all()

@@ -442,3 +442,17 @@ def test_mixed_precision_on_a_gpu(precision, tmp_path):
     result = fit(small(), TRAIN, VALID, recipe, checkpoint=tmp_path)
     plain = fit(small(), TRAIN, VALID, dataclasses.replace(recipe, mixed_precision=None))
     assert abs(result.history["rho"].max() - plain.history["rho"].max()) < 0.05
+
+
+def test_denormal_numbers_count_as_zero_only_inside():
+    tiny = torch.tensor(1e-310, dtype=torch.float64)
+    assert (tiny * 1).item() > 0
+    with training.no_denormals():
+        assert (tiny * 1).item() == 0
+        with training.no_denormals():
+            pass
+        assert (tiny * 1).item() == 0, "the inner one restores what it found"
+    assert (tiny * 1).item() > 0
+    with pytest.raises(ZeroDivisionError), training.no_denormals():
+        1 / 0  # noqa: B018
+    assert (tiny * 1).item() > 0

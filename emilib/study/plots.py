@@ -81,7 +81,8 @@ def differences(table: pd.DataFrame, corpus: str = "") -> Figure:
         figure, axes = _canvas(7.2, 1.1 + 0.36 * len(rows), title, corpus)
         y = np.arange(len(rows))[::-1]
         axes.axvline(0, color="#000000", linewidth=0.9)
-        axes.scatter(rows["delta_paper"], y + 0.14, marker="D", s=34, color=GREY, label="paper")
+        if rows["delta_paper"].notna().any():
+            axes.scatter(rows["delta_paper"], y + 0.14, marker="D", s=34, color=GREY, label="paper")
         axes.errorbar(
             rows["delta_here"],
             y - 0.14,

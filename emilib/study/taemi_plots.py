@@ -335,7 +335,7 @@ def against(rows: pd.DataFrame, corpus: str) -> Figure:
         title = "Every row of both papers: their ρ against ours"
         figure = sheet(6.6, 4.6, title, corpus)
         axes = figure.subplots()
-        drawn = rows[rows["here"].notna()]
+        drawn = rows[rows["here"].notna() & rows["paper"].notna()]
         reach = [min(0.0, drawn["low"].min()), max(drawn[["paper", "high"]].max()) + 0.02]
         axes.plot(reach, reach, color=GREY, linewidth=1, linestyle=":", label="the same ρ")
         colours = (SKY, BLUE, GREEN, ORANGE, PINK)

@@ -6,6 +6,7 @@ and a spawned process imports everything anew, for seconds. A process that the s
 the same server, so a notebook's kernel and its workers share it.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -94,5 +95,6 @@ def become_kernel(cmd: list[str], cwd: str | None, environment: dict) -> None:
 
 def _take(environment: dict) -> None:
     """Forked processes have the environment of the moment when the server was started."""
+    gc.freeze()  # what was imported stays: looking through it again and again would copy it all
     os.environ.clear()
     os.environ.update(environment)

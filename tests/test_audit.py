@@ -15,7 +15,6 @@ from emilib.corpus.audit import (
     audit,
     durations,
     packet_facts,
-    partition_statistics,
 )
 from emilib.corpus.layout import EMOTIONS, CorpusError
 
@@ -205,7 +204,7 @@ def test_a_cut_file_and_a_zeroed_block_are_seen_without_decoding(tmp_path, codec
     assert packet_facts(cut).hints == ("coded pictures are malformed",)
 
 
-def test_partition_statistics_from_real_durations(tmp_path):
+def test_durations_are_those_of_the_files(tmp_path):
     for number, frames in enumerate((25, 50, 75, 100)):
         clip(tmp_path, f"{number:05d}", frames=frames, sound=np.zeros((0, 0)))
     split(tmp_path / "train_split.csv", [f"00000,{LABELS}", f"00001,{LABELS}"])
@@ -215,17 +214,6 @@ def test_partition_statistics_from_real_durations(tmp_path):
     seconds = durations(clips, workers=1)
     np.testing.assert_allclose(seconds, [1, 2, 3, 4], atol=0.05)
     assert seconds.index.tolist() == clips["id"].tolist()
-    table = partition_statistics(clips, seconds)
-    assert table.index.tolist() == ["Train", "Validation", "Test", "Σ"]
-    assert table["Duration"].tolist() == ["0:00:03", "0:00:03", "0:00:04", "0:00:10"]
-    assert table["Samples"].tolist() == [2, 1, 1, 4]
-
-
-def test_clock_of_the_papers_table():
-    clips = pd.DataFrame({"id": ["a", "b", "c"], "split": ["train", "validation", "test"]})
-    seconds = pd.Series([54423.2, 33121.9, np.nan], index=["a", "b", "c"])
-    table = partition_statistics(clips, seconds)
-    assert table["Duration"].tolist() == ["15:07:03", "9:12:02", "0:00:00", "24:19:05"]
 
 
 def test_unreadable_clips_have_no_duration(tmp_path):

@@ -89,30 +89,6 @@ def durations(clips, workers=None):
     return pd.Series(_map(_seconds, pairs, workers), index=clips["id"], name="seconds", dtype=float)
 
 
-def partition_statistics(clips, seconds):
-    """Tables A1 and B1: length and number of clips of each partition.
-
-    clips : a DataFrame of `emilib.corpus.read`; seconds : Series by id, of `durations`
-    Returns a DataFrame indexed by Partition (Train, Validation, Test, Σ) with the columns Duration
-    (h:mm:ss; clips of unknown length add nothing) and Samples.
-    """
-    length = seconds.reindex(clips["id"]).to_numpy()
-    rows = {}
-    for name, here in (
-        *((split.capitalize(), (clips["split"] == split).to_numpy()) for split in SPLITS),
-        ("Σ", np.ones(len(clips), dtype=bool)),
-    ):
-        rows[name] = {"Duration": _clock(np.nansum(length[here])), "Samples": int(here.sum())}
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    table.index.name = "Partition"
-    return table
-
-
-def _clock(seconds):
-    whole = round(float(seconds))
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-
-
 @dataclass(frozen=True)
 class _Job:
     """A clip to look at; a None among the files of a kind the corpus has is itself a defect."""

@@ -18,7 +18,7 @@ from scipy.signal.windows import hann
 from ..corpus.audit import RATE_RATIO, packet_facts
 from ..corpus.layout import EMOTIONS
 from ..corpus.media import Media, MediaError
-from .plots import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE
+from .plots import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, sheet
 
 FLOOR_DB = -80.0  # of spectrograms, below their loudest point
 MOST_FACES = 10  # side by side in a strip
@@ -160,7 +160,7 @@ def clip(media: Media, title: str, corpus: str = "") -> Figure:
     media : of `emilib.corpus.media.decode`; what it lacks leaves its panel empty
     """
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure = _sheet(9.0, 4.6, title, corpus)
+        figure = sheet(9.0, 4.6, title, corpus)
         faces, wave, tones = figure.subplots(3, 1, height_ratios=[1.15, 0.9, 1.3])
         _draw_strip(faces, media)
         _draw_waveform(wave, media)
@@ -273,7 +273,7 @@ def rates(found: pd.DataFrame, corpus: str = "") -> Figure:
     found : of `rate_table`, at least one row
     """
     with matplotlib.rc_context(STYLE):
-        figure = _sheet(8.4, 3.6, "The rate a video states, and the rate it has", corpus)
+        figure = sheet(8.4, 3.6, "The rate a video states, and the rate it has", corpus)
         axes = figure.subplots()
         ends = [found[["declared", "measured"]].min(axis=None) * 0.8]
         ends.append(found[["declared", "measured"]].max(axis=None) * 1.25)
@@ -337,7 +337,7 @@ def label_values(clips: pd.DataFrame, most: int = 9) -> pd.DataFrame:
 def labels(clips: pd.DataFrame, corpus: str = "") -> Figure:
     """Left: how many labels are zero, low, middle and high; right: which values occur."""
     with matplotlib.rc_context(STYLE):
-        figure = _sheet(9.0, 3.7, "Labels are fractions of annotators, and often zero", corpus)
+        figure = sheet(9.0, 3.7, "Labels are fractions of annotators, and often zero", corpus)
         left, right = figure.subplots(1, 2, width_ratios=[1, 1.25])
         table = label_table(clips)
         start = np.zeros(len(table))
@@ -380,7 +380,7 @@ def start_curves(losses: Mapping[str, Sequence[float]], corpus: str = "") -> Fig
     colours = {"vision": BLUE, "audio": ORANGE, "text": GREEN}
     with matplotlib.rc_context(STYLE):
         title = "What the small encoders learn before Stage I, without any label"
-        figure = _sheet(9.0, 2.9, title, corpus)
+        figure = sheet(9.0, 2.9, title, corpus)
         for axes, (role, values) in zip(
             figure.subplots(1, len(losses), squeeze=False)[0], losses.items(), strict=True
         ):
@@ -418,7 +418,7 @@ def probe_dots(table: pd.DataFrame, goal: float | None = None, corpus: str = "")
     """
     with matplotlib.rc_context(STYLE):
         title = "What a ridge regression finds in frozen features"
-        figure = _sheet(7.4, 3.6, title, corpus)
+        figure = sheet(7.4, 3.6, title, corpus)
         axes = figure.subplots()
         modalities = [m for m in _NAMES if m in set(table["modality"])]
         places = {m: place for place, m in enumerate(modalities)}
@@ -456,7 +456,7 @@ def emotion_probes(rho: pd.DataFrame, corpus: str = "") -> Figure:
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         sources = list(dict.fromkeys(rho["source"]))
         modalities = [m for m in _NAMES if m in set(rho["modality"])]
-        figure = _sheet(4.2 + 2.6 * len(sources), 2.9, "ρ of each emotion by probe", corpus)
+        figure = sheet(4.2 + 2.6 * len(sources), 2.9, "ρ of each emotion by probe", corpus)
         panels = figure.subplots(1, len(sources), sharey=True, squeeze=False)[0]
         emotions = [c for c in rho.columns if c not in ("source", "modality")]
         top = max(0.1, float(rho[emotions].max(axis=None)))
@@ -474,14 +474,3 @@ def emotion_probes(rho: pd.DataFrame, corpus: str = "") -> Figure:
             axes.spines[:].set_visible(False)
         figure.colorbar(image, ax=panels.tolist(), label="Pearson ρ", pad=0.01)
         return figure
-
-
-def _sheet(width: float, height: float, title: str, corpus: str) -> Figure:
-    """An empty figure with its title, and below it the corpus in grey; sizes in inches."""
-    header = 0.34 + (0.2 if corpus else 0)
-    height += header
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - header / height))
-    figure.text(0.01, 1 - 0.08 / height, title, va="top", size=11.5, weight="bold")
-    figure.text(0.01, 1 - 0.33 / height, corpus, va="top", size=8.5, color=GREY)
-    return figure

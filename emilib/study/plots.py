@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from emilib.cache import atomic_write
 from emilib.corpus.layout import EMOTIONS
-from emilib.study import metrics
+from emilib.study import claims, metrics
 from emilib.study.experiments import Results
 
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -210,7 +210,8 @@ def _canvas(width: float, height: float, title: str, corpus: str, columns: int =
 
 def _table_title(table: pd.DataFrame, what: str) -> str:
     name = table.attrs["name"]
-    return f"Table {name[1]} of paper {name[0]}: {what}"
+    where = f"{name[1]} of paper {name[0]}" if name in claims.PAPER_TABLES else name
+    return f"Table {where}: {what}"
 
 
 def _legend_below(figure: Figure, axes) -> None:

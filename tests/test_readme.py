@@ -175,8 +175,8 @@ def test_commands_are_understood(line, monkeypatch, capsys):
 
         return note
 
-    for name in ("corpus", "audit", "features", "pretrain", "run", "tables"):
-        monkeypatch.setattr(command_line, name, noting(getattr(command_line, name)))
+    noted = tuple(noting(command) for command in command_line.COMMANDS)
+    monkeypatch.setattr(command_line, "COMMANDS", noted)
     monkeypatch.setattr(sys, "argv", ["emilib", *arguments])
     if arguments == ["--help"]:
         with pytest.raises(SystemExit, match=r"^0$"):

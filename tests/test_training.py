@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from emilib.features import FeatureSet
-from emilib.models import Output
+from emilib.models import TAEMI, DualStage, Output
 from emilib.study import training
 from emilib.study.metrics import mean_pearson, pearson
 from emilib.study.training import Recipe, ema_decay, epochs, fit, pearson_loss, predict
@@ -398,38 +398,58 @@ def test_a_loss_that_is_not_finite_names_epoch_and_step():
         fit(Exploding(), TRAIN, None, RECIPE)
 
 
-def _one_of_two(rank, port, folder):
+def dual_stage(dropout):
+    torch.manual_seed(0)
+    sizes = {"width": 8, "heads": 2, "layers": 1, "segments": 3, "tcn_width": 6}
+    return DualStage(5, 7, 4, modalities=("frames", "text"), dropout=dropout, **sizes)
+
+
+def taemi(dropout):
+    torch.manual_seed(0)
+    return TAEMI(
+        5, 7, 4, width=8, heads=2, dropout=dropout, attention_dropout=0.0, modality_dropout=0.0
+    )
+
+
+TWO_AS_ONE = {"small": small, "DualStage": dual_stage, "TAEMI": taemi}
+
+
+def _one_of_two(rank, port, folder, name):
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2"
     )
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    recipe = Recipe(epochs=2, batch_size=23, lr=1e-2, accumulate=2)
-    result = fit(small(dropout=0.0), TRAIN, VALID, recipe, device="cpu")
+    recipe = Recipe(epochs=2, batch_size=23, lr=1e-2, accumulate=2, ema_decay=0.5)
+    result = fit(TWO_AS_ONE[name](dropout=0.0), TRAIN, VALID, recipe, device="cpu")
     torch.save(weights(result.model), f"{folder}/{rank}.pt")
     result.history.to_json(f"{folder}/{rank}.json")
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_train_as_one(tmp_path):
+@pytest.mark.parametrize("name", TWO_AS_ONE)
+def test_two_processes_train_as_one(name, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=_one_of_two, args=(rank, port, str(tmp_path))) for rank in (0, 1)
+        context.Process(target=_one_of_two, args=(rank, port, str(tmp_path), name))
+        for rank in (0, 1)
     ]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(240)
         assert process.exitcode == 0
-    recipe = Recipe(epochs=2, batch_size=23, lr=1e-2, accumulate=2)
-    alone = fit(small(dropout=0.0), TRAIN, VALID, recipe, device="cpu")
+    recipe = Recipe(epochs=2, batch_size=23, lr=1e-2, accumulate=2, ema_decay=0.5)
+    alone = fit(TWO_AS_ONE[name](dropout=0.0), TRAIN, VALID, recipe, device="cpu")
     first, second = (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in (0, 1))
     assert same_bits(first, second)
-    for name, value in weights(alone.model).items():
-        torch.testing.assert_close(first[name], value, atol=1e-5, rtol=1e-4)
+    # Not each weight: AdamW makes full steps of the rounding errors of a gradient that is zero.
+    together = TWO_AS_ONE[name](dropout=0.0)
+    together.load_state_dict(first)
+    np.testing.assert_allclose(predict(together, VALID), alone.predict(VALID), atol=1e-4)
     history = pd.read_json(tmp_path / "0.json")
     np.testing.assert_allclose(history["loss"], alone.history["loss"], rtol=1e-5)
 

@@ -124,7 +124,7 @@ def test_the_paper_profile_needs_a_corpus(tmp_path):
     ("call", "words"),
     [
         (lambda w: w.features("theirs"), "expected ours or official"),
-        (lambda w: w.encoders("middle"), "expected random, start or aligned"),
+        (lambda w: w.encoders("middle"), "expected one of random, start, aligned, one_way"),
         (lambda w: w.results(["nothing"]), "no experiment"),
     ],
 )

@@ -242,7 +242,7 @@ class EmiPredictor:
         said = (
             f"Model {facts['experiment']} of {len(self.models)} seeds, trained on the "
             f"{facts['corpus']}; ρ {facts['rho']:.3f} ± {facts['rho_sd']:.3f} there on validation."
-        )
+        ).replace("ρ -", "ρ −")
         return f"{said} {_limits(facts)}"
 
     # ------------------------------------------------------------------ made, kept and found again

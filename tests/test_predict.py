@@ -167,7 +167,7 @@ def test_an_encoder_that_wants_code_or_a_pickle_is_refused(folder, tmp_path):
         EmiPredictor.from_pretrained(asks)
     pickled = shutil.copytree(folder, tmp_path / "pickled")
     (pickled / "audio" / "model.safetensors").rename(pickled / "audio" / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="no \\*.safetensors weights"):
+    with pytest.raises(ValueError, match=r"no \*\.safetensors weights"):
         EmiPredictor.from_pretrained(pickled)
     other = shutil.copytree(folder, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
@@ -176,7 +176,7 @@ def test_an_encoder_that_wants_code_or_a_pickle_is_refused(folder, tmp_path):
         EmiPredictor.from_pretrained(other)
 
 
-# -------------------------------------------------------------------------- several clips, bad clips
+# ------------------------------------------------------------------------- several clips, bad clips
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +234,7 @@ def test_texts_must_fit_the_clips(predictor, video):
         predictor.predictions(Clip(None))
 
 
-# -------------------------------------------------------------------------- modalities and attention
+# ------------------------------------------------------------------------- modalities and attention
 
 
 def test_a_removed_modality_is_present_false(predictor, video):
@@ -289,7 +289,7 @@ def test_look_of_dual_stage_gives_its_weights(workspace, mixed):
     assert "no sound" in [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
-# ------------------------------------------------------------------------------------------- windows
+# ------------------------------------------------------------------------------------------ windows
 
 
 @pytest.mark.parametrize("duration", [3.0, 12.0, 12.01, 13.0, 18.0, 41.5, 3600.0])
@@ -359,7 +359,7 @@ def test_windows_that_make_no_sense_are_refused(predictor, video, given, said):
         predictor.predict(video, **given)
 
 
-# ---------------------------------------------------------------------------------- the command line
+# --------------------------------------------------------------------------------- the command line
 
 
 def run_command(monkeypatch, *arguments):

@@ -21,6 +21,7 @@ from .taemi_plots import COLOURS, MODALITIES
 
 CALLED = {"frames": "frames", "audio": "sound", "text": "words"}
 PICTURES = 9  # frames a strip has room for
+NOTHING = 0.34  # inches of a panel that has nothing to show
 MARKERS = {"frames": "s", "audio": "D", "text": "^"}
 WIDTH = 9.2  # inches
 DPI = 130
@@ -32,15 +33,16 @@ def look(look, note: str = "") -> Figure:
     look : of `EmiPredictor.look`; note : said below the title, `EmiPredictor.note`
 
     Weights are means over seeds. Attention is drawn over its uniform value (1 is no choice at
-    all), thin lines a head and seed, the thick one their mean. Right of the time axis nothing is
-    shown; below stand the intensities, their range ± sd over seeds, and those with each modality
-    removed.
+    all), thin lines a head and seed, the thick one their mean. At the bottom stand the intensities,
+    ± sd over seeds, and where each goes when a modality is removed.
     """
     rows = _rows(look)
     heights = [height for _, height in rows]
     with matplotlib.rc_context(STYLE):
         name = Path(look.prediction.clip.name).name
-        figure = sheet(WIDTH, sum(heights) + 0.5, f"What the models made of {name}", note)
+        remarks = [f"{problem[0].upper()}{problem[1:]}." for problem in look.prediction.problems]
+        said = " ".join([note, *remarks, *look.prediction.notes]).strip()
+        figure = sheet(WIDTH, sum(heights) + 0.5, f"What the models made of {name}", said)
         panels = figure.subplots(len(rows), 1, height_ratios=heights)
         timed = [p for p, (draw, _) in zip(panels, rows, strict=True) if draw in _TIMED]
         for panel, (draw, _) in zip(panels, rows, strict=True):
@@ -54,15 +56,16 @@ def look(look, note: str = "") -> Figure:
 
 def _rows(look) -> list:
     """The panels a clip has, from top to bottom, with their heights in inches."""
-    rows = [(_draw_frames, 1.0)]
-    if look.attention is not None and "frames" in look.attention:
-        rows.append((_draw_frame_attention, 1.0))
-    rows.append((_draw_sound, 0.7))
-    if look.attention is not None and "audio" in look.attention:
-        rows.append((_draw_sound_attention, 1.0))
+    attention = look.attention or {}
+    rows = [(_draw_frames, NOTHING if look.images is None else 0.74)]
+    if "frames" in attention:
+        rows.append((_draw_frame_attention, NOTHING if attention["frames"] is None else 1.0))
+    rows.append((_draw_sound, NOTHING if look.waveform is None else 0.7))
+    if "audio" in attention:
+        rows.append((_draw_sound_attention, NOTHING if attention["audio"] is None else 1.0))
     if look.weights is not None:
         rows.append((_draw_weights, 1.2))
-    words = textwrap.wrap(look.prediction.text or "", 105)
+    words = textwrap.wrap(look.prediction.text or "", 95)
     return [*rows, (_draw_words, 0.25 + 0.17 * max(1, len(words))), (_draw_intensities, 2.5)]
 
 
@@ -71,13 +74,13 @@ def _say(axes, words: str) -> None:
 
 
 def _draw_frames(axes, look) -> None:
-    """Frames where they were shown: each picture's left edge is at its time, roughly."""
-    axes.set_ylabel("frames")
+    """In each ninth of the time the frame nearest to its middle."""
     axes.set_yticks([])
     axes.grid(visible=False)
-    if look.images is None or not len(look.images):
+    if look.images is None:
         _say(axes, "no picture")
         return
+    axes.set_ylabel("frames")
     width = (look.end - look.start) / PICTURES
     for slot in range(PICTURES):
         left = look.start + slot * width
@@ -91,11 +94,12 @@ def _draw_frames(axes, look) -> None:
 
 
 def _draw_sound(axes, look) -> None:
-    axes.set_ylabel("sound")
     axes.set_yticks([])
     if look.waveform is None:
         _say(axes, "no sound")
+        axes.grid(visible=False)
         return
+    axes.set_ylabel("sound")
     time, low, high = envelope(look.waveform.astype(float), look.sample_rate)
     reach = max(1.0, float(max(high.max(), -low.min())))  # its own scale: a quiet clip shows too
     axes.fill_between(look.start + time, low / reach, high / reach, color=GREY, linewidth=0)
@@ -111,16 +115,15 @@ def _draw_sound_attention(axes, look) -> None:
 
 
 def _draw_attention(axes, look, name: str) -> None:
-    axes.set_ylabel(f"attention\nover {CALLED[name]}")
-    axes.axhline(1, color=GREY, linestyle=":", linewidth=1)
     attention = look.attention[name]
     if attention is None:
-        _say(axes, f"no {CALLED[name]}: a learnt token stands in")
+        _say(axes, f"no attention over {CALLED[name]}: a learnt token stands in")
         axes.set_yticks([])
+        axes.grid(visible=False)
         return
+    axes.set_ylabel(f"attention\nover {CALLED[name]}")
+    axes.axhline(1, color=GREY, linestyle=":", linewidth=1)
     borders = look.attention_borders[name]
-    lengths = np.diff(borders) / (borders[-1] - borders[0])
-    lengths = np.where(lengths > 0, lengths, 1.0)
     heads = attention.reshape(-1, attention.shape[-1])
     relative = heads * attention.shape[-1]
     for head in relative:
@@ -160,7 +163,7 @@ def _draw_words(axes, look) -> None:
     axes.text(
         0.5,
         0.5,
-        "\n".join(textwrap.wrap(shown, 105)),
+        "\n".join(textwrap.wrap(shown, 95)),
         ha="center",
         va="center",
         style="italic" if words else "normal",
@@ -174,24 +177,26 @@ def _draw_intensities(axes, look) -> None:
     everything = look.without.loc["all"]
     names = list(look.without.columns)
     y = np.arange(len(names))[::-1]
-    seeds = look.prediction.intensity.mean(axis=1)  # (S, E)
+    seeds = look.prediction.intensity.mean(axis=1)  # (S, E), not clipped
+    reach = 1.1 * float(look.without.to_numpy().max())
     if len(seeds) > 1:
-        spread = seeds.std(axis=0, ddof=1)
-        low, high = (everything - spread).clip(0, 1), (everything + spread).clip(0, 1)
-        axes.hlines(y, low, high, color="#BBBBBB", linewidth=7, label="± sd over seeds")
+        mean, spread = seeds.mean(axis=0), seeds.std(axis=0, ddof=1)
+        low, high = (mean - spread).clip(0, 1), (mean + spread).clip(0, 1)
+        axes.hlines(y, low, high, color="#C4C4C4", linewidth=7, label="± sd over seeds")
+        reach = max(reach, float(high.max()))
     removed = [m for m in MODALITIES if f"without {m}" in look.without.index]
     offsets = np.linspace(0.24, -0.24, len(removed)) if len(removed) > 1 else [0.2]
     for offset, name in zip(offsets, removed, strict=True):
         values = look.without.loc[f"without {name}"]
         axes.hlines(y + offset, everything, values, color=COLOURS[name], linewidth=1)
-        style = {"color": COLOURS[name], "markersize": 5}
-        axes.plot(
-            values, y + offset, MARKERS[name], label=f"without {CALLED[name]}", **style, zorder=3
-        )
-    axes.plot(everything, y, "|", color="#000000", markersize=17, mew=2.4, label="all there is")
+        # Not clipped: many values are 0, on the axis.
+        style = {"color": COLOURS[name], "markersize": 5, "zorder": 3, "clip_on": False}
+        axes.plot(values, y + offset, MARKERS[name], label=f"without {CALLED[name]}", **style)
+    style = {"markersize": 17, "mew": 2.4, "zorder": 4, "clip_on": False}
+    axes.plot(everything, y, "|", color="#000000", label="with everything", **style)
     axes.set_yticks(y, names)
     axes.set_ylim(-0.6, len(names) - 0.4)
-    axes.set_xlim(0, max(0.5, 1.1 * float(look.without.to_numpy().max())))
+    axes.set_xlim(0, min(1.0, max(0.5, reach)))
     axes.set_xlabel("intensity, mean over seeds")
     axes.grid(axis="y", visible=False)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -153,7 +153,46 @@ def bench(
         print(f"{row.what:42s}{1000 * row.seconds:9.1f} ms  x {row.ratio:.3f}")
 
 
-COMMANDS = (corpus, audit, features, pretrain, run, tables, bench)
+def predict(
+    *clips: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="video or sound files")],
+    model: Annotated[str, tyro.conf.arg(help="folder of `export`, or OWNER/NAME on the hub")],
+    text: Annotated[str | None, tyro.conf.arg(help="the clip's words, or a .txt with them")] = None,
+    window: Annotated[float | None, tyro.conf.arg(help="s; a row for each window")] = None,
+    step: Annotated[float | None, tyro.conf.arg(help="s from window to window; half of it")] = None,
+    json: Annotated[Path | None, tyro.conf.arg(help="write everything found to FILE")] = None,
+    csv: Annotated[Path | None, tyro.conf.arg(help="write the table to FILE")] = None,
+    picture: Annotated[Path | None, tyro.conf.arg(help="folder for a picture of each clip")] = None,
+    workers: int | None = None,
+) -> None:
+    """Six intensities of each clip, with their spread over seeds. Exit code 1 if a file failed.
+
+    Examples:
+      python -m emilib export taemi models/taemi
+      python -m emilib predict clip.mp4 more/*.mp4 --model models/taemi --csv found.csv
+      python -m emilib predict talk.mp4 --model models/taemi --window 12 --step 6 --picture pictures
+    """
+    from .prediction_files import predict_files
+
+    predict_files(clips, model, text, window, step, json, csv, picture, workers)
+
+
+def export(
+    experiment: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="as in `run`: taemi, ...")],
+    folder: Annotated[Path, tyro.conf.Positional],
+    profile: ProfileName = "embedded",
+    corpus: CorpusDir = None,
+) -> None:
+    """Write a trained experiment into FOLDER for `predict`; trains it where it is missing.
+
+    Example: python -m emilib export taemi models/taemi --profile embedded
+    """
+    from .predict import EmiPredictor
+
+    predictor = EmiPredictor.from_workspace(_workspace(profile, corpus), experiment)
+    print(predictor.save_pretrained(folder))
+
+
+COMMANDS = (corpus, audit, features, pretrain, run, tables, bench, predict, export)
 
 
 def main() -> int:

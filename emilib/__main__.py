@@ -192,7 +192,61 @@ def export(
     print(predictor.save_pretrained(folder))
 
 
-COMMANDS = (corpus, audit, features, pretrain, run, tables, bench, predict, export)
+_SubmitOrCheck = tyro.conf.create_mutex_group(required=True)
+
+
+def submit(
+    run: Annotated[
+        str | None, _SubmitOrCheck, tyro.conf.arg(help="experiment, as in the command run")
+    ] = None,
+    check: Annotated[
+        Path | None, _SubmitOrCheck, tyro.conf.arg(help="only validate this CSV")
+    ] = None,
+    profile: ProfileName = "embedded",
+    corpus: CorpusDir = None,
+    out: Annotated[Path, tyro.conf.arg(help="CSV to write")] = Path("submission.csv"),
+) -> None:
+    """The challenge's CSV of a run, trained where it is missing: a row for every test clip.
+
+    Values are means over the seeds. Prints the CSV's path; the exit code is 1 if it has a problem.
+    With --check nothing is made, and problems go to stdout; --corpus then names the test clips.
+
+    Example: python -m emilib submit --run taemi --corpus DIR --out submission.csv
+
+    Example: python -m emilib submit --check submission.csv --corpus DIR
+    """
+    from . import submission
+
+    if check is not None:
+        found, path, stream = submission.validate(check, corpus), check, sys.stdout
+    else:
+        workspace, path, stream = _workspace(profile, corpus), out, sys.stderr
+        found = submission.make(workspace, run, out)
+        seeds = len(workspace.profile.seeds)
+        print(f"{run}, {workspace.corpus_name}: mean of {seeds} seeds", file=sys.stderr)
+    most = 20
+    for sentence in found[:most]:
+        print(sentence, file=stream)
+    if len(found) > most:
+        print(f"and {len(found) - most} more", file=stream)
+    wrong = len(submission.problems(found))
+    if wrong:
+        raise ValueError(f"{path} is no valid submission: {wrong} problem{'s'[: wrong - 1]}")
+    print(path if check is None else f"{path} is a valid submission")
+
+
+COMMANDS = (
+    corpus,
+    audit,
+    features,
+    pretrain,
+    run,
+    tables,
+    export,
+    predict,
+    submit,
+    bench,
+)
 
 
 def main() -> int:

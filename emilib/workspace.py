@@ -518,12 +518,7 @@ class Workspace:
         def produce(ids):
             for id_ in ids:
                 row = paths.loc[id_]
-                yield {
-                    name: media.load_features(row[column]).astype(np.float16)
-                    if isinstance(row[column], str)
-                    else None
-                    for name, column in columns.items()
-                }
+                yield {name: _official_array(row[column]) for name, column in columns.items()}
 
         ids = self.clips["id"].tolist()
         return store.build(self.cache, "official", parts, ids, produce, tuple(columns))
@@ -662,6 +657,20 @@ def _readable(path: str, **options):
         return media.decode(path, **options)
     except media.MediaError:
         return None
+
+
+def _official_array(path) -> np.ndarray | None:
+    """(T, D) of an official pickle; None without one, and for one that can't be used.
+
+    The audit lists them as "bad features"; a test clip gets its prediction all the same.
+    """
+    if not isinstance(path, str):
+        return None
+    try:
+        array = media.load_features(path)
+    except media.MediaError:
+        return None
+    return array.astype(np.float16) if array.size and np.isfinite(array).all() else None
 
 
 def _seconds(job: _Job) -> float:

@@ -36,7 +36,7 @@ COMMANDS = [line for line in [*LINES, *SPANS] if line.startswith(("./run_all.sh"
 # A README shows what these make; they are there after a run, or in a corpus folder.
 MADE = ("runs/", ".venv/", "figures/", "result/", "~/")
 CORPUS = ("raw/", "audio/", "face_images/", "vit/", "wav2vec2/", "text/", "test_data/")
-CORPUS += ("train_split.csv", "valid_split.csv")
+CORPUS += ("train_split.csv", "valid_split.csv", "test_split.csv")
 HUB_NAMES = ("openai/", "facebook/", "audeering/")
 
 

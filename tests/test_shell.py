@@ -1,0 +1,80 @@
+"""What a shell meets: light imports, completion, exit codes."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from emilib import environment
+
+ROOT = environment.ROOT
+HEAVY = ("torch", "transformers", "whisper", "av", "numba", "pandas", "scipy", "sklearn")
+
+
+def loaded_after(code):
+    """Which heavy packages are in sys.modules after `code`, in a new process."""
+    shown = f"{code}\nimport sys\nprint(*sorted(set({HEAVY!r}) & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", shown], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return result.stdout.splitlines()[-1].split()
+
+
+def test_the_package_imports_nothing_heavy():
+    assert loaded_after("import emilib") == []
+    assert loaded_after("import torch")[0] == "torch", "the check itself"
+
+
+def test_the_command_line_imports_nothing_heavy():
+    assert loaded_after("import emilib.__main__") == []
+
+
+def test_checking_a_submission_needs_no_torch(tmp_path):
+    path = tmp_path / "s.csv"
+    code = f"from emilib import submission\nassert submission.validate({str(path)!r})"
+    assert not {"torch", "transformers", "numba"} & set(loaded_after(code))
+
+
+def printed(shell):
+    command = [sys.executable, "-m", "emilib", "--tyro-print-completion", shell]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+def test_a_completion_script_for_zsh_is_printed():
+    assert "#compdef" in printed("zsh")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_completion_of_the_readme_completes(tmp_path):
+    """bash runs the README's line, and the function it registers for `python` answers."""
+    [line] = re.findall(
+        r"^source <\(python -m emilib (.*)\)$", (ROOT / "README.md").read_text("utf-8"), re.M
+    )
+    script = tmp_path / "completion.sh"
+    script.write_text(printed("bash"), encoding="utf-8")
+    pipe = line.partition("|")[2]
+    assert line.startswith("--tyro-print-completion bash |")
+    asks = f"""
+source <(cat {script} |{pipe}) || exit 1
+rule=$(complete -p python) || exit 1
+echo "$rule"
+ask() {{
+    COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
+    ${{rule_function}}
+    echo "${{COMPREPLY[*]}}"
+}}
+rule_function=$(sed 's/.*-F \\([^ ]*\\) .*/\\1/' <<<"$rule")
+ask python -m emilib sub
+ask python -m emilib features --profile ""
+ask python some_script
+"""
+    result = subprocess.run(
+        ["bash", "--norc", "-c", asks], capture_output=True, text=True, check=True
+    )
+    rule, command, values, other = result.stdout.split("\n")[:4]
+    assert rule.startswith("complete -o default -F "), "file names complete where this has none"
+    assert command == "submit"
+    assert values.split() == ["smoke", "embedded", "paper"]
+    assert other == ""

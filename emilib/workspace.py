@@ -297,13 +297,12 @@ class Workspace:
 
         config = getattr(self.profile, role)
         if "checkpoint" in config:
-            settings = {}
+            settings = dict(config)
+            source = settings.pop("checkpoint")
             if role == "text":
-                settings = {
-                    "pool": self.profile.text_pool,
-                    "max_tokens": self.profile.max_tokens,
-                }
-            return encoders.pretrained(role, config["checkpoint"], **settings)
+                settings["pool"] = self.profile.text_pool
+                settings["max_tokens"] = self.profile.max_tokens
+            return encoders.pretrained(role, source, **settings)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             if role == "vision":
@@ -312,6 +311,16 @@ class Workspace:
                 return encoders.small_audio(config)
             pool, longest = self.profile.text_pool, self.profile.max_tokens
             return encoders.small_text(config, self._texts(), pool, longest)
+
+    def _encoder_config(self, role: str) -> dict:
+        """What determines an encoder before training; for a checkpoint, its very weights."""
+        config = getattr(self.profile, role)
+        if "checkpoint" not in config:
+            return config
+        from .features import manifest
+
+        weights = manifest.identity(config["checkpoint"], config.get("revision"))
+        return {**config, "weights": weights}
 
     def _start(self, role: str):
         from .features.encoders import load_encoder
@@ -419,8 +428,8 @@ class Workspace:
         return {
             "corpus": self.corpus_key,
             "side": side,
-            "media": self.profile.vision if side == "frames" else self.profile.audio,
-            "text": [self.profile.text, self.profile.text_pool],
+            "media": self._encoder_config("vision" if side == "frames" else "audio"),
+            "text": [self._encoder_config("text"), self.profile.text_pool],
             "warm_start": self.profile.warm_start,
             "plan": plan,
             "code": source_sum(
@@ -569,7 +578,8 @@ class Workspace:
     def _encoder_parts(self, stage: str):
         if stage in _RUNS:
             return [self._contrast_parts(f"{side}{_RUNS[stage]}") for side in ("frames", "audio")]
-        return [self.profile.vision, self.profile.audio, self.profile.text, self.profile.warm_start]
+        configs = [self._encoder_config(role) for role in ("vision", "audio", "text")]
+        return [*configs, self.profile.warm_start]
 
     # --------------------------------------------------------------------------------- results
 

@@ -2,7 +2,8 @@
 
 Three thin modules hold a Hugging Face model and what must be done around it: resizing and
 normalising pictures, masks over padded sound, tokens. The same classes serve the large
-pretrained checkpoints and the small networks of the embedded profile.
+pretrained checkpoints (listed in `manifest`) and the small networks of the embedded profile.
+No code of a checkpoint is ever run.
 
 Dimension key: B clips or frames, S samples, T steps, D width.
 """
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import transformers
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -23,13 +26,19 @@ from transformers import (
     BertModel,
     BertTokenizerFast,
     CLIPVisionModel,
+    PreTrainedConfig,
     PreTrainedModel,
     ViTConfig,
     ViTModel,
     Wav2Vec2Config,
     Wav2Vec2Model,
+    Wav2Vec2PreTrainedModel,
 )
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
+
+from . import manifest
 
 # The bars of a loaded checkpoint would be saved into notebooks.
 transformers_logging.disable_progress_bar()
@@ -43,14 +52,40 @@ class VisionEncoder(nn.Module):
     """One vector a frame (papers A 3.1, B 3.2): the class token, or the mean over all tokens.
 
     pool : "cls" (A: hidden width 768 of CLIP ViT-B/16) or "mean" (release of B)
+    mean, std : of each colour, on a scale from 0 to 1
+    resample : "bicubic" or "bilinear"
+    shortest_edge : pixels the shorter side is brought to before the square is cut from the middle;
+        None stretches the whole picture to the square
     """
 
-    def __init__(self, model: PreTrainedModel, pool="cls", mean=HALF_MEAN, std=HALF_STD):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        pool="cls",
+        mean=HALF_MEAN,
+        std=HALF_STD,
+        resample="bicubic",
+        shortest_edge: int | None = None,
+    ):
         super().__init__()
         if pool not in ("cls", "mean"):
             raise ValueError(f"pool: expected 'cls' or 'mean', came {pool!r}")
+        if resample not in ("bicubic", "bilinear"):
+            raise ValueError(f"resample: expected 'bicubic' or 'bilinear', came {resample!r}")
+        size = model.config.image_size
+        if shortest_edge is not None and shortest_edge < size:
+            raise ValueError(
+                f"shortest_edge: expected at least the network's {size} pixels, came "
+                f"{shortest_edge}"
+            )
         self.model = model
-        self.settings = {"pool": pool, "mean": tuple(mean), "std": tuple(std)}
+        self.settings = {
+            "pool": pool,
+            "mean": tuple(mean),
+            "std": tuple(std),
+            "resample": resample,
+            "shortest_edge": shortest_edge,
+        }
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
 
@@ -72,16 +107,23 @@ class VisionEncoder(nn.Module):
         return hidden[:, 0] if self.settings["pool"] == "cls" else hidden.mean(dim=1)
 
     def pixels(self, images: torch.Tensor) -> torch.Tensor:
-        """Resized (antialiased bicubic, on the device) and normalised pictures, float."""
-        size = (self.image_size, self.image_size)
+        """Resized (antialiased, on the device) and normalised pictures, float."""
+        side, shortest = self.image_size, self.settings["shortest_edge"]
+        size = (side, side)
+        if shortest is not None:
+            height, width = images.shape[-2:]
+            short = min(height, width)
+            size = (shortest * height // short, shortest * width // short)
         if tuple(images.shape[-2:]) != size:
             # On uint8 this is within one grey level of PIL's bicubic and several times faster.
             images = F.interpolate(
                 images.contiguous(memory_format=torch.channels_last),
                 size=size,
-                mode="bicubic",
+                mode=self.settings["resample"],
                 antialias=True,
             )
+        top, left = (size[0] - side) // 2, (size[1] - side) // 2
+        images = images[..., top : top + side, left : left + side]
         return (images - self.mean) / self.std
 
 
@@ -131,6 +173,8 @@ class AudioEncoder(nn.Module):
                 f"({self.shortest / SAMPLE_RATE * 1000:.0f} ms), came {int(lengths.min())}; "
                 "treat such a clip as having no sound"
             )
+        if self.model.config.feat_extract_norm == "group" and not valid.all():
+            return self._one_by_one(waveform, valid, lengths)
         if self.settings["normalise"]:
             waveform = _standardise(waveform, valid)
         waveform = waveform * valid
@@ -139,12 +183,71 @@ class AudioEncoder(nn.Module):
         steps = torch.arange(hidden.shape[1], device=hidden.device)
         return hidden, steps < self.steps(lengths)[:, None]
 
+    def _one_by_one(self, waveform: torch.Tensor, valid: torch.Tensor, lengths: torch.Tensor):
+        """Group norm mixes padding into every step, mask or not: so here is none."""
+        alone = [
+            self(sound[None, :length], real[None, :length])
+            for sound, real, length in zip(waveform, valid, lengths.tolist(), strict=True)
+        ]
+        hidden = nn.utils.rnn.pad_sequence([h[0] for h, _ in alone], batch_first=True)
+        real = nn.utils.rnn.pad_sequence([r[0] for _, r in alone], batch_first=True)
+        return hidden, real
+
 
 def _standardise(waveform: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     count = valid.sum(dim=1, keepdim=True)
     mean = (waveform * valid).sum(dim=1, keepdim=True) / count
     variance = ((waveform - mean).square() * valid).sum(dim=1, keepdim=True) / count
     return (waveform - mean) / torch.sqrt(variance + 1e-7)  # 1e-7 as in the HF extractor
+
+
+class EmotionHead(nn.Module):
+    """The auxiliary logits Z_a of paper B, 3.3, for each step of the audio network.
+
+    Linear D → D, tanh, linear D → outputs, dropout before each: the head of the published
+    emotion network (arousal, dominance, valence), here applied to every step. The dropout is
+    not stated in the paper.
+    """
+
+    def __init__(self, dim: int = 1024, outputs: int = 3, dropout: float = 0.1):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.dense = nn.Linear(dim, dim)
+        self.out_proj = nn.Linear(dim, outputs)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.dense(self.dropout(hidden_states)))
+        return self.out_proj(self.dropout(x))
+
+
+class EmotionWav2Vec2(Wav2Vec2PreTrainedModel):
+    """A wav2vec2 with an `EmotionHead`: A = Concat(H_a, Z_a) of paper B, 3.3.
+
+    Reads the published checkpoint `audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim`, whose
+    weights are named `wav2vec2.*` and `classifier.*`. transformers has no class for it:
+    `Wav2Vec2ForSequenceClassification` would take a random head in place of the published one.
+    The published network pools over time before its head; here the head sees every step (the
+    two differ: the head is not linear).
+    """
+
+    def __init__(self, config: Wav2Vec2Config):
+        super().__init__(config)
+        self.wav2vec2 = Wav2Vec2Model(config)
+        self.classifier = EmotionHead(config.hidden_size, config.num_labels, config.final_dropout)
+        self.post_init()
+
+    def forward(self, input_values, attention_mask=None) -> BaseModelOutput:
+        """input_values (B, S), attention_mask (B, S) long; states are (B, T, D + outputs)."""
+        hidden = self.wav2vec2(input_values, attention_mask=attention_mask).last_hidden_state
+        return BaseModelOutput(torch.cat([hidden, self.classifier(hidden)], dim=-1))
+
+
+class EmotionEncoder(AudioEncoder):
+    """Hidden states and emotion logits of an `EmotionWav2Vec2`: 1024 + 3 values a step (B 3.3)."""
+
+    @property
+    def dim(self) -> int:
+        return self.model.config.hidden_size + self.model.config.num_labels
 
 
 class TextEncoder(nn.Module):
@@ -243,52 +346,211 @@ def load_encoder(folder) -> nn.Module:
     """The encoder that `save_encoder` wrote."""
     folder = Path(folder)
     settings = json.loads((folder / "encoder.json").read_text())
-    kind = AutoConfig.from_pretrained(folder).model_type
+    config = AutoConfig.from_pretrained(folder)
+    kind = config.model_type
     if kind == "vit":
         return VisionEncoder(ViTModel.from_pretrained(folder, add_pooling_layer=False), **settings)
     if kind == "clip_vision_model":
         return VisionEncoder(CLIPVisionModel.from_pretrained(folder), **settings)
+    if kind == "wav2vec2" and _has_emotion_head(config.to_dict()):
+        return EmotionEncoder(EmotionWav2Vec2.from_pretrained(folder), **settings)
     if kind == "wav2vec2":
         return AudioEncoder(Wav2Vec2Model.from_pretrained(folder), **settings)
-    if kind == "bert":
-        model = BertModel.from_pretrained(folder, add_pooling_layer=False)
+    if kind in ("bert", "gte"):
+        model = _text_class(kind, folder).from_pretrained(folder, add_pooling_layer=False)
         return TextEncoder(model, AutoTokenizer.from_pretrained(folder), **settings)
-    raise ValueError(f"{folder}: expected a vit, clip, wav2vec2 or bert encoder, came {kind!r}")
+    raise ValueError(
+        f"{folder}: expected a vit, clip, wav2vec2 or bert encoder (or gte), came {kind!r}"
+    )
 
 
 # ----------------------------------------------------------------- pretrained, by name or folder
 
+FAMILIES = {
+    "vision": ("clip", "clip_vision_model", "vit"),
+    "audio": ("wav2vec2",),
+    "text": ("bert", "gte"),
+}
+# `architectures` of a checkpoint with an emotion head: as published, and as saved from here.
+EMOTION_ARCHITECTURES = ("Wav2Vec2ForSpeechClassification", EmotionWav2Vec2.__name__)
+RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, as in preprocessor_config.json
 
-def pretrained(role: str, source: str, **settings) -> nn.Module:
+
+def pretrained(role: str, source: str, revision: str | None = None, **settings) -> nn.Module:
     """The encoder for `role` ("vision", "audio", "text") from a hub name or a local folder.
 
-    Raises ValueError, in one sentence, when the weights can't be had or belong to another family.
+    source : a folder, or a name on the hub, which is first looked for below the folder
+        ``EMI_WEIGHTS``, then in the Hugging Face cache, then downloaded
+    revision : a commit on the hub; None is that of the manifest
+    settings : of the encoder; what is not given is read from the checkpoint's own preprocessor
+        settings. For "audio", `emotion` True demands an emotion head, False leaves it away; by
+        default a checkpoint that says it has one gets it.
+
+    Raises ValueError, in one sentence, when the weights can't be had, are damaged or incomplete,
+    or belong to another family.
     """
-    families = {
-        "vision": ("clip", "clip_vision_model", "vit"),
-        "audio": ("wav2vec2",),
-        "text": ("bert",),
-    }
-    try:
-        kind = AutoConfig.from_pretrained(source).model_type
-    except (OSError, ValueError) as error:
+    if role not in FAMILIES:
+        raise ValueError(f"role: expected one of {', '.join(FAMILIES)}, came {role!r}")
+    source = str(source)
+    config = _config_of(role, source, revision)
+    kind = config.get("model_type")
+    if kind not in FAMILIES[role]:
+        remote = "; it needs code of its own, which is never run" if "auto_map" in config else ""
         raise ValueError(
-            f"{source}: the {role} encoder's weights are not on this machine and could not be "
-            f"downloaded; put the checkpoint's folder on disk and give its path, or go online "
-            f"({str(error).splitlines()[0]})"
-        ) from error
-    if kind not in families[role]:
-        raise ValueError(
-            f"{source}: expected weights for {role} ({', '.join(families[role])}), "
-            f"came a checkpoint of type {kind!r}"
+            f"{source}: expected weights for {role} ({', '.join(FAMILIES[role])}), "
+            f"came a checkpoint of type {kind!r}{remote}"
         )
+    if role == "vision":
+        return _pretrained_vision(kind, source, revision, settings)
+    if role == "audio":
+        return _pretrained_audio(config, source, revision, settings)
+    model_class = _text_class(kind, source)
+    model = _weights(model_class, role, source, revision, add_pooling_layer=False)
+    tokenizer = _pretrained_tokenizer(source, revision, model.config.vocab_size)
+    return TextEncoder(model, tokenizer, **settings)
+
+
+def _pretrained_tokenizer(source: str, revision: str | None, vocabulary: int):
+    place, commit = manifest.locate(source, revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=commit)
+        # Without its files transformers makes an empty tokenizer and says nothing.
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):
+            raise OSError("no tokenizer.json and no vocab.txt")
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(_missing("text", source, revision, error, "the tokenizer")) from error
+    if len(tokenizer) > vocabulary:
+        raise ValueError(
+            f"{place}: expected a tokenizer of at most the {vocabulary} pieces that the network "
+            f"knows, came one of {len(tokenizer)}; take both from one checkpoint"
+        )
+    return tokenizer
+
+
+def _pretrained_vision(kind, source, revision, settings):
     if kind == "vit":
-        model = ViTModel.from_pretrained(source, add_pooling_layer=False)
-        return VisionEncoder(model, **settings)
-    if kind in ("clip", "clip_vision_model"):
-        model = CLIPVisionModel.from_pretrained(source)
-        return VisionEncoder(model, mean=CLIP_MEAN, std=CLIP_STD, **settings)
-    if kind == "wav2vec2":
-        return AudioEncoder(Wav2Vec2Model.from_pretrained(source), **settings)
-    model = BertModel.from_pretrained(source, add_pooling_layer=False)
-    return TextEncoder(model, AutoTokenizer.from_pretrained(source), **settings)
+        model = _weights(ViTModel, "vision", source, revision, add_pooling_layer=False)
+        found = {}
+    else:
+        model = _weights(CLIPVisionModel, "vision", source, revision)
+        found = {"mean": CLIP_MEAN, "std": CLIP_STD}
+    found |= _picture_settings(_preprocessor(source, revision), model.config.image_size, source)
+    return VisionEncoder(model, **{**found, **settings})
+
+
+def _pretrained_audio(config, source, revision, settings):
+    emotion = settings.pop("emotion", None)
+    emotion = _has_emotion_head(config) if emotion is None else emotion
+    encoder_class, model_class = (
+        (EmotionEncoder, EmotionWav2Vec2) if emotion else (AudioEncoder, Wav2Vec2Model)
+    )
+    model = _weights(model_class, "audio", source, revision)
+    found = _preprocessor(source, revision)
+    rate = found.get("sampling_rate", SAMPLE_RATE)
+    if rate != SAMPLE_RATE:
+        raise ValueError(f"{source}: expected a network for {SAMPLE_RATE} Hz, came one for {rate}")
+    return encoder_class(model, **{"normalise": found.get("do_normalize", True), **settings})
+
+
+def _has_emotion_head(config: dict) -> bool:
+    return not set(EMOTION_ARCHITECTURES).isdisjoint(config.get("architectures") or ())
+
+
+def _text_class(kind: str, source) -> type[PreTrainedModel]:
+    if kind == "bert":
+        return BertModel
+    if not hasattr(transformers, "GteModel"):
+        raise ValueError(
+            f"{source}: model type 'gte' needs transformers 5.18 or newer, here is "
+            f"{transformers.__version__}; install the version that environment.yml names"
+        )
+    return transformers.GteModel
+
+
+def _config_of(role: str, source: str, revision: str | None) -> dict:
+    """config.json as it stands: no class is chosen by it, and no code of the checkpoint runs."""
+    place, commit = manifest.locate(source, revision)
+    try:
+        return PreTrainedConfig.get_config_dict(place, revision=commit)[0]
+    except (OSError, ValueError) as error:
+        raise ValueError(_missing(role, source, revision, error)) from error
+
+
+def _weights(model_class, role: str, source: str, revision: str | None, **options):
+    """A model with every weight from the checkpoint, in single precision."""
+    place, commit = manifest.locate(source, revision)
+    try:
+        model, report = model_class.from_pretrained(
+            place, revision=commit, output_loading_info=True, dtype=torch.float32, **options
+        )
+    except OSError as error:
+        raise ValueError(_missing(role, source, revision, error)) from error
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        raise ValueError(
+            f"{place}: the {role} encoder's weights are damaged or do not fit its config.json "
+            f"({_first_line(error)}); download the checkpoint again"
+        ) from error
+    # The vector for masked steps is only used in training, and some checkpoints are without it.
+    lacking = sorted(k for k in report["missing_keys"] if not k.endswith("masked_spec_embed"))
+    if lacking:
+        raise ValueError(
+            f"{place}: expected all weights of a {model_class.__name__}, but {len(lacking)} are "
+            f"not in the checkpoint, {lacking[0]} among them, and would be random; give a "
+            f"checkpoint of the same architecture"
+        )
+    return model
+
+
+def _missing(role, source, revision, error, what="weights") -> str:
+    whose = (
+        f"the {role} encoder's weights" if what == "weights" else f"{what} of the {role} encoder"
+    )
+    verb = "are" if what == "weights" else "is"
+    tried = "" if manifest.folder(source) is not None else " and could not be downloaded"
+    return (
+        f"{source}: {whose} {verb} not on this machine{tried} ({_first_line(error)}); "
+        f"{manifest.how_to_get(source, revision)}"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _preprocessor(source: str, revision: str | None) -> dict:
+    """preprocessor_config.json; empty where the checkpoint has none."""
+    place, commit = manifest.locate(source, revision)
+    try:
+        path = cached_file(place, "preprocessor_config.json", revision=commit)
+    except OSError:  # the family's own values are taken
+        return {}
+    return json.loads(Path(path).read_text("utf-8"))
+
+
+def _picture_settings(found: dict, side: int, source: str) -> dict:
+    """Settings of a `VisionEncoder` from preprocessor_config.json; only those that it has."""
+    settings = {}
+    if (
+        not found.get("do_rescale", True)
+        or abs(found.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6
+    ):
+        raise ValueError(f"{source}: expected pictures scaled by 1/255, came another scale")
+    if not found.get("do_normalize", True):
+        settings |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    elif "image_mean" in found:
+        settings |= {"mean": found["image_mean"], "std": found["image_std"]}
+    if "resample" in found:
+        number = found["resample"]
+        if number not in RESAMPLING:
+            raise ValueError(
+                f"{source}: expected resample 2 (bilinear) or 3 (bicubic) in "
+                f"preprocessor_config.json, came {number!r}"
+            )
+        settings["resample"] = RESAMPLING[number]
+    size = found.get("size")
+    if isinstance(size, dict):
+        size = size.get("shortest_edge")
+    if found.get("do_center_crop", False):
+        settings["shortest_edge"] = side if size is None else int(size)
+    return settings

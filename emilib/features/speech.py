@@ -14,14 +14,17 @@ import pandas as pd
 
 from emilib import processes
 from emilib.corpus import media
+from emilib.features import manifest
 
 SAMPLE_RATE = 16000  # Hz, what Whisper takes
 WINDOW = 30 * SAMPLE_RATE  # samples, what Whisper takes at once
 NO_SPEECH = 0.6  # probability of no speech from which on a window has no text; Whisper's own
 DEFAULT_MODEL = "turbo"  # both papers
+_TURBO = manifest.get(DEFAULT_MODEL)
 HOW_TO_GET = (
-    "download large-v3-turbo.pt (1.6 GB, MIT) with `whisper.load_model('turbo')` on a machine with "
-    "network and put it into ~/.cache/whisper or into the folder EMI_WEIGHTS"
+    f"download {_TURBO.files[0]} ({_TURBO.size}, {_TURBO.licence}) with `whisper.load_model"
+    f"('{_TURBO.name}')` on a machine with network and put it into ~/.cache/whisper or into the "
+    f"folder {manifest.WEIGHTS}"
 )
 
 

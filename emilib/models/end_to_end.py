@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from emilib.features.encoders import (
     SAMPLE_RATE,
     AudioEncoder,
+    EmotionHead,
     TextEncoder,
     load_encoder,
     save_encoder,
@@ -60,29 +61,11 @@ def pad_waveforms(
     return padded, torch.arange(padded.shape[1]) < lengths[:, None]
 
 
-class EmotionHead(nn.Module):
-    """The auxiliary logits Z_a of paper B, 3.3, for each step of the audio network.
-
-    Linear D → D, tanh, linear D → outputs, dropout before each: the head of the published
-    emotion network (arousal, dominance, valence), here applied to every step. The dropout is
-    not stated in the paper.
-    """
-
-    def __init__(self, dim: int = 1024, outputs: int = 3, dropout: float = 0.1):
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.dense = nn.Linear(dim, dim)
-        self.out_proj = nn.Linear(dim, outputs)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        x = torch.tanh(self.dense(self.dropout(hidden_states)))
-        return self.out_proj(self.dropout(x))
-
-
 class EndToEnd(nn.Module):
     """Waveform and words through their encoders into a `TAEMI`; frames come as features.
 
-    A = Concat(H_a, Z_a) with `emotion_head`, H_a without; t from the text encoder.
+    A = Concat(H_a, Z_a) with `emotion_head`, or with an `EmotionEncoder`, which has the head
+    inside; H_a without. t from the text encoder.
 
     frozen : which of "audio" and "text" stay as they are: no gradient, no dropout. A frozen audio
         network freezes its emotion head too.
@@ -188,24 +171,12 @@ class EndToEnd(nn.Module):
         longest = int(valid[rows].sum(dim=1).max())
         sound = torch.where(valid, waveform, 0.0)[rows, :longest]
         with torch.set_grad_enabled(torch.is_grad_enabled() and "audio" not in self.frozen):
-            hidden, real = self._encode(sound, valid[rows, :longest])
+            hidden, real = self.audio(sound, valid[rows, :longest])
             if self.emotion_head is not None:
                 hidden = torch.cat([hidden, self.emotion_head(hidden)], dim=-1)
         audio = hidden.new_zeros(len(waveform), *hidden.shape[1:]).index_copy(0, rows, hidden)
         mask = real.new_zeros(len(waveform), real.shape[1]).index_copy(0, rows, real)
         return audio, mask
-
-    def _encode(self, sound: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        if self.audio.model.config.feat_extract_norm != "group":
-            return self.audio(sound, valid)
-        lengths = valid.sum(dim=1).tolist()
-        alone = [
-            self.audio(s[None, :n], v[None, :n])
-            for s, v, n in zip(sound, valid, lengths, strict=True)
-        ]
-        hidden = nn.utils.rnn.pad_sequence([h[0] for h, _ in alone], batch_first=True)
-        real = nn.utils.rnn.pad_sequence([r[0] for _, r in alone], batch_first=True)
-        return hidden, real
 
     def _read(self, tokens: dict[str, Tensor], here: Tensor) -> Tensor:
         """(B, D); zeros where the clip has no text."""

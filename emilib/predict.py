@@ -31,6 +31,7 @@ from .cache import atomic_write
 from .corpus import media, stream
 from .corpus.layout import EMOTIONS
 from .corpus.media import MediaError
+from .features import manifest
 
 MODALITIES = ("frames", "audio", "text")
 SPOKEN = {"frames": "frames", "audio": "sound", "text": "words"}
@@ -45,11 +46,6 @@ HOW_TO_EXPORT = "make one with `python -m emilib export taemi FOLDER`"
 _ROLES = {"vision": "frames", "audio": "audio", "text": "text"}  # encoder → modality
 # Everything a predictor is made of; a hub repository may hold more, which is not fetched.
 _FILES = ["config.json", "README.md", "*.safetensors", "*/*.json", "*/*.txt"]
-_LICENCES = {
-    "openai/clip-vit-base-patch16": "MIT",
-    "facebook/wav2vec2-large-lv60": "Apache-2.0",
-    "bert-base-uncased": "Apache-2.0",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -957,6 +953,11 @@ def _load_model(kind: str, folder: Path):
 # -------------------------------------------------------------------------- facts and the card
 
 
+def _licence(source: str) -> str:
+    known = manifest.get(source)
+    return "see its source" if known is None else known.licence
+
+
 def _facts(workspace, results, experiment: str) -> dict:
     from .study import metrics
 
@@ -970,7 +971,7 @@ def _facts(workspace, results, experiment: str) -> dict:
             "source": "trained with this project on the training clips"
             if source is None
             else str(source),
-            "licence": "MIT" if source is None else _LICENCES.get(str(source), "see its source"),
+            "licence": "MIT" if source is None else _licence(str(source)),
         }
     return {
         "experiment": experiment,

@@ -722,7 +722,10 @@ def _read(clip: Clip, settings: MediaSettings) -> _Material:
     try:
         material = _decode(clip, settings)
     except (MediaError, OSError) as error:
-        material = _Material(reason=_first_line(error))
+        reason = _first_line(error)
+        if "could be decoded" in reason:
+            reason += " The file is damaged throughout, or encrypted."
+        material = _Material(reason=reason)
     material.seconds = time.perf_counter() - began
     return material
 

@@ -147,7 +147,7 @@ def embedded() -> Profile:
         "embedded",
         corpus_size={"train": 400, "validation": 240, "test": 60},
         warm_start=WarmStart(vision_steps=700),
-        stage_one=_contrast(6, cycle_epochs=3),
+        stage_one=_contrast(10, cycle_epochs=5),
         dual_stage_recipe=dataclasses.replace(
             # γ of the paper averages over about 1,000 steps; a run here has about a hundred.
             Recipe.dual_stage(),

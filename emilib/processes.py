@@ -68,21 +68,30 @@ def _share() -> None:
 def _start_worker(environment: dict, start: Callable[..., None] | None, given: tuple) -> None:
     _take(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _follow_parent()
     if start is not None:
         start(*given)
 
 
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+def _follow_parent() -> None:
+    """End when the process that asked for this one has ended, killed or not.
+
+    A worker would wait for work for ever, and a kernel would go on beside the next run's.
+    """
+
+    def follow():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def become_kernel(cmd: list[str], cwd: str | None, environment: dict) -> None:
     """Turn this process into the notebook kernel that the command line `cmd` asks for."""
     os.setsid()
     _take(environment)
+    # Jupyter's own watch looks at the parent process, which here is the server.
+    _follow_parent()
     if cwd is not None:
         os.chdir(cwd)
     sys.argv = cmd[2:]

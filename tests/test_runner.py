@@ -138,7 +138,8 @@ def test_a_spoilt_copy_is_made_again(tmp_path):
     assert outputs(tmp_path / "out" / "00_a.ipynb") == ["7\n"]
 
 
-def test_an_interrupted_run_leaves_no_kernel_and_no_half_notebook(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_ended_run_leaves_no_kernel_and_no_half_notebook(number, tmp_path):
     marker = tmp_path / "pid"
     wait = f"import os, time\nopen({str(marker)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)"
     write(tmp_path / "in", "00_slow.ipynb", wait)
@@ -153,11 +154,15 @@ def test_an_interrupted_run_leaves_no_kernel_and_no_half_notebook(tmp_path):
         deadline = time.monotonic() + 90
         while not (marker.exists() and marker.read_text()) and time.monotonic() < deadline:
             time.sleep(0.1)
-        kernel = int(marker.read_text())
-        process.send_signal(signal.SIGTERM)
-        assert "KeyboardInterrupt" in process.communicate(timeout=90)[1]
+        kernel = psutil.Process(int(marker.read_text()))
+        process.send_signal(number)
+        errors = process.communicate(timeout=90)[1]
     assert process.returncode != 0
-    assert not psutil.pid_exists(kernel)
+    if number == signal.SIGTERM:
+        assert "KeyboardInterrupt" in errors
+        assert not kernel.is_running()
+    # A run that is killed can't end its kernel: that one has to notice.
+    assert psutil.wait_procs([kernel], timeout=30)[1] == []
     assert not (tmp_path / "out" / "00_slow.ipynb").exists()
 
 

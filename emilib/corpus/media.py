@@ -248,6 +248,19 @@ def packets(container, streams, errors):
                 return
 
 
+def feed(packet, sink):
+    """Decode a packet and give its frames to `sink`; what can't be decoded is counted as lost."""
+    try:
+        decoded = packet.decode()
+    except av.EOFError:  # the decoder was flushed already
+        decoded = []
+    except av.FFmpegError:
+        sink.lost()
+        decoded = []
+    for frame in decoded:
+        sink.add(frame)
+
+
 def _drain(container, sinks):
     """Decode every packet into its stream's sink. Returns how often reading itself failed."""
     streams = [container.streams[index] for index in sinks]
@@ -255,15 +268,7 @@ def _drain(container, sinks):
     for packet in packets(container, streams, errors):
         sink = sinks[packet.stream.index]  # `packet.stream_index` is 0 for the flushing packets
         if not sink.full:
-            try:
-                decoded = packet.decode()
-            except av.EOFError:  # the decoder was flushed already
-                decoded = []
-            except av.FFmpegError:
-                sink.lost()
-                decoded = []
-            for frame in decoded:
-                sink.add(frame)
+            feed(packet, sink)
         # Tracks need not be interleaved: one may begin where the other has long passed the limit.
         # So a track that ends before the limit has the rest of the file read, but not decoded.
         if all(sink.full for sink in sinks.values()):

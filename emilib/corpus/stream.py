@@ -80,15 +80,7 @@ def _fed(container, stream, sink, problems) -> Iterator[None]:
     """Give every frame of a stream to `sink`; yields after each packet."""
     errors: list = []
     for packet in media.packets(container, [stream], errors):
-        try:
-            frames = packet.decode()
-        except av.EOFError:  # the decoder was flushed already
-            frames = []
-        except av.FFmpegError:
-            sink.lost()
-            frames = []
-        for frame in frames:
-            sink.add(frame)
+        media.feed(packet, sink)
         yield
     if errors:
         problems.append(f"{len(errors)} places of the file could not be read")

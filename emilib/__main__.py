@@ -1,14 +1,20 @@
 """The command line: the same functions as in the notebooks, for scripts and clusters.
 
+``accelerate launch -m emilib features ...`` shares the work of `features`, `pretrain`, `run` and
+`tables` among processes, GPUs and machines that see one ``EMI_HOME``.
+
 Results go to stdout, progress to stderr. Exit codes: 0 done, 1 it could not be done (one sentence
 says why), 2 the command was not understood.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+
+from . import ranks
 
 ProfileName = Annotated[
     Literal["smoke", "embedded", "paper"], tyro.conf.arg(help="sizes, encoders and seeds")
@@ -17,12 +23,16 @@ CorpusDir = Annotated[
     Path | None,
     tyro.conf.arg(help="folder in the layout of Hume-Vidmimic2; without it the embedded corpus"),
 ]
+Visual = Annotated[
+    Literal["faces", "video"] | None,
+    tyro.conf.arg(help="face crops or whole frames; by default what the profile says"),
+]
 
 
-def _workspace(profile, corpus):
+def _workspace(profile, corpus, visual=None):
     from .workspace import Workspace
 
-    return Workspace(profile, corpus)
+    return Workspace(profile, corpus, visual=visual)
 
 
 def corpus(
@@ -70,23 +80,26 @@ def audit(
 def features(
     profile: ProfileName = "embedded",
     corpus: CorpusDir = None,
+    visual: Visual = None,
     kind: Literal["ours", "official"] = "ours",
 ) -> None:
     """Features of all clips into the store, made where they are missing.
 
     Example: python -m emilib features --profile smoke
     """
-    made = _workspace(profile, corpus).features(kind)
+    made = _workspace(profile, corpus, visual).features(kind)
     for split in ("train", "validation", "test"):
         print(f"{split:12s}{getattr(made, split)}")
 
 
-def pretrain(profile: ProfileName = "embedded", corpus: CorpusDir = None) -> None:
+def pretrain(
+    profile: ProfileName = "embedded", corpus: CorpusDir = None, visual: Visual = None
+) -> None:
     """Stage I: vision-text and audio-text contrastive pretraining.
 
     Example: python -m emilib pretrain --profile smoke
     """
-    workspace = _workspace(profile, corpus)
+    workspace = _workspace(profile, corpus, visual)
     workspace.align()
     for side in ("frames", "audio"):
         history = workspace.contrast(side).history
@@ -99,12 +112,13 @@ def run(
     ],
     profile: ProfileName = "embedded",
     corpus: CorpusDir = None,
+    visual: Visual = None,
 ) -> None:
     """Train experiments where they are missing; prints mean ρ on validation over the seeds.
 
     Example: python -m emilib run taemi dual_stage_vat --profile smoke
     """
-    workspace = _workspace(profile, corpus)
+    workspace = _workspace(profile, corpus, visual)
     results = workspace.results(names or None)
     print(f"# {workspace.corpus_name}, {len(workspace.profile.seeds)} seeds")
     for name in results.names:
@@ -118,6 +132,7 @@ def tables(
     ],
     profile: ProfileName = "embedded",
     corpus: CorpusDir = None,
+    visual: Visual = None,
 ) -> None:
     """Every table of both papers, reported beside measured; trains what is missing.
 
@@ -125,7 +140,7 @@ def tables(
     """
     from .study.tables import render_text
 
-    made = _workspace(profile, corpus).tables()
+    made = _workspace(profile, corpus, visual).tables()
     unknown = [name for name in names if name not in made]
     if unknown:
         raise ValueError(f"no table {', '.join(unknown)}; there are {', '.join(made)}")
@@ -181,6 +196,7 @@ def export(
     folder: Annotated[Path, tyro.conf.Positional],
     profile: ProfileName = "embedded",
     corpus: CorpusDir = None,
+    visual: Visual = None,
 ) -> None:
     """Write a trained experiment into FOLDER for `predict`; trains it where it is missing.
 
@@ -188,7 +204,7 @@ def export(
     """
     from .predict import EmiPredictor
 
-    predictor = EmiPredictor.from_workspace(_workspace(profile, corpus), experiment)
+    predictor = EmiPredictor.from_workspace(_workspace(profile, corpus, visual), experiment)
     print(predictor.save_pretrained(folder))
 
 
@@ -204,6 +220,7 @@ def submit(
     ] = None,
     profile: ProfileName = "embedded",
     corpus: CorpusDir = None,
+    visual: Visual = None,
     out: Annotated[Path, tyro.conf.arg(help="CSV to write")] = Path("submission.csv"),
 ) -> None:
     """The challenge's CSV of a run, trained where it is missing: a row for every test clip.
@@ -220,7 +237,7 @@ def submit(
     if check is not None:
         found, path, stream = submission.validate(check, corpus), check, sys.stdout
     else:
-        workspace, path, stream = _workspace(profile, corpus), out, sys.stderr
+        workspace, path, stream = _workspace(profile, corpus, visual), out, sys.stderr
         found = submission.make(workspace, run, out)
         seeds = len(workspace.profile.seeds)
         print(f"{run}, {workspace.corpus_name}: mean of {seeds} seeds", file=sys.stderr)
@@ -253,6 +270,9 @@ def main() -> int:
     """Run the command of `sys.argv`; returns the exit code."""
     commands = {command.__name__: command for command in COMMANDS}
     try:
+        ranks.join(relaunch=True)
+        if not ranks.first():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - to the end of the process
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m emilib", description=__doc__)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"emilib: {error}", file=sys.stderr)

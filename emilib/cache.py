@@ -14,6 +14,8 @@ import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from . import ranks
+
 SUMS = "SHA256SUMS.json"
 
 
@@ -129,6 +131,12 @@ class Cache:
         shutil.rmtree(self.root / kind / f"{digest}.unfinished", ignore_errors=True)
         self._checked.add(final)
         return final
+
+    def shared_step(self, kind: str, parts: dict, make: Callable[[Path], None]) -> Path:
+        """`step`, made by the first of several ranks; the others wait for it."""
+        if not ranks.first():
+            ranks.wait_until(lambda: self.has(kind, parts))
+        return self.step(kind, parts, make)
 
     def sweep(self) -> Iterable[Path]:
         """Remove what killed processes left half made; returns what was removed."""

@@ -17,6 +17,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 
+from . import ranks
+
 # What notebooks and workers import in any case. emilib's own modules last: they set variables
 # that libraries read when they are imported.
 PRELOADED = (
@@ -48,7 +50,9 @@ def pool(workers: int, start: Callable[..., None] | None = None, *given) -> Proc
 
     start : called with `given` in each new process
     """
-    initial = (dict(os.environ), start, given)
+    # A worker is a part of this rank, not a rank.
+    environment = {k: v for k, v in os.environ.items() if k not in ranks.VARIABLES}
+    initial = (environment, start, given)
     return ProcessPoolExecutor(workers, context(), _start_worker, initial)
 
 

@@ -55,6 +55,11 @@ class Profile:
     visual : "faces", the corpus's face crops, or "video", whole frames by time stamp
     audio_every : hidden states of the sound that are averaged into one step of the store
     stored_frames : frames a clip kept decoded for Stage I; None keeps all at `fps`
+    face_size : pixels at which face crops are kept; None is `image_size`. The encoder brings them
+        to its own size, on its device.
+    max_seconds : of a clip that are used, from its beginning; None is all of it
+    taemi_encoders : as `vision`, `audio` and `text`, for the rows of TAEMI, by these names; None
+        gives TAEMI the features of the others
     dual_stage, taemi : settings of the fusion models beside the widths of their inputs
     earlier : of the other systems of Table B2, by class in `emilib.models.prior`
     workers : processes for decoding and for training runs; None is one a core
@@ -82,6 +87,9 @@ class Profile:
     image_size: int = 64
     audio_every: int = 1
     stored_frames: int | None = None
+    face_size: int | None = None
+    max_seconds: float | None = None
+    taemi_encoders: dict | None = None
     max_tokens: int = 64
     text_pool: str = "mean"  # over tokens; the paper does not say how BERT's states become f_s
     workers: int | None = None
@@ -164,7 +172,7 @@ def embedded() -> Profile:
 
 def paper() -> Profile:
     """The papers' sizes, encoders, epochs and rates, for Hume-Vidmimic2 and a GPU."""
-    plan = StageOne()
+    plan = StageOne(chunk=16, mixed_precision="bf16")
     return Profile(
         name="paper",
         corpus_size=None,
@@ -185,6 +193,14 @@ def paper() -> Profile:
         visual="video",  # A 3.1: "video streams are sampled at 5 frames per second"
         image_size=224,
         stored_frames=8,
+        face_size=160,  # that of the data set
+        # Not stated in the paper. One clip lasts 1,249.92 s, and 95 % at most 11.48 s.
+        max_seconds=30.0,
+        taemi_encoders={
+            "vision": {"checkpoint": "google/vit-base-patch16-224-in21k", "pool": "mean"},
+            "audio": {"checkpoint": "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"},
+            "text": {"checkpoint": "alibaba-nlp-community/gte-base-en-v1.5"},
+        },
         max_tokens=128,
         text_pool="cls",  # as paper B
     )

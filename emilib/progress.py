@@ -11,9 +11,13 @@ import os
 import sys
 import time
 
+from . import ranks
+
 
 def report(text: str) -> None:
-    """Say `text` as one line."""
+    """Say `text` as one line; of several ranks only the first speaks."""
+    if not ranks.first():
+        return
     target = os.environ.get("EMI_PROGRESS")
     if target:
         with open(target, "a", encoding="utf-8") as stream:

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import processes, profiles
+from . import processes, profiles, ranks
 from .cache import Cache, source_sum
 from .corpus import layout, media
 from .progress import Counter, quietly
@@ -26,7 +27,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("random", "start", "aligned", "one_way")  # of the encoders
+STAGES = ("random", "start", "aligned", "one_way", "paper_b")  # of the encoders
 _RUNS = {"aligned": "", "one_way": "-one-way"}  # how the runs of Stage I are told apart
 SYNTHETIC = "embedded corpus: drawn faces, synthetic voices"
 
@@ -37,15 +38,16 @@ class Workspace:
     profile : name, Profile, or None for that of ``EMI_PROFILE`` (else smoke)
     corpus : folder in the layout of Hume-Vidmimic2; None for the embedded corpus
     home : where generated things go; None for ``EMI_HOME``, else ``runs/`` of the checkout
+    visual : "faces" or "video" in place of what the profile says; None for ``EMI_VISUAL``
 
     Raises ValueError when the profile has no embedded corpus and no folder is given.
     """
 
-    def __init__(self, profile=None, corpus=None, home=None):
-        if isinstance(profile, profiles.Profile):
-            self.profile = profile
-        else:
-            self.profile = profiles.get(profile)
+    def __init__(self, profile=None, corpus=None, home=None, visual=None):
+        if not isinstance(profile, profiles.Profile):
+            profile = profiles.get(profile)
+            visual = visual or os.environ.get("EMI_VISUAL") or profile.visual
+        self.profile = dataclasses.replace(profile, visual=visual or profile.visual)
         self.home = Path(home or os.environ.get("EMI_HOME") or ROOT / "runs").resolve()
         corpus = corpus or os.environ.get("EMI_CORPUS") or None
         if corpus is None and self.profile.corpus_size is None:
@@ -138,7 +140,9 @@ class Workspace:
         digest = hashlib.sha256()
         for path in sorted(self.folder.glob("*.csv")) + sorted(self.folder.rglob("text/*.txt")):
             digest.update(path.relative_to(self.folder).as_posix().encode() + path.read_bytes())
-        for row in self.clips[["id", "video", "audio", "official_vision"]].itertuples(index=False):
+        for row in self._listed[["id", "video", "audio", "official_vision"]].itertuples(
+            index=False
+        ):
             for path in row[1:]:
                 size = os.path.getsize(path) if isinstance(path, str) else -1
                 digest.update(f"{row.id}:{size}".encode())
@@ -153,7 +157,8 @@ class Workspace:
             durations(self.clips, self.workers).to_json(folder / "seconds.json", orient="index")
 
         parts = {"corpus": self.corpus_key, "code": source_sum("corpus/audit.py")}
-        found = json.loads((self.cache.step("durations", parts, make) / "seconds.json").read_text())
+        folder = self.cache.shared_step("durations", parts, make)
+        found = json.loads((folder / "seconds.json").read_text())
         return pd.Series({id_: found[id_] for id_ in self.clips["id"]}, dtype=float)
 
     @property
@@ -165,8 +170,9 @@ class Workspace:
 
     @property
     def workers(self) -> int:
-        """Processes for decoding and training."""
-        return self.profile.workers or len(os.sched_getaffinity(0))
+        """Processes for decoding and training: one a core, shared by the ranks of this machine."""
+        cores = len(os.sched_getaffinity(0)) // ranks.local()[1]
+        return self.profile.workers or max(1, cores)
 
     @property
     def figures(self) -> Path:
@@ -189,15 +195,6 @@ class Workspace:
 
         clips = pd.concat([self.clips, self.unlabelled], ignore_index=True)
         kept = self.profile.stored_frames
-        parts = {
-            "corpus": self.corpus_key,
-            "visual": self.profile.visual,
-            "fps": self.profile.fps,
-            "size": self.profile.image_size,
-            "stored_frames": kept,
-            "clips": len(clips),
-            "code": source_sum("corpus/media.py"),
-        }
         jobs = {row.id: self._job(row, kept) for row in clips.itertuples()}
 
         def produce(ids: Sequence[str]) -> Iterator[dict]:
@@ -207,12 +204,29 @@ class Workspace:
         return store.build(
             self.cache,
             "media",
-            parts,
+            self._media_parts(),
             list(jobs),
             produce,
             ("frames", "waveform"),
             progress=Counter("decoding: clips"),
         )
+
+    def _media_parts(self) -> dict:
+        return {
+            "corpus": self.corpus_key,
+            "frames": self._seen("vision"),
+            "sound": self._seen("audio"),
+            "code": source_sum("corpus/media.py"),
+        }
+
+    def _seen(self, role: str) -> list | None:
+        """What determines the frames or the sound that is decoded."""
+        profile = self.profile
+        if role in ("vision", "frames"):
+            size = profile.image_size if profile.face_size is None else profile.face_size
+            sizes = [profile.image_size, size, profile.max_seconds]
+            return [profile.visual, profile.fps, profile.stored_frames, *sizes]
+        return [profile.max_seconds] if role == "audio" else None
 
     @functools.cached_property
     def _has_faces(self) -> bool:
@@ -220,14 +234,19 @@ class Workspace:
 
     def _job(self, row, kept: int | None, sound=True) -> "_Job":
         crops = self._has_faces and row.split != "unlabelled"
+        from_crops = crops and self.profile.visual == "faces"
+        size = self.profile.image_size
+        if from_crops and self.profile.face_size is not None:
+            size = self.profile.face_size
         return _Job(
             row.video if isinstance(row.video, str) else None,
             row.audio if isinstance(row.audio, str) else None,
             row.faces if isinstance(row.faces, str) else None,
-            from_crops=crops and self.profile.visual == "faces",
+            from_crops=from_crops,
             faces_known=crops,
-            size=self.profile.image_size,
+            size=size,
             fps=self.profile.fps,
+            seconds=self.profile.max_seconds,
             kept=kept,
             sound=sound,
         )
@@ -239,14 +258,18 @@ class Workspace:
 
         stage : "random", untrained; "start", pretrained checkpoints or the self-supervised
             start; "aligned", after Stage I (the text encoder of the run `StageOne.text_from`);
-            "one_way", after Stage I with the loss of Eq. 1 to the letter
+            "one_way", after Stage I with the loss of Eq. 1 to the letter; "paper_b", the
+            checkpoints of paper B as they are, in a profile that names them
+
+        Raises ValueError for another stage, or "paper_b" where the profile has none.
         """
         from .features.encoders import load_encoder
 
         if stage not in STAGES:
             raise ValueError(f"stage: expected one of {', '.join(STAGES)}, came {stage!r}")
-        if stage == "random":
-            return {role: self._untrained(role) for role in ("vision", "audio", "text")}
+        if stage in ("random", "paper_b"):
+            configs = self._configs(stage)
+            return {role: self._untrained(role, config) for role, config in configs.items()}
         if stage == "start":
             self._warm_up()
             return {role: self._start(role) for role in ("vision", "audio", "text")}
@@ -290,17 +313,27 @@ class Workspace:
         self._warm_up()
         return json.loads((self._start_folder(role) / "losses.json").read_text())
 
-    def _untrained(self, role: str):
+    def _configs(self, stage: str = "random") -> dict:
+        """Configuration of the encoder of each role before any training here."""
+        if stage != "paper_b":
+            return {role: getattr(self.profile, role) for role in ("vision", "audio", "text")}
+        if self.profile.taemi_encoders is None:
+            raise ValueError(
+                f"profile {self.profile.name!r} names no encoders of paper B: its TAEMI takes the "
+                "features of stage 'aligned'"
+            )
+        return self.profile.taemi_encoders
+
+    def _untrained(self, role: str, config: dict):
         import torch
 
         from .features import encoders
 
-        config = getattr(self.profile, role)
         if "checkpoint" in config:
             settings = dict(config)
             source = settings.pop("checkpoint")
             if role == "text":
-                settings["pool"] = self.profile.text_pool
+                settings.setdefault("pool", self.profile.text_pool)
                 settings["max_tokens"] = self.profile.max_tokens
             return encoders.pretrained(role, source, **settings)
         with torch.random.fork_rng(devices=[]):
@@ -312,9 +345,9 @@ class Workspace:
             pool, longest = self.profile.text_pool, self.profile.max_tokens
             return encoders.small_text(config, self._texts(), pool, longest)
 
-    def _encoder_config(self, role: str) -> dict:
+    def _encoder_config(self, role: str, stage: str = "random") -> dict:
         """What determines an encoder before training; for a checkpoint, its very weights."""
-        config = getattr(self.profile, role)
+        config = self._configs(stage)[role]
         if "checkpoint" not in config:
             return config
         from .features import manifest
@@ -326,7 +359,7 @@ class Workspace:
         from .features.encoders import load_encoder
 
         if self.profile.warm_start is None:
-            return self._untrained(role)
+            return self._untrained(role, self._configs()[role])
         return load_encoder(self._start_folder(role))
 
     def _warm_up(self) -> None:
@@ -340,11 +373,13 @@ class Workspace:
     def _at_once(self, method: str, arguments: Sequence[str]) -> None:
         """Call a method with each argument, in two processes where there is no GPU to share.
 
-        The small networks hardly gain from a second thread: a process for each does.
+        The small networks hardly gain from a second thread: a process for each does. Several
+        ranks share each of them instead.
         """
         import torch
 
-        if len(arguments) < 2 or self.workers < 2 or torch.cuda.is_available():
+        few = len(arguments) < 2 or self.workers < 2
+        if few or torch.cuda.is_available() or ranks.world() > 1:
             for argument in arguments:
                 getattr(self, method)(argument)
             return
@@ -361,13 +396,14 @@ class Workspace:
             "role": role,
             "config": getattr(self.profile, role),
             "pool": self.profile.text_pool if role == "text" else None,
+            "clips": self._seen(role),
             "plan": plan,
             "code": source_sum("study/pretraining.py", "features/encoders.py"),
         }
 
     def _start_folder(self, role: str) -> Path:
         make = functools.partial(self._make_start, role)
-        return self.cache.step("start", self._start_parts(role), make)
+        return self.cache.shared_step("start", self._start_parts(role), make)
 
     def _make_start(self, role: str, folder: Path) -> None:
         import torch
@@ -375,7 +411,7 @@ class Workspace:
         from .features.encoders import save_encoder
         from .study import pretraining
 
-        encoder, plan = self._untrained(role), self.profile.warm_start
+        encoder, plan = self._untrained(role, self._configs()[role]), self.profile.warm_start
         progress = Counter(f"self-supervised start, {role}: step")
         clips = self.pretraining_clips()
         with torch.random.fork_rng(devices=[]):
@@ -396,20 +432,15 @@ class Workspace:
         """What pretraining may see: training and unlabelled clips, without their labels."""
         import torch
 
+        from .features.store import Rows
         from .study.stage_one import Clips
 
         clips = pd.concat([self.clips[self.clips["split"] == "train"], self.unlabelled])
-        frames, waveforms = self.media["frames"], self.media["waveform"]
-
-        def tensor(array):
-            return None if array is None else torch.from_numpy(array)
-
         ids = clips["id"].tolist()
-        sounds = (tensor(waveforms[i]) for i in ids)
         return Clips(
             ids,
-            [tensor(frames[i]) for i in ids],
-            [None if s is None else s.float() / 32768 for s in sounds],
+            Rows(self.media["frames"], ids, torch.from_numpy),
+            Rows(self.media["waveform"], ids, lambda a: torch.from_numpy(a).float() / 32768),
             [t if isinstance(t, str) else "" for t in clips["transcript"]],
         )
 
@@ -430,6 +461,7 @@ class Workspace:
             "side": side,
             "media": self._encoder_config("vision" if side == "frames" else "audio"),
             "text": [self._encoder_config("text"), self.profile.text_pool],
+            "clips": self._seen(side),
             "warm_start": self.profile.warm_start,
             "plan": plan,
             "code": source_sum(
@@ -479,20 +511,19 @@ class Workspace:
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - a workspace lives as long as its process
     def _features(self, kind: str, stage: str | None, standardised: bool):
-        if kind == "official":
-            stores = self._official()
-            parts = {}
-        else:
-            stores, parts = self._ours(stage), {"stage": stage}
         from .features.batches import FeatureSplits
 
-        splits = {
-            split: self._feature_set(self.clips[self.clips["split"] == split], stores)
-            for split in ("train", "validation", "test")
-        }
-        moments = splits["train"].moments() if standardised else None
+        moments, parts = None, {} if kind == "official" else {"stage": stage}
         if standardised:
-            splits = {name: data.standardised(moments) for name, data in splits.items()}
+            plain = self._features(kind, stage, False)
+            moments = plain.train.moments()
+            splits = {s: getattr(plain, s).standardised(moments) for s in layout.SPLITS}
+        else:
+            stores = self._official() if kind == "official" else self._ours(stage)
+            splits = {
+                split: self._feature_set(self.clips[self.clips["split"] == split], stores)
+                for split in layout.SPLITS
+            }
         digest = hashlib.sha256("".join(s.fingerprint() for s in splits.values()).encode())
         digest.update(json.dumps(parts).encode())
         return FeatureSplits(
@@ -501,12 +532,13 @@ class Workspace:
 
     def _feature_set(self, clips: pd.DataFrame, stores: dict):
         from .features.batches import FeatureSet
+        from .features.store import Rows
 
         ids = clips["id"].tolist()
         target = None
         if clips["split"].iloc[0] != "test" if len(clips) else False:
             target = clips[list(layout.EMOTIONS)].to_numpy(float)
-        columns = {name: [stores[name][i] for i in ids] for name in stores if name != "text"}
+        columns = {name: Rows(stores[name], ids) for name in stores if name != "text"}
         text = None
         if "text" in stores:
             rows = [stores["text"][i] for i in ids]
@@ -536,37 +568,57 @@ class Workspace:
         from .features import store
         from .study.extraction import extract
 
-        encoders = self.encoders(stage)
-        parts = {
-            "corpus": self.corpus_key,
-            "stage": stage,
-            "encoders": self._encoder_parts(stage),
-            "media": [self.profile.visual, self.profile.fps, self.profile.image_size],
-            "audio_every": self.profile.audio_every,
-            "code": source_sum("study/extraction.py", "features/encoders.py", "corpus/media.py"),
-        }
         texts = dict(zip(self.clips["id"], self.clips["transcript"], strict=True))
         stores, kept = self.media, self.profile.stored_frames
+        longest, every = self._sampling(stage)
 
         def frames(ids):
             if kept is None:
                 return (stores["frames"][i] for i in ids)
             return self._decoded_frames(ids)
 
+        def sounds(ids):
+            waveforms = (stores["waveform"][i] for i in ids)
+            return (None if w is None else w[:longest] for w in waveforms)
+
         def produce(ids):
             words = [texts[i] if isinstance(texts[i], str) else "" for i in ids]
-            sounds = (stores["waveform"][i] for i in ids)
-            yield from extract(encoders, frames(ids), sounds, words, self.profile.audio_every)
+            yield from extract(self.encoders(stage), frames(ids), sounds(ids), words, every)
 
+        self.encoders(stage)  # made, or missing, before any rank begins
         return store.build(
             self.cache,
             "features",
-            parts,
+            self._feature_parts(stage),
             self.clips["id"].tolist(),
             produce,
             ("frames", "audio", "text"),
             progress=Counter("features: clips"),
         )
+
+    def _feature_parts(self, stage: str) -> dict:
+        return {
+            "corpus": self.corpus_key,
+            "stage": stage,
+            "encoders": self._encoder_parts(stage),
+            "media": self._media_parts(),
+            "sampling": self._sampling(stage),
+            "words": [self.profile.text_pool, self.profile.max_tokens],
+            "code": source_sum("study/extraction.py", "features/encoders.py"),
+        }
+
+    def _sampling(self, stage: str) -> tuple[int | None, int]:
+        """Samples of a waveform that are encoded (None: all of them), and `audio_every`."""
+        if stage != "paper_b":
+            return None, self.profile.audio_every
+        from .features.encoders import SAMPLE_RATE
+        from .models.taemi import MAX_AUDIO_SECONDS
+
+        return round(MAX_AUDIO_SECONDS * SAMPLE_RATE), 1
+
+    def features_of(self, experiment: str):
+        """The features that an experiment of `experiments` is trained on."""
+        return self.features(*self.experiments()[experiment].features.split(", "))
 
     def _decoded_frames(self, ids):
         rows = self.clips.set_index("id").loc[list(ids)].reset_index()
@@ -578,8 +630,8 @@ class Workspace:
     def _encoder_parts(self, stage: str):
         if stage in _RUNS:
             return [self._contrast_parts(f"{side}{_RUNS[stage]}") for side in ("frames", "audio")]
-        configs = [self._encoder_config(role) for role in ("vision", "audio", "text")]
-        return [*configs, self.profile.warm_start]
+        configs = [self._encoder_config(role, stage) for role in ("vision", "audio", "text")]
+        return [*configs, None if stage == "paper_b" else self.profile.warm_start]
 
     # --------------------------------------------------------------------------------- results
 
@@ -631,6 +683,7 @@ class _Job:
     faces_known: bool  # the corpus has face crops, so a clip without them has no face
     size: int
     fps: float
+    seconds: float | None  # of the clip, from its beginning; None is all of it
     kept: int | None
     sound: bool
 
@@ -643,15 +696,22 @@ def _decode(job: _Job) -> dict:
     wants_sound = job.sound and job.audio is None
     if job.video is not None and (wants_video or wants_sound):
         found = _readable(
-            job.video, fps=job.fps, size=job.size, frames=wants_video, sound=wants_sound
+            job.video,
+            fps=job.fps,
+            size=job.size,
+            frames=wants_video,
+            sound=wants_sound,
+            max_seconds=job.seconds,
         )
         if found is not None:
             frames, waveform = found.images, found.waveform
     if job.sound and job.audio is not None:
-        found = _readable(job.audio, frames=False)
+        found = _readable(job.audio, frames=False, max_seconds=job.seconds)
         waveform = None if found is None else found.waveform
     if job.from_crops and not faceless:
         frames = media.face_frames(job.faces, _seconds(job), job.fps, job.size)
+        if frames is not None and job.seconds is not None:
+            frames = frames[: math.ceil(job.seconds * job.fps)]
     if frames is not None:
         if job.kept is not None and len(frames) > job.kept:
             frames = frames[np.linspace(0, len(frames) - 1, job.kept).round().astype(int)]

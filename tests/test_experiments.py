@@ -34,6 +34,7 @@ PROFILE = types.SimpleNamespace(
         "MISA": {"width": 8},
     },
     earlier_recipe=RECIPE,
+    taemi_encoders=None,
     savchenko_recipe=dataclasses.replace(RECIPE, loss="1-pearson"),
 )
 

@@ -14,8 +14,7 @@ from whisper.model import ModelDimensions
 from emilib.features import speech
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def write_whisper(path):
     """A random Whisper in openai-whisper's own file format; its context is the real one."""
     dims = ModelDimensions(
         n_mels=80,
@@ -33,9 +32,13 @@ def checkpoint(tmp_path_factory):
     model = whisper.model.Whisper(dims)
     with torch.no_grad():  # its own zero positions would make all clips alike
         model.decoder.positional_embedding.normal_()
-    path = tmp_path_factory.mktemp("weights") / "tiny-random.pt"
     torch.save({"dims": asdict(dims), "model_state_dict": model.state_dict()}, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_whisper(tmp_path_factory.mktemp("weights") / "tiny-random.pt")
 
 
 @pytest.fixture(scope="module")

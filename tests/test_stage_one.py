@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
 
 from emilib.corpus.layout import EMOTIONS
 from emilib.features import FeatureSet
@@ -16,7 +15,7 @@ from emilib.features.encoders import AudioEncoder, small_audio, small_text, smal
 from emilib.models.contrastive import recall_at
 from emilib.study import alignment, extraction, pretraining, stage_one
 from emilib.study.pretraining import WarmStart, log_mel, warm_audio, warm_text, warm_vision
-from emilib.study.stage_one import Clips, StageOne, pretrain, sampled_frames, usable
+from emilib.study.stage_one import Clips, StageOne, drawn_frames, encoded_frames, pretrain, usable
 from emilib.workspace import Workspace
 
 SIZE = {
@@ -268,7 +267,8 @@ def test_a_frame_of_each_stretch_in_order():
         seen.append(high)
         return torch.tensor(high - 1)  # always the last of a stretch
 
-    hidden, valid = sampled_frames(looker, frames, draw)
+    picked = [clip[drawn_frames(len(clip), draw)] for clip in frames]
+    hidden, valid = encoded_frames(looker, picked)
     assert hidden.shape == (9, 8, looker.dim)
     assert valid.sum(1).tolist() == [3, 4, 5, 6, 7, 8, 8, 8, 8]
     assert min(seen) == 1
@@ -281,16 +281,8 @@ def test_a_frame_of_each_stretch_in_order():
 
 
 def test_every_length_gives_distinct_frames():
-    class Last(nn.Module):
-        mean = torch.zeros(1)
-
-        def forward(self, images):
-            return images.float()
-
     for length in (*range(1, 40), 1249, 2591):
-        frames = torch.arange(length).view(-1, 1)
-        hidden, _ = sampled_frames(Last(), [frames], lambda high: torch.randint(high, ()))
-        picked = hidden[0, :, 0].tolist()
+        picked = drawn_frames(length, lambda high: torch.randint(high, ()))
         assert picked == sorted(set(picked))
         assert len(picked) == min(8, length)
 
@@ -320,9 +312,10 @@ def test_duplicates_are_not_negatives(side, symmetric):
     some.frames = [f[:3] for f in some.frames]  # so that every frame is looked at
     run = stage_one._Run(encoder(side), text(), some, plan, 0, torch.device("cpu"))
     rows = [5, 0, 1, 4, 2]
+    got = run.gradient(rows)
     with torch.no_grad():
-        got = run.loss(rows).item()
-        media = torch.cat([run.pair.embed_media(*run.media_states([i])) for i in rows]).numpy()
+        states = [run.media_states([i], [run.cut(i)]) for i in rows]
+        media = torch.cat([run.pair.embed_media(*state) for state in states]).numpy()
         texts = [some.texts[i] for i in rows]
         words = [run.pair.embed_text(run.text(**run.text.tokens([t]))) for t in texts]
         scale = run.pair.logit_scale.item()
@@ -330,6 +323,24 @@ def test_duplicates_are_not_negatives(side, symmetric):
     assert got == pytest.approx(naive_loss(media, words, texts, scale, symmetric), rel=1e-4)
     blind = naive_loss(media, words, list("abcde"), scale, symmetric)
     assert abs(blind - got) > 0.05  # with duplicates as negatives it is another number
+
+
+@pytest.mark.parametrize("side", ["frames", "audio"])
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_chunks_give_the_gradient_of_the_whole_batch(side, chunk):
+    rows, found = [5, 0, 1, 4, 2], []
+    media, words = encoder(side), text()
+    for size in (None, chunk):
+        plan = dataclasses.replace(PLAN, chunk=size)
+        run = stage_one._Run(media, words, clips(), plan, 0, torch.device("cpu"))
+        run.media.eval()  # no dropout, which would be drawn otherwise
+        run.text.eval()
+        loss = run.gradient(rows)
+        found.append((loss, [p.grad for p in run.parameters if p.grad is not None]))
+    (whole, expected), (parts, got) = found
+    assert parts == pytest.approx(whole, rel=1e-5)
+    for g, e in zip((g for g in got if g.any()), (e for e in expected if e.any()), strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-3, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------ the run

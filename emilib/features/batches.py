@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from .store import Rows
+
 MODALITIES = ("frames", "audio", "text")
 
 
@@ -68,14 +70,63 @@ def _sequences(name: str, arrays, count: int):
         checked.append(array if len(array) else None)  # no step at all = not there
     if width == 0:
         return None, 0
-    return checked, width
+    return arrays if isinstance(arrays, Rows) else checked, width
+
+
+class Standardised(Sequence):
+    """Clips' (T, D) arrays, each column minus a mean, over a spread, when they are read.
+
+    raw : the arrays as they were, which may lie on a disk; mean, spread : (D,)
+    """
+
+    def __init__(self, raw: Sequence, mean: np.ndarray, spread: np.ndarray):
+        self.raw, self.mean, self.spread = raw, mean, spread
+
+    def __len__(self):
+        return len(self.raw)
+
+    def __getitem__(self, row: int) -> np.ndarray | None:
+        array = self.raw[row]
+        return None if array is None else ((array - self.mean) / self.spread).astype(np.float32)
+
+    def length(self, row: int) -> int:
+        """Steps of a clip, 0 where it has none."""
+        return _length(self.raw, row)
+
+    def pick(self, rows: Sequence[int]) -> "Standardised":
+        """Some of the clips."""
+        return Standardised(_pick(self.raw, rows), self.mean, self.spread)
+
+    def __call__(self, values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """The same of a padded batch (B, T, D) on its device; padding is zero."""
+        mean, spread = (
+            torch.from_numpy(numbers.astype(np.float32)).to(values.device)
+            for numbers in (self.mean, self.spread)
+        )
+        return ((values - mean) / spread).masked_fill(~valid[..., None], 0.0)
+
+
+def _length(sequence: Sequence, row: int) -> int:
+    """Steps of a clip, 0 for None; without reading it where the sequence knows."""
+    if hasattr(sequence, "length"):
+        return sequence.length(row)
+    return 0 if sequence[row] is None else len(sequence[row])
+
+
+def _pick(sequence, rows: Sequence[int]):
+    if sequence is None or isinstance(sequence, np.ndarray):
+        return sequence if sequence is None else sequence[rows]
+    if hasattr(sequence, "pick"):
+        return sequence.pick(rows)
+    return [sequence[row] for row in rows]
 
 
 def _pad(arrays: Sequence, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, T, D) zeros-padded values and (B, T) bool; T is at least 1."""
+    """(B, T, D) zeros-padded values and (B, T) bool; T is at least 1. Half precision stays half."""
     lengths = [0 if a is None else len(a) for a in arrays]
     steps = max(1, *lengths) if lengths else 1
-    values = np.zeros((len(arrays), steps, dim), np.float32)
+    half = all(a is None or a.dtype == np.float16 for a in arrays)
+    values = np.zeros((len(arrays), steps, dim), np.float16 if half else np.float32)
     for row, array in enumerate(arrays):
         if array is not None:
             values[row, : len(array)] = array
@@ -97,11 +148,13 @@ class FeatureSet:
         self.text = text
         self.target = target
         self.dims = dims
+        self._fingerprint: str | None = None
+        self._views: dict = {}
         count = len(ids)
         here = np.zeros((count, 3), bool)
         for column, sequences in enumerate((frames, audio)):
             if sequences is not None:
-                here[:, column] = [a is not None for a in sequences]
+                here[:, column] = [_length(sequences, row) > 0 for row in range(count)]
         if text is not None:
             here[:, 2] = ~np.isnan(text).any(axis=1)
         self.present = here
@@ -111,7 +164,8 @@ class FeatureSet:
         """A set from plain arrays.
 
         ids : N names
-        frames, audio : one (T, D) float array a clip, None where the clip lacks it; or None
+        frames, audio : one (T, D) float array a clip, None where the clip lacks it; or None.
+            `store.Rows` stay on their disk, and are read a batch at a time.
         text : (N, D) float, a row of NaN where the clip has no words; or None
         target : (N, E) float; or None
 
@@ -157,28 +211,25 @@ class FeatureSet:
         """The clips at `indices` (integers or a bool mask), in that order."""
         indices = np.asarray(indices)
         indices = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(int)
-
-        def pick(values):
-            if values is None:
-                return None
-            return (
-                values[indices] if isinstance(values, np.ndarray) else [values[i] for i in indices]
-            )
-
-        columns = (pick(v) for v in (self.ids, self.frames, self.audio, self.text, self.target))
+        everything = (self.ids, self.frames, self.audio, self.text, self.target)
+        columns = (_pick(values, indices) for values in everything)
         return FeatureSet(*columns, dict(self.dims))
 
     def moments(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Mean and standard deviation (D,) of each modality's columns, over all real steps."""
         found = {}
         for name in self.dims:
+            pieces = getattr(self, name)
             if name == "text":
-                rows = self.text[self.present[:, 2]]
-            else:
-                rows = np.concatenate([a for a in getattr(self, name) if a is not None])
-            rows = rows.astype(np.float64)
+                pieces = [self.text[self.present[:, 2]]]
+            # A clip at a time: all of them may be more than fits into memory.
+            count = sum(len(a) for a in pieces if a is not None)
+            total = sum(a.sum(axis=0, dtype=np.float64) for a in pieces if a is not None)
+            mean = total / count
+            squares = sum(((a - mean) ** 2).sum(axis=0) for a in pieces if a is not None)
+            spread = np.sqrt(squares / count)
             # A column that never changes is left at its mean, not divided by nothing.
-            found[name] = (rows.mean(axis=0), np.where(rows.std(axis=0) > 0, rows.std(axis=0), 1.0))
+            found[name] = (mean, np.where(spread > 0, spread, 1.0))
         return found
 
     def standardised(self, moments: dict[str, tuple[np.ndarray, np.ndarray]]) -> "FeatureSet":
@@ -192,35 +243,39 @@ class FeatureSet:
             raise ValueError(
                 f"standardised: expected moments of {sorted(self.dims)}, lacks {unknown}"
             )
-
-        def scale(name, values):
-            mean, spread = moments[name]
-            return ((values - mean) / spread).astype(np.float32)
-
         columns = {
-            name: None
-            if getattr(self, name) is None
-            else [None if a is None else scale(name, a) for a in getattr(self, name)]
-            for name in ("frames", "audio")
+            name: None if values is None else Standardised(values, *moments[name])
+            for name, values in (("frames", self.frames), ("audio", self.audio))
         }
-        text = None if self.text is None else scale("text", self.text)
-        return FeatureSet(
-            self.ids, columns["frames"], columns["audio"], text, self.target, self.dims
-        )
+        text = self.text
+        if text is not None:
+            mean, spread = moments["text"]
+            text = ((text - mean) / spread).astype(np.float32)
+        return FeatureSet(self.ids, **columns, text=text, target=self.target, dims=self.dims)
 
     def only(self, *modalities: str) -> "FeatureSet":
         """The same clips with only these modalities."""
         unknown = set(modalities) - set(MODALITIES)
         if unknown:
             raise ValueError(f"expected modalities among {MODALITIES}, came {sorted(unknown)}")
+        if modalities not in self._views:
+            self._views[modalities] = self._view(modalities)
+        return self._views[modalities]
+
+    def _view(self, modalities: tuple[str, ...]) -> "FeatureSet":
         kept = {m: getattr(self, m) if m in modalities else None for m in MODALITIES}
         dims = {m: d for m, d in self.dims.items() if m in modalities}
         if not dims:
             raise ValueError(f"the set has none of {modalities}; it has {sorted(self.dims)}")
-        return FeatureSet(self.ids, kept["frames"], kept["audio"], kept["text"], self.target, dims)
+        return FeatureSet(self.ids, **kept, target=self.target, dims=dims)
 
     def fingerprint(self) -> str:
         """Hex digest of ids, features and targets: equal for equal content."""
+        if self._fingerprint is None:  # reading many gigabytes again for each run would take long
+            self._fingerprint = self._digest()
+        return self._fingerprint
+
+    def _digest(self) -> str:
         digest = hashlib.sha256()
 
         def add(array):
@@ -230,6 +285,10 @@ class FeatureSet:
 
         digest.update("\0".join(self.ids).encode())
         for sequences in (self.frames, self.audio):
+            if isinstance(sequences, Standardised):
+                add(sequences.mean)
+                add(sequences.spread)
+                sequences = sequences.raw
             for array in sequences or ():
                 add(array)
         add(self.text)
@@ -241,7 +300,7 @@ class FeatureSet:
         longest = np.ones(len(self), int)
         for sequences in (self.frames, self.audio):
             if sequences is not None:
-                steps = [0 if a is None else len(a) for a in sequences]
+                steps = [_length(sequences, row) for row in range(len(self))]
                 longest = np.maximum(longest, steps)
         return longest
 
@@ -266,7 +325,7 @@ class FeatureSet:
         for name in ("frames", "audio"):
             sequences, tensors[name], tensors[f"{name}_valid"] = getattr(self, name), None, None
             if sequences is not None:
-                padded = _pad([sequences[i] for i in indices], self.dims[name])
+                padded = self._padded(name, sequences, indices, device)
                 tensors[name], tensors[f"{name}_valid"] = padded
         text = None
         if self.text is not None:
@@ -289,6 +348,16 @@ class FeatureSet:
                 if value is not None:
                     setattr(batch, field.name, value.to(device, non_blocking=True))
         return batch
+
+    def _padded(self, name: str, sequences: Sequence, indices, device):
+        """Values (B, T, D) float32 and mask of one modality, standardised on the device."""
+        raw = sequences.raw if isinstance(sequences, Standardised) else sequences
+        values, valid = _pad([raw[i] for i in indices], self.dims[name])
+        if device is not None:
+            values = values.to(device, non_blocking=True)
+            valid = valid.to(device, non_blocking=True)
+        values = values.float()
+        return (sequences(values, valid) if raw is not sequences else values), valid
 
     def _order(self, batch_size, shuffle, generator, bucket) -> list[np.ndarray]:
         count = len(self)

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from .. import ranks
 from .checks import check_features, check_finite, check_mask
 from .temporal import pool_segments
 
@@ -172,7 +173,7 @@ def contrastive_loss(
     Raises ValueError where shapes disagree.
     """
     _check_pairs(media_embedding, text_embedding, same_text)
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if not ranks.is_alone() and dist.is_initialized() and dist.get_world_size() > 1:
         media_embedding, text_embedding, same_text = _gather(
             media_embedding, text_embedding, same_text
         )

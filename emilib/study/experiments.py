@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from emilib import models, processes
+from emilib import models, processes, ranks
 from emilib.cache import Cache, key, source_sum
 from emilib.features.batches import FeatureSet, FeatureSplits
 from emilib.models import prior, taemi
@@ -42,8 +42,8 @@ class Experiment:
     model : name of a class in `emilib.models`; None where nothing is trained, only `members` read
     model_args : its settings beside the widths, which come from the features
     modalities : among "frames", "audio", "text": all the model is given
-    features : "ours", of the Stage I encoders; "ours, start" and "ours, one_way" of encoders at
-        another stage; or "official", the organisers'
+    features : "ours", of the Stage I encoders; "ours, start", "ours, one_way" and "ours, paper_b"
+        of encoders at another stage; or "official", the organisers'
     rows : (table, row) it serves, rows as in `claims`
     members : names of experiments whose predictions are averaged
     leaked : the predictions of its one member with fusion weights from the validation clips
@@ -169,6 +169,7 @@ def _parts_of_dual_stage(profile) -> list[Experiment]:
 
 def _taemi(profile) -> list[Experiment]:
     full = "TAEMI (full)"
+    features = "ours" if profile.taemi_encoders is None else "ours, paper_b"
     changes = {
         "taemi": ({}, (("B2", "TAEMI"), ("B3", full), ("B4", "Text-anchored"))),
         "taemi_concat": ({"fusion": "concat"}, (("B3", "Simple feature concat"),)),
@@ -183,7 +184,12 @@ def _taemi(profile) -> list[Experiment]:
     }
     listed = [
         Experiment(
-            name, "TAEMI", {**profile.taemi, **change}, recipe=profile.taemi_recipe, rows=rows
+            name,
+            "TAEMI",
+            {**profile.taemi, **change},
+            features=features,
+            recipe=profile.taemi_recipe,
+            rows=rows,
         )
         for name, (change, rows) in changes.items()
     ]
@@ -192,6 +198,7 @@ def _taemi(profile) -> list[Experiment]:
         "taemi_release",
         "TAEMI",
         {**profile.taemi, **form},
+        features=features,
         recipe=dataclasses.replace(profile.taemi_recipe, clip_by="value"),
         rows=(("B2", "TAEMI, as released"),),
     )
@@ -365,6 +372,8 @@ def run(
         One worker is this process. The number changes no bit of the result on a CPU.
     progress : called with (runs done, runs in all), results that were there included
 
+    Several ranks (see `emilib.ranks`) deal the runs out among them.
+
     A run that was killed goes on from its last epoch. Where runs fail the others are finished
     first; then ExperimentError names the failures. Raises ValueError for missing features.
     """
@@ -372,21 +381,25 @@ def run(
         experiments = {experiment.name: experiment for experiment in experiments}
     seeds = tuple(int(seed) for seed in seeds)
     jobs = _jobs(experiments, seeds, features)
-    done = {k for k, job in jobs.items() if cache.has(KIND, job.parts)}
-    missing = [job for k, job in jobs.items() if k not in done]
+    mine = dict(ranks.share(list(jobs.items())))
+    done = {k for k, job in mine.items() if cache.has(KIND, job.parts)}
+    missing = [job for k, job in mine.items() if k not in done]
     count = len(done)
 
     def finished():
         nonlocal count
         count += 1
         if progress is not None:
-            progress(count, len(jobs))
+            progress(count, len(mine))
 
     if progress is not None:
-        progress(count, len(jobs))
-    failures = _train_all(missing, features, cache, workers, device, finished)
+        progress(count, len(mine))
+    with ranks.alone():  # a run is one rank's, not all of theirs
+        failures = _train_all(missing, features, cache, workers, device, finished)
     if failures:
-        raise ExperimentError(failures, len(jobs))
+        raise ExperimentError(failures, len(mine))
+    for job in jobs.values():
+        ranks.wait_until(lambda parts=job.parts: cache.has(KIND, parts))
     return collect(experiments, seeds, features, cache)
 
 

@@ -160,4 +160,7 @@ class StageOne:
     symmetric: bool = True  # False is Eq. 1 to the letter
     train_encoders: bool = True  # False trains the heads alone
     weight_decay: float = 0.01  # not stated in the paper
+    # Clips whose activations are held at once; None: the whole batch, shared by the processes.
+    chunk: int | None = None
+    mixed_precision: str | None = None  # "bf16": autocast on a GPU; not stated in the paper
     text_from: str = "audio"  # whose text encoder Stage II takes; not stated in the paper

@@ -7,13 +7,16 @@ heads, and neither sees a label. What Stage II takes from here are the encoders,
 import dataclasses
 import io
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from .. import ranks
 from ..cache import atomic_write, key
 from ..features.encoders import SAMPLE_RATE, AudioEncoder, TextEncoder, VisionEncoder
 from ..models.contrastive import ContrastivePair, contrastive_loss, sgdr, text_groups
@@ -28,14 +31,14 @@ class Clips:
     """What Stage I sees of N clips: media and words, no label.
 
     ids : N names
-    frames : (T, 3, H, W) uint8, or None, one a clip
-    waveforms : (S,) float at 16 kHz, or None
+    frames : (T, 3, H, W) uint8, or None, one a clip; any sequence that reads them when asked
+    waveforms : (S,) float at 16 kHz, or None; likewise
     texts : transcripts; "" where there are none
     """
 
     ids: list[str]
-    frames: list
-    waveforms: list
+    frames: Sequence
+    waveforms: Sequence
     texts: list[str]
 
     def __len__(self):
@@ -66,22 +69,25 @@ def pretrain(
 
     checkpoint : folder; a run killed in it goes on from its last finished epoch
     progress : called with (steps done, steps in all)
-    device : None is the first GPU where there is one, else the CPU; the result is on the CPU
+    device : None is the GPU of this rank where there is one, else the CPU; the result is on the CPU
 
+    Several ranks (`emilib.ranks`) divide each batch and come to the result of one process: to the
+    rounding of sums on a CPU where `plan.chunk` is set, and otherwise with other dropout.
     Clips without words or without this modality are left out, and so is the last, smaller batch
     of an epoch, whose loss has fewer negatives. Raises ValueError when fewer than two clips are
     left, or when the checkpoint is of another run.
     """
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = ranks.device()
     with torch.random.fork_rng():  # the caller's draws stay what they were
         run = _Run(media, text, clips, plan, seed, torch.device(device))
         if checkpoint is not None:
             run.restore(Path(checkpoint))
         while run.epoch < plan.epochs:
             run.one_epoch(progress)
-            if checkpoint is not None:
+            if checkpoint is not None and ranks.first():
                 run.store(Path(checkpoint))
+        ranks.barrier()  # the first rank has its last checkpoint written
     modules = (module.cpu().eval() for module in (run.media, run.text, run.pair))
     return Contrast(*modules, run.history)
 
@@ -94,10 +100,18 @@ def side_of(media: nn.Module) -> str:
 def usable(clips: Clips, media: nn.Module) -> list[int]:
     """Positions of the clips that have words and this encoder's modality."""
     if side_of(media) == "frames":
-        here = [frames is not None and len(frames) > 0 for frames in clips.frames]
+        sequence, least = clips.frames, 1
     else:
-        here = [w is not None and len(w) >= media.shortest for w in clips.waveforms]
+        sequence, least = clips.waveforms, media.shortest
+    here = [_length(sequence, row) >= least for row in range(len(clips))]
     return [i for i, text in enumerate(clips.texts) if text and here[i]]
+
+
+def _length(sequence: Sequence, row: int) -> int:
+    """Length of one clip's media, 0 for None; without reading it where the sequence knows."""
+    if hasattr(sequence, "length"):
+        return sequence.length(row)
+    return 0 if sequence[row] is None else len(sequence[row])
 
 
 class _Run:
@@ -105,9 +119,12 @@ class _Run:
 
     def __init__(self, media, text, clips, plan, seed, device):
         self.clips, self.plan, self.epoch, self.history = clips, plan, 0, []
-        self.device = device
+        self.seed, self.device = seed, device
         self.media, self.text = deepcopy(media), deepcopy(text)
         self.side, self.usable = side_of(media), usable(clips, media)
+        # Its masks are drawn by NumPy, where no seed of a run reaches (not stated in the paper).
+        if self.side == "audio":
+            self.media.model.config.apply_spec_augment = False
         if len(self.usable) < 2:
             raise ValueError(
                 f"contrastive pretraining of {self.side} needs at least 2 clips that have "
@@ -133,42 +150,111 @@ class _Run:
         for step in range(self.per_epoch):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             lr = self.schedule.get_last_lr()[0]
-            loss = self.loss([self.usable[i] for i in batch])
             self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            loss = self.gradient([self.usable[i] for i in batch])
             nn.utils.clip_grad_norm_(self.parameters, 1.0)  # not stated in the paper
             self.optimiser.step()
             self.schedule.step()
             record = {"step": len(self.history), "epoch": self.epoch, "lr": lr}
-            record |= {"loss": loss.item(), "logit_scale": self.pair.logit_scale.item()}
+            record |= {"loss": loss, "logit_scale": self.pair.logit_scale.item()}
             self.history.append(record)
             if progress:
                 progress(len(self.history), self.plan.epochs * self.per_epoch)
         self.epoch += 1
 
-    def loss(self, rows: list[int]) -> torch.Tensor:
-        texts = [self.clips.texts[i] for i in rows]
-        hidden, valid = self.media_states(rows)
-        media = self.pair.embed_media(hidden, valid)
-        tokens = {name: ids.to(self.device) for name, ids in self.text.tokens(texts).items()}
-        words = self.pair.embed_text(self.text(**tokens))
-        # Equal transcripts are not negatives of each other.
-        same = text_groups(texts).to(self.device)
-        return contrastive_loss(
-            media, words, self.pair.logit_scale, symmetric=self.plan.symmetric, same_text=same
-        )
+    def gradient(self, rows: list[int]) -> float:
+        """Add the gradient of the batch to `.grad`; returns its loss."""
+        cuts = [self.cut(i) for i in rows]  # drawn for the whole batch, on every rank
+        groups = text_groups([self.clips.texts[i] for i in rows]).to(self.device)
+        size = self.plan.chunk or math.ceil(len(rows) / ranks.world())
+        chunks = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
+        if len(chunks) == 1:
+            media, text = self.embed(rows, cuts)
+            loss = self.loss(media, text, self.pair.logit_scale, groups)
+            loss.backward()
+            return loss.item()
+        return self.cached_gradient(rows, cuts, groups, chunks)
 
-    def media_states(self, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states (B, T, D) and their mask, of a random cut of each clip."""
+    def cached_gradient(self, rows, cuts, groups, chunks) -> float:
+        """The gradient of one large batch from its chunks, shared by the ranks (Gao et al. 2021).
+
+        Chunks are embedded, the loss and its slope on the embeddings of all are computed, then
+        each chunk is embedded again, with a graph, and given its part. A chunk draws its dropout
+        from a generator of its own, and chunks are summed in double precision: so neither depends
+        on which rank has which chunk.
+        """
+        mine = ranks.share(list(enumerate(chunks)))
+        once = len(mine) == 1  # a single chunk's graph may as well be kept
+        width = self.plan.width
+        embeddings = torch.zeros(2, len(rows), width, device=self.device)
+        for number, chunk in mine:
+            with torch.set_grad_enabled(once):
+                parts = self.embed_chunk(rows, cuts, number, chunk)
+            embeddings[:, chunk.start : chunk.stop] = torch.stack(parts).detach()
+        _sum_over_ranks(embeddings)
+        leaves = [leaf.clone().requires_grad_() for leaf in (*embeddings, self.scale())]
+        loss = self.loss(*leaves, groups)
+        slopes = torch.autograd.grad(loss, leaves)
+        total = [torch.zeros_like(p, dtype=torch.float64) for p in self.parameters]
+        for number, chunk in mine:
+            if not once:
+                parts = self.embed_chunk(rows, cuts, number, chunk)
+            outputs = [*parts, self.pair.logit_scale]
+            given = [*(s[chunk.start : chunk.stop] for s in slopes[:2]), slopes[2]]
+            if number > 0:  # the scale is one for the whole batch: its slope goes in once
+                outputs, given = outputs[:2], given[:2]
+            torch.autograd.backward(outputs, given)
+            for sum_, parameter in zip(total, self.parameters, strict=True):
+                if parameter.grad is not None:
+                    sum_ += parameter.grad
+                    parameter.grad = None
+        for sum_, parameter in zip(total, self.parameters, strict=True):
+            parameter.grad = _sum_over_ranks(sum_).to(parameter.dtype)
+        return loss.item()
+
+    def scale(self) -> torch.Tensor:
+        return self.pair.logit_scale.detach()
+
+    def embed_chunk(self, rows, cuts, number: int, chunk: range):
+        """`embed` of a part of the batch; the same dropout whenever and wherever it is asked."""
+        devices = [self.device.index or 0] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(_draw_of(self.seed, len(self.history), number))
+            return self.embed([rows[i] for i in chunk], [cuts[i] for i in chunk])
+
+    def embed(self, rows: list[int], cuts: list) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings of both sides of some clips, (B, W) float32 each."""
+        tokens = self.text.tokens([self.clips.texts[i] for i in rows])
+        tokens = {name: ids.to(self.device) for name, ids in tokens.items()}
+        half = self.plan.mixed_precision is not None and self.device.type == "cuda"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            hidden, valid = self.media_states(rows, cuts)
+            media = self.pair.embed_media(hidden, valid)
+            words = self.pair.embed_text(self.text(**tokens))
+        return media.float(), words.float()
+
+    def loss(self, media, text, scale, groups) -> torch.Tensor:
+        """Eq. 1 over the whole batch. Equal transcripts are not negatives of each other."""
+        with ranks.alone():  # the embeddings of all ranks are here already
+            return contrastive_loss(
+                media, text, scale, symmetric=self.plan.symmetric, same_text=groups
+            )
+
+    def cut(self, row: int):
+        """What one step looks at of a clip: which frames, or which stretch of samples."""
         if self.side == "frames":
-            return sampled_frames(self.media, [self.clips.frames[i] for i in rows], self.draw)
+            return drawn_frames(_length(self.clips.frames, row), self.draw)
         longest = round(self.plan.audio_seconds * SAMPLE_RATE)
-        cuts = []
-        for i in rows:
-            waveform = self.clips.waveforms[i]
-            start = int(self.draw(max(1, len(waveform) - longest)))
-            cuts.append(waveform[start : start + longest])
-        waveforms, valid = padded(cuts)
+        start = int(self.draw(max(1, _length(self.clips.waveforms, row) - longest)))
+        return slice(start, start + longest)
+
+    def media_states(self, rows: list[int], cuts: list) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states (B, T, D) of the cuts, and their mask."""
+        if self.side == "frames":
+            frames = [self.clips.frames[i][cut] for i, cut in zip(rows, cuts, strict=True)]
+            return encoded_frames(self.media, frames)
+        sounds = [self.clips.waveforms[i][cut] for i, cut in zip(rows, cuts, strict=True)]
+        waveforms, valid = padded(sounds)
         return self.media(waveforms.to(self.device), valid.to(self.device))
 
     def draw(self, high: int) -> torch.Tensor:
@@ -210,22 +296,33 @@ class _Run:
             torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def sampled_frames(encoder: VisionEncoder, clips: Sequence[torch.Tensor], draw):
-    """One random frame of each of up to M = 8 stretches of each clip, encoded.
+def drawn_frames(count: int, draw) -> list[int]:
+    """One random frame of each of up to 8 stretches of a clip of `count` frames.
 
-    clips : (T, 3, H, W) uint8 each; draw(n) gives a number below n
-    Returns (B, M, D) and (B, M) bool. A clip shorter than M frames gives each of them once.
+    draw(n) gives a number below n. A clip of fewer frames gives each of them once.
     """
-    picked, counts = [], []
-    for frames in clips:
-        borders = torch.linspace(0, len(frames), min(STRETCHES, len(frames)) + 1).long().tolist()
-        rows = [start + int(draw(end - start)) for start, end in itertools.pairwise(borders)]
-        picked.append(frames[rows])
-        counts.append(len(rows))
-    images = torch.cat(picked).to(encoder.mean.device)
+    borders = torch.linspace(0, count, min(STRETCHES, count) + 1).long().tolist()
+    return [start + int(draw(end - start)) for start, end in itertools.pairwise(borders)]
+
+
+def encoded_frames(encoder: VisionEncoder, clips: Sequence[torch.Tensor]):
+    """clips, (T, 3, H, W) uint8 each → (B, T, D) and (B, T) bool."""
+    counts = [len(frames) for frames in clips]
+    images = torch.cat(list(clips)).to(encoder.mean.device)
     hidden = nn.utils.rnn.pad_sequence(encoder(images).split(counts), batch_first=True)
     valid = torch.arange(hidden.shape[1]) < torch.tensor(counts)[:, None]
     return hidden, valid.to(hidden.device)
+
+
+def _sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    if ranks.world() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def _draw_of(*numbers: int) -> int:
+    """A 63-bit seed from whole numbers."""
+    return int(key(numbers=list(numbers))[:15], 16)
 
 
 def padded(waveforms: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

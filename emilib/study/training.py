@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import io
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from emilib import ranks
 from emilib.cache import atomic_write, canonical
 from emilib.corpus.layout import EMOTIONS
 from emilib.features.batches import Batch, FeatureSet
@@ -162,7 +162,7 @@ class _Trainer:
                 "share a batch: train on one process, or with loss 'mse'"
             )
         if device is None:
-            device = torch.device("cuda", _local_rank()) if torch.cuda.is_available() else "cpu"
+            device = ranks.device()
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.steps_per_epoch = math.ceil(
@@ -473,17 +473,10 @@ def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
 
 def _ranks() -> tuple[int, int]:
     """This process's number and how many there are; joins the group a launcher started."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
-
-        PartialState()
-    if dist.is_available() and dist.is_initialized():
+    ranks.join()
+    if not ranks.is_alone() and dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
-
-
-def _local_rank() -> int:
-    return _ranks()[0] % max(1, torch.cuda.device_count())
 
 
 def _parallel(model: nn.Module, world: int) -> nn.Module:
@@ -504,4 +497,5 @@ def _share(batch: Batch, rank: int, world: int) -> tuple[Batch, float]:
     if len(rows) == 0:
         rows = torch.zeros(1, dtype=torch.long, device=batch.index.device)
     values = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    return Batch(**{k: None if v is None else v[rows] for k, v in values.items()}), weight
+    part = {k: None if v is None else v[rows] for k, v in values.items()}
+    return type(batch)(**part), weight

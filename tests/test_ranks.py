@@ -1,0 +1,115 @@
+"""Several processes do the work of one, and come to the same."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emilib import ranks
+
+TESTS = Path(__file__).parent
+
+
+def launch(processes: int, *command: str) -> str:
+    """Run a Python command on this many processes; returns what the first one printed."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    environment = {k: v for k, v in os.environ.items() if k not in ranks.VARIABLES}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
+    done = subprocess.run(
+        [sys.executable, *(launcher if processes > 1 else []), *command],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_one_process_is_the_first_of_one(monkeypatch):
+    for name in ranks.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert (ranks.world(), ranks.rank(), ranks.first(), ranks.local()) == (1, 0, True, (0, 1))
+    assert ranks.share([3, 4, 5]) == [3, 4, 5]
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_every_item_is_some_ranks(world, monkeypatch):
+    dealt = []
+    for rank in range(world):
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+        monkeypatch.setenv("RANK", str(rank))
+        dealt.append(list(ranks.share(range(13))))
+        with ranks.alone():
+            assert (ranks.world(), ranks.rank()) == (1, 0)
+    assert sorted(item for part in dealt for item in part) == list(range(13))
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+
+
+STAGE_ONE = """
+import dataclasses, hashlib, json, sys, torch
+from emilib import ranks
+from emilib.study.stage_one import pretrain
+import test_stage_one as t
+
+ranks.join()
+found = {}
+for side in ("frames", "audio"):
+    torch.manual_seed(0)
+    media, words = t.encoder(side), t.text()
+    plan = dataclasses.replace(t.PLAN, epochs=2, chunk=2)
+    done = pretrain(media, words, t.clips(), plan, seed=0, checkpoint=sys.argv[1] + side)
+    digest = hashlib.sha256()
+    for module in (done.media, done.text, done.pair):
+        for value in module.state_dict().values():
+            digest.update(value.numpy().tobytes())
+    found[side] = [digest.hexdigest(), [row["loss"] for row in done.history]]
+if ranks.first():
+    print(json.dumps(found))
+"""
+
+
+def test_two_processes_share_the_batches_of_stage_one(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(STAGE_ONE)
+    found = [json.loads(launch(n, str(script), f"{tmp_path}/{n}")) for n in (1, 2)]
+    assert found[0] == found[1]  # to the last bit, with dropout
+    assert len(found[0]["frames"][1]) == 4
+
+
+STORE = """
+import json, os, sys, numpy as np
+from emilib import ranks
+from emilib.cache import Cache
+from emilib.features import store
+
+ranks.join()
+made = []
+
+def produce(ids):
+    for id_ in ids:
+        made.append(id_)
+        yield {"x": np.full((int(id_) % 3 + 1, 2), int(id_), np.float16)}
+
+ids = [f"{i:05d}" for i in range(50)]
+cache = Cache(sys.argv[1])
+kept = store.build(cache, "demo", {"a": 1}, ids, produce, ("x",), shard_size=8)["x"]
+assert kept.ids == ids and all(int(kept[i][0, 0]) == int(i) for i in ids)
+with open(f"{sys.argv[1]}/{ranks.rank()}.json", "w") as stream:
+    json.dump(made, stream)
+"""
+
+
+def test_ranks_make_each_shard_once(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(STORE)
+    launch(2, str(script), str(tmp_path / "cache"))
+    made = [json.loads((tmp_path / "cache" / f"{rank}.json").read_text()) for rank in range(2)]
+    assert len(made[0]) + len(made[1]) == 50
+    assert len(made[0]) == 26  # shards 0, 2, 4, 6 of 8, the last of 2
+    assert not set(made[0]) & set(made[1])
+    assert not list((tmp_path / "cache" / "demo").glob("*.unfinished"))

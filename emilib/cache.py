@@ -96,6 +96,14 @@ class Cache:
         """Whether the step is finished and its files are what was written."""
         return self._intact(self.folder(kind, key(**parts)))
 
+    def there(self, kind: str, parts: dict) -> bool:
+        """Whether the step is finished, without reading its files."""
+        return (self.folder(kind, key(**parts)) / SUMS).exists()
+
+    def size_gb(self) -> float:
+        """GB (10^9 bytes) of all that is kept, what is unfinished included."""
+        return sum(p.stat().st_size for p in self.root.rglob("*") if p.is_file()) / 1e9
+
     def scratch(self, kind: str, parts: dict) -> Path:
         """A folder for what an unfinished step keeps in case it is killed; removed on success."""
         folder = self.root / kind / f"{key(**parts)}.unfinished"

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from . import processes, profiles, ranks
-from .cache import Cache, source_sum
+from .cache import Cache, key, source_sum
 from .corpus import layout, media
 from .progress import Counter, quietly
 
@@ -29,6 +29,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("random", "start", "aligned", "one_way", "paper_b")  # of the encoders
 _RUNS = {"aligned": "", "one_way": "-one-way"}  # how the runs of Stage I are told apart
+_STEP_COLUMNS = ("step", "there", "all")
 SYNTHETIC = "embedded corpus: drawn faces, synthetic voices"
 
 
@@ -39,15 +40,17 @@ class Workspace:
     corpus : folder in the layout of Hume-Vidmimic2; None for the embedded corpus
     home : where generated things go; None for ``EMI_HOME``, else ``runs/`` of the checkout
     visual : "faces" or "video" in place of what the profile says; None for ``EMI_VISUAL``
+    seeds : how many, in place of the profile's; None for ``EMI_SEEDS``
 
     Raises ValueError when the profile has no embedded corpus and no folder is given.
     """
 
-    def __init__(self, profile=None, corpus=None, home=None, visual=None):
+    def __init__(self, profile=None, corpus=None, home=None, visual=None, seeds=None):
         if not isinstance(profile, profiles.Profile):
             profile = profiles.get(profile)
-            visual = visual or os.environ.get("EMI_VISUAL") or profile.visual
-        self.profile = dataclasses.replace(profile, visual=visual or profile.visual)
+            visual = visual or os.environ.get("EMI_VISUAL")
+            seeds = seeds or os.environ.get("EMI_SEEDS")
+        self.profile = profiles.changed(profile, visual, seeds)
         self.home = Path(home or os.environ.get("EMI_HOME") or ROOT / "runs").resolve()
         corpus = corpus or os.environ.get("EMI_CORPUS") or None
         if corpus is None and self.profile.corpus_size is None:
@@ -84,12 +87,17 @@ class Workspace:
             return self._folder
         from .corpus import synthetic
 
-        return synthetic.make(
-            self.home / self.profile.name / "corpus",
-            **self.profile.corpus_size,
-            workers=self.workers,
-            progress=Counter("embedded corpus: clips made"),
-        )
+        folder, parts = self.home / self.profile.name / "corpus", self.profile.corpus_size
+        if ranks.first():
+            synthetic.make(
+                folder,
+                **self.profile.corpus_size,
+                workers=self.workers,
+                progress=Counter("embedded corpus: clips made"),
+            )
+            self.cache.step("corpus", parts, lambda note: None)
+        ranks.wait_until(lambda: self.cache.there("corpus", parts))
+        return folder
 
     @functools.cached_property
     def clips(self) -> pd.DataFrame:
@@ -167,6 +175,35 @@ class Workspace:
         lengths = self.clips.assign(seconds=self.seconds.to_numpy())
         grouped = lengths.groupby("split", sort=False)["seconds"]
         return grouped.agg(clips="size", seconds="sum").reset_index()
+
+    def require(self) -> None:
+        """Look for what a long run would miss at its end: weights of another kind, room on the disk.
+
+        Raises ValueError or OSError, one sentence.
+        """
+        from . import environment
+        from .features import encoders
+        from .study import needs
+
+        stages = ["random"] + ([] if self.profile.taemi_encoders is None else ["paper_b"])
+        for stage in stages:
+            for role, config in self._configs(stage).items():
+                if "checkpoint" in config:
+                    encoders.check(role, config["checkpoint"], config.get("revision"))
+        if self.profile.corpus_size is None:
+            room = needs.needs(self.profile, self.partitions)["disk"].sum()
+            done = self.cache.size_gb()
+            environment.require_room(self.home, max(0.0, room - done), "what is left of the run")
+
+    def needs(self) -> str:
+        """What a run takes, as text: operations, hours, disk and GPU memory by stage."""
+        from .features import speech
+        from .study import needs
+
+        silent = int(self._listed["transcript"].isna().sum())
+        heard = silent if silent and speech.find_weights() is not None else 0
+        found = needs.needs(self.profile, self.partitions, heard, self.workers)
+        return needs.text(found)
 
     @property
     def workers(self) -> int:
@@ -513,34 +550,35 @@ class Workspace:
     def _features(self, kind: str, stage: str | None, standardised: bool):
         from .features.batches import FeatureSplits
 
-        moments, parts = None, {} if kind == "official" else {"stage": stage}
+        moments = None
         if standardised:
             plain = self._features(kind, stage, False)
-            moments = plain.train.moments()
+            moments = self._moments(kind, stage)
             splits = {s: getattr(plain, s).standardised(moments) for s in layout.SPLITS}
         else:
             stores = self._official() if kind == "official" else self._ours(stage)
-            splits = {
-                split: self._feature_set(self.clips[self.clips["split"] == split], stores)
-                for split in layout.SPLITS
-            }
-        digest = hashlib.sha256("".join(s.fingerprint() for s in splits.values()).encode())
-        digest.update(json.dumps(parts).encode())
-        return FeatureSplits(
-            **splits, fingerprint=digest.hexdigest()[:32], name=kind, moments=moments
-        )
+            splits = {split: self._feature_set(split, stores) for split in layout.SPLITS}
+        # Standardised or not, these are other features: the digest says which.
+        digest = hashlib.sha256(self._digest(kind, stage).encode() + bytes([standardised]))
+        fingerprint = digest.hexdigest()[:32]
+        for split, data in splits.items():
+            data.known_as(f"{fingerprint} {split}")
+        return FeatureSplits(**splits, fingerprint=fingerprint, name=kind, moments=moments)
 
-    def _feature_set(self, clips: pd.DataFrame, stores: dict):
+    def _feature_set(self, split: str, stores: dict):
         from .features.batches import FeatureSet
         from .features.store import Rows
 
+        clips = self.clips[self.clips["split"] == split]
         ids = clips["id"].tolist()
+        if not any(stores[name].length(id_) for name in stores for id_ in ids):
+            ids, clips = [], clips[:0]  # test clips often come without official features
         target = None
-        if clips["split"].iloc[0] != "test" if len(clips) else False:
+        if split != "test" and ids:
             target = clips[list(layout.EMOTIONS)].to_numpy(float)
         columns = {name: Rows(stores[name], ids) for name in stores if name != "text"}
         text = None
-        if "text" in stores:
+        if "text" in stores and ids:
             rows = [stores["text"][i] for i in ids]
             width = next((r.shape[1] for r in rows if r is not None), 1)
             text = np.full((len(ids), width), np.nan, np.float32)
@@ -549,12 +587,30 @@ class Workspace:
                     text[row] = vector[0]
         return FeatureSet.from_arrays(ids, text=text, target=target, **columns)
 
+    def _moments(self, kind: str, stage: str | None) -> dict:
+        """Moments of the training clips: read from all of their features once."""
+
+        def make(folder: Path) -> None:
+            found = self._features(kind, stage, False).train.moments()
+            flat = {f"{m} {n}": v for m, pair in found.items() for n, v in enumerate(pair)}
+            np.savez(folder / "moments.npz", **flat)
+
+        parts = {"features": self._digest(kind, stage), "code": source_sum("features/batches.py")}
+        folder = self.cache.shared_step("moments", parts, make)
+        with np.load(folder / "moments.npz") as found:
+            names = dict.fromkeys(name.split()[0] for name in found.files)
+            return {m: (found[f"{m} 0"], found[f"{m} 1"]) for m in names}
+
+    def _digest(self, kind: str, stage: str | None) -> str:
+        """Of all that determines the features of a kind, the targets with them."""
+        parts = self._official_parts() if kind == "official" else self._feature_parts(stage)
+        return key(kind=kind, parts=parts, targets=self.corpus_key)
+
     def _official(self) -> dict:
         from .features import store
 
         columns = {"frames": "official_vision", "audio": "official_audio"}
         paths = self.clips.set_index("id")[list(columns.values())]
-        parts = {"corpus": self.corpus_key, "code": source_sum("corpus/media.py")}
 
         def produce(ids):
             for id_ in ids:
@@ -562,7 +618,11 @@ class Workspace:
                 yield {name: _official_array(row[column]) for name, column in columns.items()}
 
         ids = self.clips["id"].tolist()
+        parts = self._official_parts()
         return store.build(self.cache, "official", parts, ids, produce, tuple(columns))
+
+    def _official_parts(self) -> dict:
+        return {"corpus": self.corpus_key, "code": source_sum("corpus/media.py")}
 
     def _ours(self, stage: str) -> dict:
         from .features import store
@@ -583,9 +643,12 @@ class Workspace:
 
         def produce(ids):
             words = [texts[i] if isinstance(texts[i], str) else "" for i in ids]
-            yield from extract(self.encoders(stage), frames(ids), sounds(ids), words, every)
+            made = extract(self.encoders(stage), frames(ids), sounds(ids), words, every)
+            for id_, row in zip(ids, made, strict=True):
+                yield _finite(id_, row)
 
-        self.encoders(stage)  # made, or missing, before any rank begins
+        if stage in _RUNS:
+            self.align(stage)  # all ranks together, whichever shards each has to make
         return store.build(
             self.cache,
             "features",
@@ -665,6 +728,50 @@ class Workspace:
             progress=Counter("training runs"),
         )
 
+    def steps(self) -> pd.DataFrame:
+        """What `results` goes through, in order, and how much of it is kept; makes nothing.
+
+        Columns step, there, all: numbers of parts. An embedded corpus that is not made yet has
+        nothing.
+        """
+        if self.embedded and not (self.home / self.profile.name / "corpus").exists():
+            clips = sum(self.profile.corpus_size.values())
+            return pd.DataFrame([("embedded corpus, clips", 0, clips)], columns=_STEP_COLUMNS)
+        rows = [("decoded media", self.cache.there("media", self._media_parts()), 1)]
+        if self.profile.warm_start is not None:
+            parts = [self._start_parts(role) for role in ("audio", "vision", "text")]
+            rows.append(("self-supervised starts", self._count("start", parts), 3))
+        runs = [f"{side}{ending}" for ending in _RUNS.values() for side in ("audio", "frames")]
+        parts = [self._contrast_parts(run) for run in runs]
+        rows.append(("Stage I, runs", self._count("stage-one", parts), len(runs)))
+        listed = [e for e in self.experiments().values() if e.model is not None]
+        complete = set()
+        for kind in sorted({e.features for e in listed}):
+            name, _, stage = kind.partition(", ")
+            official = name == "official"
+            parts = self._official_parts() if official else self._feature_parts(stage or "aligned")
+            if there := self.cache.there("official" if official else "features", parts):
+                complete.add(kind)
+            rows.append((f"features, {kind}", there, 1))
+        done = len(self._kept([e for e in listed if e.features in complete]))
+        rows.append(("training runs", done, len(listed) * len(self.profile.seeds)))
+        return pd.DataFrame(rows, columns=_STEP_COLUMNS).astype({"there": int})
+
+    def _count(self, kind: str, parts: list[dict]) -> int:
+        return sum(self.cache.there(kind, p) for p in parts)
+
+    def _kept(self, experiments: Sequence) -> list:
+        """(name, seed) of the results that are there."""
+        from .study.experiments import KIND, result_parts
+
+        found = []
+        for experiment in experiments:
+            splits = self.features_of(experiment.name)
+            for seed in self.profile.seeds:
+                if self.cache.there(KIND, result_parts(experiment, seed, splits)):
+                    found.append((experiment.name, seed))
+        return found
+
     def tables(self) -> dict:
         """Every table of both papers as DataFrames, by name; trains what is missing."""
         from .study.tables import tables
@@ -727,6 +834,17 @@ def _readable(path: str, **options):
         return media.decode(path, **options)
     except media.MediaError:
         return None
+
+
+def _finite(id_: str, row: dict) -> dict:
+    """A clip's features, unless an encoder gave what no model can take."""
+    for name, array in row.items():
+        if array is not None and not np.isfinite(array).all():
+            raise ValueError(
+                f"clip {id_}: the encoder of {name} gave NaN or infinity in half precision; "
+                "expected finite features, so its weights do not fit the network or are damaged"
+            )
+    return row
 
 
 def _official_array(path) -> np.ndarray | None:

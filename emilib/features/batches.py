@@ -62,7 +62,8 @@ def _sequences(name: str, arrays, count: int):
                 f"came {array.shape[1]}; one set holds features of one encoder"
             )
         width = array.shape[1]
-        if not np.isfinite(array).all():
+        # What a store holds was looked at when it was made, and may be too much to read again.
+        if not isinstance(arrays, Rows) and not np.isfinite(array).all():
             raise ValueError(
                 f"{name}[{position}]: expected finite features, came NaN or infinity; "
                 "give None for a clip without this modality"
@@ -189,7 +190,7 @@ class FeatureSet:
                 f"target: expected finite numbers, came {target[row].tolist()} for clip "
                 f"{ids[row]!r}; leave such clips out"
             )
-        if frames is None and audio is None and text is None:
+        if len(ids) and frames is None and audio is None and text is None:
             raise ValueError("expected at least one of frames, audio and text, came none")
         dims = {"frames": frames_dim, "audio": audio_dim}
         dims["text"] = 0 if text is None else text.shape[1]
@@ -265,15 +266,22 @@ class FeatureSet:
     def _view(self, modalities: tuple[str, ...]) -> "FeatureSet":
         kept = {m: getattr(self, m) if m in modalities else None for m in MODALITIES}
         dims = {m: d for m, d in self.dims.items() if m in modalities}
-        if not dims:
+        if not dims and len(self):
             raise ValueError(f"the set has none of {modalities}; it has {sorted(self.dims)}")
-        return FeatureSet(self.ids, **kept, target=self.target, dims=dims)
+        view = FeatureSet(self.ids, **kept, target=self.target, dims=dims)
+        if self._fingerprint is not None:
+            view.known_as(f"{self._fingerprint} {' '.join(sorted(dims))}")
+        return view
 
     def fingerprint(self) -> str:
         """Hex digest of ids, features and targets: equal for equal content."""
         if self._fingerprint is None:  # reading many gigabytes again for each run would take long
             self._fingerprint = self._digest()
         return self._fingerprint
+
+    def known_as(self, name: str) -> None:
+        """Take `name` for the fingerprint, where all that determines the content is in it."""
+        self._fingerprint = name
 
     def _digest(self) -> str:
         digest = hashlib.sha256()

@@ -389,17 +389,9 @@ def pretrained(role: str, source: str, revision: str | None = None, **settings) 
     Raises ValueError, in one sentence, when the weights can't be had, are damaged or incomplete,
     or belong to another family.
     """
-    if role not in FAMILIES:
-        raise ValueError(f"role: expected one of {', '.join(FAMILIES)}, came {role!r}")
     source = str(source)
-    config = _config_of(role, source, revision)
-    kind = config.get("model_type")
-    if kind not in FAMILIES[role]:
-        remote = "; it needs code of its own, which is never run" if "auto_map" in config else ""
-        raise ValueError(
-            f"{source}: expected weights for {role} ({', '.join(FAMILIES[role])}), "
-            f"came a checkpoint of type {kind!r}{remote}"
-        )
+    config = check(role, source, revision)
+    kind = config["model_type"]
     if role == "vision":
         return _pretrained_vision(kind, source, revision, settings)
     if role == "audio":
@@ -408,6 +400,24 @@ def pretrained(role: str, source: str, revision: str | None = None, **settings) 
     model = _weights(model_class, role, source, revision, add_pooling_layer=False)
     tokenizer = _pretrained_tokenizer(source, revision, model.config.vocab_size)
     return TextEncoder(model, tokenizer, **settings)
+
+
+def check(role: str, source: str, revision: str | None = None) -> dict:
+    """The config.json of a checkpoint; ValueError where it is not there or of another family.
+
+    Nothing but this file is read or downloaded.
+    """
+    if role not in FAMILIES:
+        raise ValueError(f"role: expected one of {', '.join(FAMILIES)}, came {role!r}")
+    config = _config_of(role, source, revision)
+    kind = config.get("model_type")
+    if kind not in FAMILIES[role]:
+        remote = "; it needs code of its own, which is never run" if "auto_map" in config else ""
+        raise ValueError(
+            f"{source}: expected weights for {role} ({', '.join(FAMILIES[role])}), "
+            f"came a checkpoint of type {kind!r}{remote}"
+        )
+    return config
 
 
 def _pretrained_tokenizer(source: str, revision: str | None, vocabulary: int):

@@ -414,7 +414,7 @@ def collect(
     for name, experiment in experiments.items():
         if experiment.model is None or experiment.features not in features:
             continue
-        parts = [_parts(experiment, seed, features[experiment.features]) for seed in seeds]
+        parts = [result_parts(experiment, seed, features[experiment.features]) for seed in seeds]
         if all(cache.has(KIND, part) for part in parts):
             folders = [cache.folder(KIND, key(**part)) for part in parts]
             outcomes[name] = _read(experiment, tuple(seeds), folders)
@@ -443,7 +443,7 @@ def _jobs(experiments, seeds, features) -> dict[str, _Job]:
             continue
         splits = _splits(experiment, features)
         for seed in seeds:
-            parts = _parts(experiment, seed, splits)
+            parts = result_parts(experiment, seed, splits)
             jobs.setdefault(key(**parts), _Job(experiment, seed, parts))
     return jobs
 
@@ -463,7 +463,7 @@ def _splits(experiment: Experiment, features: Mapping[str, FeatureSplits]) -> Fe
     return splits
 
 
-def _parts(experiment: Experiment, seed: int, splits: FeatureSplits) -> dict:
+def result_parts(experiment: Experiment, seed: int, splits: FeatureSplits) -> dict:
     """All that determines a result. Name and rows do not."""
     return {
         "model": experiment.model,

@@ -13,6 +13,10 @@ tables. Running it again reuses everything that is finished; a killed run goes o
                    paper (Hume-Vidmimic2 and the papers' encoders; needs --corpus)
   --corpus DIR     a corpus folder in the layout of Hume-Vidmimic2; without it the embedded
                    corpus is made on the spot
+  --visual WHAT    faces (face crops) or video (whole frames); each profile has its own
+  --seeds N        seeds a row, in place of the profile's three
+  --processes N    train with N processes at once, one a GPU where there are GPUs
+  --dry-run        say what would run, what is kept, and what it takes; make nothing
   --only NN        one notebook, for example 03, and the steps it needs
   --fresh          first remove the results of this profile (never the environment)
   --test           lint, tests, notebooks as tests in the smoke profile, completeness of tables
@@ -36,7 +40,7 @@ INSTALL_GB=5 # the CPU build of PyTorch and the rest: 3.2 GB installed, and the 
 GPU_GB=12    # the same with PyTorch's CUDA libraries, which pip may choose
 
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P) || exit 1
-PROFILE=embedded CORPUS="" ONLY="" FRESH="" TEST=""
+PROFILE=embedded CORPUS="" ONLY="" FRESH="" TEST="" DRY="" VISUAL="" SEEDS="" PROCESSES=""
 PYTHON_FOUND=""   # the Python that the environment is made with
 PY=""             # the Python of the environment
 PIP_PID=""        # an installation at work
@@ -62,17 +66,30 @@ value_of() { # value_of OPTION COUNT: refuses an option without its value
     [ "$2" -ge 2 ] || fail "$1 needs a value; see ./run_all.sh --help."
 }
 
+take() { # take OPTION VALUE
+    case $1 in
+    --profile) PROFILE=$2 ;;
+    --corpus) CORPUS=$2 ;;
+    --only) ONLY=$2 ;;
+    --visual) VISUAL=$2 ;;
+    --seeds) SEEDS=$2 ;;
+    --processes) PROCESSES=$2 ;;
+    esac
+}
+
 read_options() {
     while [ $# -gt 0 ]; do
         case $1 in
-        --profile | --corpus | --only)
+        --profile | --corpus | --only | --visual | --seeds | --processes)
             value_of "$1" $#
-            case $1 in --profile) PROFILE=$2 ;; --corpus) CORPUS=$2 ;; --only) ONLY=$2 ;; esac
+            take "$1" "$2"
             shift 2
             ;;
-        --profile=*) PROFILE=${1#*=} && shift ;;
-        --corpus=*) CORPUS=${1#*=} && shift ;;
-        --only=*) ONLY=${1#*=} && shift ;;
+        --profile=* | --corpus=* | --only=* | --visual=* | --seeds=* | --processes=*)
+            take "${1%%=*}" "${1#*=}"
+            shift
+            ;;
+        --dry-run) DRY=1 && shift ;;
         --fresh) FRESH=1 && shift ;;
         --test) TEST=1 && shift ;;
         -h | --help) usage && exit 0 ;;
@@ -86,6 +103,16 @@ check_options() {
     smoke | embedded | paper) ;;
     *) fail "there is no profile '$PROFILE'; choose smoke, embedded or paper." ;;
     esac
+    case $VISUAL in
+    "" | faces | video) ;;
+    *) fail "--visual is '$VISUAL'; it may be faces or video." ;;
+    esac
+    local name
+    for name in SEEDS PROCESSES; do
+        case ${!name} in
+        *[!0-9]* | 0) fail "--${name,,} is '${!name}'; it must be a whole number from 1." ;;
+        esac
+    done
     case ${EMI_ENV:-} in
     "" | current | venv) ;;
     *) fail "EMI_ENV is '$EMI_ENV'; it may be 'current', 'venv' or unset." ;;
@@ -346,7 +373,8 @@ main() {
     trap - INT TERM  # from here on the runner answers them
     cd -- "$ROOT" || exit 1
     exec "$PY" -m emilib.runner --profile "$PROFILE" ${CORPUS:+--corpus "$CORPUS"} \
-        ${ONLY:+--only "$ONLY"} ${FRESH:+--fresh}
+        ${ONLY:+--only "$ONLY"} ${FRESH:+--fresh} ${VISUAL:+--visual "$VISUAL"} \
+        ${SEEDS:+--seeds "$SEEDS"} ${PROCESSES:+--processes "$PROCESSES"} ${DRY:+--dry-run}
 }
 
 main "$@"

@@ -77,6 +77,11 @@ class Workspace:
         return SYNTHETIC if kind else f"corpus {self.folder.name}"
 
     @property
+    def place(self) -> str:
+        """The corpus folder that was given, or what stands for it; nothing is made."""
+        return SYNTHETIC if self.embedded else str(self._folder)
+
+    @property
     def _synthetic(self) -> bool:
         return (self.folder / "synthetic.json").exists()
 
@@ -162,22 +167,25 @@ class Workspace:
         from .corpus.audit import durations
 
         def make(folder: Path) -> None:
-            durations(self.clips, self.workers).to_json(folder / "seconds.json", orient="index")
+            durations(self._listed, self.workers).to_json(folder / "seconds.json", orient="index")
 
         parts = {"corpus": self.corpus_key, "code": source_sum("corpus/audit.py")}
         folder = self.cache.shared_step("durations", parts, make)
         found = json.loads((folder / "seconds.json").read_text())
-        return pd.Series({id_: found[id_] for id_ in self.clips["id"]}, dtype=float)
+        return pd.Series({id_: found[id_] for id_ in self._listed["id"]}, dtype=float)
 
     @property
     def partitions(self) -> pd.DataFrame:
         """`split`, `clips` and `seconds` of each partition: Tables A1 and B1."""
-        lengths = self.clips.assign(seconds=self.seconds.to_numpy())
+        return self._partitions(self.seconds)
+
+    def _partitions(self, seconds: pd.Series) -> pd.DataFrame:
+        lengths = self._listed.assign(seconds=seconds.to_numpy())
         grouped = lengths.groupby("split", sort=False)["seconds"]
         return grouped.agg(clips="size", seconds="sum").reset_index()
 
     def require(self) -> None:
-        """Look for what a long run would miss at its end: weights of another kind, room on the disk.
+        """Look for what a long run would miss in the end: weights of another kind, room for it.
 
         Raises ValueError or OSError, one sentence.
         """
@@ -191,7 +199,7 @@ class Workspace:
                 if "checkpoint" in config:
                     encoders.check(role, config["checkpoint"], config.get("revision"))
         if self.profile.corpus_size is None:
-            room = needs.needs(self.profile, self.partitions)["disk"].sum()
+            room = needs.needs(self.profile, self._used())["disk"].sum()
             done = self.cache.size_gb()
             environment.require_room(self.home, max(0.0, room - done), "what is left of the run")
 
@@ -202,8 +210,11 @@ class Workspace:
 
         silent = int(self._listed["transcript"].isna().sum())
         heard = silent if silent and speech.find_weights() is not None else 0
-        found = needs.needs(self.profile, self.partitions, heard, self.workers)
-        return needs.text(found)
+        return needs.text(needs.needs(self.profile, self._used(), heard, self.workers))
+
+    def _used(self) -> pd.DataFrame:
+        """`partitions` with clips no longer than is used of them."""
+        return self._partitions(self.seconds.clip(upper=self.profile.max_seconds))
 
     @property
     def workers(self) -> int:
@@ -734,7 +745,7 @@ class Workspace:
         Columns step, there, all: numbers of parts. An embedded corpus that is not made yet has
         nothing.
         """
-        if self.embedded and not (self.home / self.profile.name / "corpus").exists():
+        if self.embedded and not self.cache.there("corpus", self.profile.corpus_size):
             clips = sum(self.profile.corpus_size.values())
             return pd.DataFrame([("embedded corpus, clips", 0, clips)], columns=_STEP_COLUMNS)
         rows = [("decoded media", self.cache.there("media", self._media_parts()), 1)]

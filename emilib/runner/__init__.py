@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -383,22 +384,30 @@ def _run(options) -> int:
     from emilib.workspace import Workspace
 
     home, notebooks = home_folder(), ROOT / "notebooks"
-    if options.fresh:
+    if options.fresh and not options.dry_run:
         removed = remove_results(home, options.profile)
         _say(f"Removed: {', '.join(map(str, removed)) or 'nothing, there were no results'}.")
-    figures = Workspace(options.profile, corpus=options.corpus).figures
+    workspace = Workspace(options.profile, corpus=options.corpus)
+    figures = workspace.figures
     environment.require_room(home)
     made_from = keys(
         discover(notebooks),
         package=cache.source_sum("."),
         dependencies=environment.dependencies(),
         python=sys.version,
-        profile=options.profile,
+        profile=workspace.profile,
         corpus=_corpus_state(options.corpus),
     )
     out = home / options.profile / "notebooks"
     parameters = {"profile": options.profile, "corpus": options.corpus}
+    if options.dry_run:
+        return _print_plan(workspace, discover(notebooks, options.only), out, made_from, figures)
     start = time.monotonic()
+    if workspace.profile.corpus_size is None:
+        _say(f"What all of it takes, of which nothing finished is made again:\n{workspace.needs()}")
+        workspace.require()
+    if options.processes > 1:
+        _share_work(options)
     run_notebooks(discover(notebooks, options.only), out, parameters, made_from, figures)
     if options.update_notebooks:
         changed = update_notebooks(notebooks, out)
@@ -411,6 +420,36 @@ def _run(options) -> int:
     _say(f"\nNotebooks: {out}\nFigures:   {figures}\nModels:    {models}, a folder for each run")
     _say(f"Finished in {time.monotonic() - start:.0f} s.")
     return 0
+
+
+def _print_plan(workspace, paths, out: Path, made_from, figures: Path) -> int:
+    """Say what would run, and make nothing."""
+    _say(f"{workspace.profile.name} on {workspace.place}: nothing is made, this is what would be.")
+    for path in paths:
+        state = "up to date" if up_to_date(out / path.name, made_from[path], figures) else "runs"
+        _say(f"  {path.stem:32s}{state}")
+    _say("Steps that they ask for, and how much of each is kept already:")
+    for row in workspace.steps().itertuples(index=False):
+        _say(f"  {row.step:32s}{row.there} of {row.all}")
+    if workspace.profile.corpus_size is None:
+        _say(f"What all of it takes:\n{workspace.needs()}")
+    workspace.require()
+    return 0
+
+
+def _share_work(options) -> None:
+    """Everything costly by several processes; the notebooks then find it made."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={options.processes}", "-m", "emilib", "run"]
+    command += ["--profile", options.profile]
+    command += ["--corpus", options.corpus] if options.corpus else []
+    _say(f"All training by {options.processes} processes …")
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        raise ValueError(
+            f"one of the {options.processes} processes failed (see above); what is finished is "
+            "kept, the same command goes on from there"
+        )
 
 
 def unfinished_rows(figures) -> list[str]:
@@ -448,6 +487,12 @@ def _options(arguments):
         default=os.environ.get("EMI_CORPUS") or None,
         help="a corpus folder; default: EMI_CORPUS, or else the embedded corpus",
     )
+    parser.add_argument(
+        "--visual", choices=("faces", "video"), help="face crops or whole frames, as frames"
+    )
+    parser.add_argument("--seeds", metavar="N", help="seeds a row, in place of the profile's")
+    parser.add_argument("--processes", metavar="N", type=int, default=1, help="that train at once")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run, make nothing")
     parser.add_argument("--only", metavar="NN", help="the number of one notebook")
     parser.add_argument("--fresh", action="store_true", help="remove this profile's results first")
     parser.add_argument("--check", action="store_true", help="are the tables complete?")
@@ -459,8 +504,12 @@ def _options(arguments):
     options = parser.parse_args(arguments)
     if options.corpus is not None:
         options.corpus = str(Path(options.corpus).absolute())
-    if options.update_notebooks and (options.profile, options.corpus) != ("embedded", None):
-        parser.error("--update-notebooks takes the embedded profile without --corpus.")
+    for name in ("visual", "seeds"):  # the notebooks' kernels read them there
+        if getattr(options, name) is not None:
+            os.environ[f"EMI_{name.upper()}"] = getattr(options, name)
+    changed = options.corpus or os.environ.get("EMI_VISUAL") or os.environ.get("EMI_SEEDS")
+    if options.update_notebooks and (options.profile != "embedded" or changed):
+        parser.error("--update-notebooks takes the embedded profile as it is, without --corpus.")
     return options
 
 

@@ -336,7 +336,11 @@ def wordpiece(texts: Sequence[str], size: int, max_tokens=128) -> BertTokenizerF
 def save_encoder(encoder: nn.Module, folder) -> None:
     """Write the model in Hugging Face format, with the settings and the tokenizer beside it."""
     folder = Path(folder)
+    # Of several ranks transformers would let only the first write, and the others say nothing:
+    # but here a rank writes what it alone has trained.
+    encoder.model.should_save_on_this_rank = lambda is_main_process: is_main_process
     encoder.model.save_pretrained(folder)
+    del encoder.model.should_save_on_this_rank
     (folder / "encoder.json").write_text(json.dumps(encoder.settings))
     if isinstance(encoder, TextEncoder):
         encoder.tokenizer.save_pretrained(folder)

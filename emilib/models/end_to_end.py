@@ -13,11 +13,12 @@ Dimension key: B clips, S samples, T steps, D width, L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -69,6 +70,10 @@ class EndToEnd(nn.Module):
 
     frozen : which of "audio" and "text" stay as they are: no gradient, no dropout. A frozen audio
         network freezes its emotion head too.
+    moments : mean and spread (D,) of "audio" and "text", by which what the encoders give is
+        standardised before the fusion, as `FeatureSet.standardised` does with cached features
+        (not stated in the paper); None leaves it as it is
+    audio_every : hidden states of the sound that are averaged into one step
     spec_augment : let wav2vec2 mask steps in training (not stated in the paper). It refuses
         clips of fewer steps than its mask is long, so it is off unless asked for.
 
@@ -84,6 +89,8 @@ class EndToEnd(nn.Module):
         *,
         emotion_head: EmotionHead | None = None,
         frozen: Sequence[str] = (),
+        moments: Mapping[str, tuple] | None = None,
+        audio_every: int = 1,
         spec_augment: bool = False,
     ):
         super().__init__()
@@ -99,6 +106,12 @@ class EndToEnd(nn.Module):
         self.audio, self.text, self.fusion = audio, text, fusion
         self.emotion_head = emotion_head
         self.frozen = tuple(frozen)
+        self.audio_every = int(audio_every)
+        for name in ENCODERS:
+            mean, spread = (0.0, 1.0) if moments is None else moments[name]
+            width = fusion.dims[name]
+            self.register_buffer(f"{name}_mean", _numbers(mean).expand(width).clone())
+            self.register_buffer(f"{name}_spread", _numbers(spread).expand(width).clone())
         audio.model.config.apply_spec_augment = spec_augment
         for module in self._frozen_modules():
             module.requires_grad_(False)
@@ -174,6 +187,8 @@ class EndToEnd(nn.Module):
             hidden, real = self.audio(sound, valid[rows, :longest])
             if self.emotion_head is not None:
                 hidden = torch.cat([hidden, self.emotion_head(hidden)], dim=-1)
+        hidden, real = _averaged(hidden, real, self.audio_every)
+        hidden = ((hidden - self.audio_mean) / self.audio_spread).masked_fill(~real[..., None], 0.0)
         audio = hidden.new_zeros(len(waveform), *hidden.shape[1:]).index_copy(0, rows, hidden)
         mask = real.new_zeros(len(waveform), real.shape[1]).index_copy(0, rows, real)
         return audio, mask
@@ -186,6 +201,7 @@ class EndToEnd(nn.Module):
             return like.new_zeros(len(here), self.text.dim)
         with torch.set_grad_enabled(torch.is_grad_enabled() and "text" not in self.frozen):
             vectors = self.text(**{name: value[rows] for name, value in tokens.items()})
+        vectors = (vectors - self.text_mean) / self.text_spread
         return vectors.new_zeros(len(here), self.text.dim).index_copy(0, rows, vectors)
 
     def save_pretrained(self, folder) -> None:
@@ -195,6 +211,8 @@ class EndToEnd(nn.Module):
         for name in ENCODERS:
             (folder / name).mkdir(parents=True, exist_ok=True)
             save_encoder(getattr(self, name), folder / name)
+        kept = {name: value.contiguous() for name, value in self.named_buffers(recurse=False)}
+        save_file(kept, folder / "moments.safetensors", {"audio_every": str(self.audio_every)})
         if self.emotion_head is not None:
             weights = {k: v.contiguous() for k, v in self.emotion_head.state_dict().items()}
             save_file(weights, folder / "emotion_head.safetensors")
@@ -210,8 +228,27 @@ class EndToEnd(nn.Module):
             head = EmotionHead(dim, outputs)
             head.load_state_dict(weights)
         encoders = [load_encoder(folder / name) for name in ENCODERS]
+        with safe_open(folder / "moments.safetensors", framework="pt") as kept:
+            settings.setdefault("audio_every", int(kept.metadata()["audio_every"]))
+            pairs = {n: [kept.get_tensor(f"{n}_{w}") for w in ("mean", "spread")] for n in ENCODERS}
+        settings.setdefault("moments", pairs)
         fusion = TAEMI.from_pretrained(folder / "fusion")
         return cls(*encoders, fusion, emotion_head=head, **settings)
+
+
+def _numbers(values) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float32)
+
+
+def _averaged(hidden: Tensor, real: Tensor, every: int) -> tuple[Tensor, Tensor]:
+    """Mean of every so many steps (B, T, D) that are real; the last may be of fewer."""
+    if every == 1:
+        return hidden, real
+    missing = -hidden.shape[1] % every
+    hidden = F.pad(hidden * real[..., None], (0, 0, 0, missing)).unflatten(1, (-1, every))
+    real = F.pad(real, (0, missing)).unflatten(1, (-1, every))
+    count = real.sum(dim=2, keepdim=True).clamp_min(1)
+    return hidden.sum(dim=2) / count, real.any(dim=2)
 
 
 def _clips(frames, waveform, tokens) -> int:

@@ -60,6 +60,8 @@ class Profile:
     max_seconds : of a clip that are used, from its beginning; None is all of it
     taemi_encoders : as `vision`, `audio` and `text`, for the rows of TAEMI, by these names; None
         gives TAEMI the features of the others
+    taemi_fine_tune : train the audio network and the text encoder of TAEMI with it, as we read
+        paper B; False takes them frozen, from cached features
     dual_stage, taemi : settings of the fusion models beside the widths of their inputs
     earlier : of the other systems of Table B2, by class in `emilib.models.prior`
     workers : processes for decoding and for training runs; None is one a core
@@ -90,6 +92,7 @@ class Profile:
     face_size: int | None = None
     max_seconds: float | None = None
     taemi_encoders: dict | None = None
+    taemi_fine_tune: bool = False
     max_tokens: int = 64
     text_pool: str = "mean"  # over tokens; the paper does not say how BERT's states become f_s
     workers: int | None = None
@@ -202,6 +205,7 @@ def paper() -> Profile:
             "audio": {"checkpoint": "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"},
             "text": {"checkpoint": "alibaba-nlp-community/gte-base-en-v1.5"},
         },
+        taemi_fine_tune=True,  # not stated in so many words: "loaded" for both
         max_tokens=128,
         text_pool="cls",  # as paper B
     )

@@ -27,7 +27,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("random", "start", "aligned", "one_way", "paper_b")  # of the encoders
+STAGES = ("random", "start", "aligned", "one_way", "paper_b", "tuned")  # of the encoders
 _RUNS = {"aligned": "", "one_way": "-one-way"}  # how the runs of Stage I are told apart
 _STEP_COLUMNS = ("step", "there", "all")
 SYNTHETIC = "embedded corpus: drawn faces, synthetic voices"
@@ -307,7 +307,8 @@ class Workspace:
         stage : "random", untrained; "start", pretrained checkpoints or the self-supervised
             start; "aligned", after Stage I (the text encoder of the run `StageOne.text_from`);
             "one_way", after Stage I with the loss of Eq. 1 to the letter; "paper_b", the
-            checkpoints of paper B as they are, in a profile that names them
+            checkpoints of paper B as they are, in a profile that names them; "tuned", these
+            as the first seed of the full TAEMI has trained them
 
         Raises ValueError for another stage, or "paper_b" where the profile has none.
         """
@@ -321,6 +322,10 @@ class Workspace:
         if stage == "start":
             self._warm_up()
             return {role: self._start(role) for role in ("vision", "audio", "text")}
+        if stage == "tuned":
+            folder = self._tuned_folder()
+            vision = self._untrained("vision", self._configs("paper_b")["vision"])
+            return {"vision": vision, **{r: load_encoder(folder / r) for r in ("audio", "text")}}
         self.align(stage)
         ending = _RUNS[stage]
         text_from = self.profile.stage_one["frames"].text_from
@@ -363,7 +368,7 @@ class Workspace:
 
     def _configs(self, stage: str = "random") -> dict:
         """Configuration of the encoder of each role before any training here."""
-        if stage != "paper_b":
+        if stage not in ("paper_b", "tuned"):
             return {role: getattr(self.profile, role) for role in ("vision", "audio", "text")}
         if self.profile.taemi_encoders is None:
             raise ValueError(
@@ -378,11 +383,8 @@ class Workspace:
         from .features import encoders
 
         if "checkpoint" in config:
-            settings = dict(config)
+            settings = self._text_settings(role, config)
             source = settings.pop("checkpoint")
-            if role == "text":
-                settings.setdefault("pool", self.profile.text_pool)
-                settings["max_tokens"] = self.profile.max_tokens
             return encoders.pretrained(role, source, **settings)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -392,6 +394,12 @@ class Workspace:
                 return encoders.small_audio(config)
             pool, longest = self.profile.text_pool, self.profile.max_tokens
             return encoders.small_text(config, self._texts(), pool, longest)
+
+    def _text_settings(self, role: str, config: dict) -> dict:
+        """The configuration of a checkpoint, of a text encoder with what the profile says of it."""
+        if role != "text":
+            return dict(config)
+        return {"pool": self.profile.text_pool, **config, "max_tokens": self.profile.max_tokens}
 
     def _encoder_config(self, role: str, stage: str = "random") -> dict:
         """What determines an encoder before training; for a checkpoint, its very weights."""
@@ -606,6 +614,8 @@ class Workspace:
             flat = {f"{m} {n}": v for m, pair in found.items() for n, v in enumerate(pair)}
             np.savez(folder / "moments.npz", **flat)
 
+        if stage == "tuned":  # the encoders changed while these stood before the fusion
+            return self._moments(kind, "paper_b")
         parts = {"features": self._digest(kind, stage), "code": source_sum("features/batches.py")}
         folder = self.cache.shared_step("moments", parts, make)
         with np.load(folder / "moments.npz") as found:
@@ -683,7 +693,7 @@ class Workspace:
 
     def _sampling(self, stage: str) -> tuple[int | None, int]:
         """Samples of a waveform that are encoded (None: all of them), and `audio_every`."""
-        if stage != "paper_b":
+        if stage not in ("paper_b", "tuned"):
             return None, self.profile.audio_every
         from .features.encoders import SAMPLE_RATE
         from .models.taemi import MAX_AUDIO_SECONDS
@@ -691,8 +701,67 @@ class Workspace:
         return round(MAX_AUDIO_SECONDS * SAMPLE_RATE), 1
 
     def features_of(self, experiment: str):
-        """The features that an experiment of `experiments` is trained on."""
-        return self.features(*self.experiments()[experiment].features.split(", "))
+        """What `Results.model` of an experiment takes: the features it is trained on.
+
+        For a model that trains encoders of its own, what these give (those of the first seed).
+        """
+        return self.features(*self._kind_of(experiment))
+
+    def encoders_of(self, experiment: str) -> dict:
+        """The encoders that give `features_of`; ValueError for the organisers' features."""
+        kind = self._kind_of(experiment)
+        if kind[0] == "official":
+            raise ValueError(
+                f"{experiment} takes the organisers' features: their encoders are not here"
+            )
+        return self.encoders(*kind[1:])
+
+    def _kind_of(self, experiment: str) -> list[str]:
+        features = self.experiments()[experiment].features
+        return ["ours", "tuned"] if features == "media" else features.split(", ")
+
+    def _media_features(self):
+        """Waveforms and tokens for encoders that are trained, with features of the frames."""
+        from .features.batches import FeatureSplits
+
+        cached = self.features("ours", "paper_b")
+        splits = {
+            split: self._media_set(getattr(cached, split), cached.moments)
+            for split in layout.SPLITS
+        }
+        return FeatureSplits(
+            **splits,
+            fingerprint=f"{cached.fingerprint} media",
+            name="media",
+            moments=cached.moments,
+        )
+
+    def _media_set(self, features, moments):
+        from .features.media_set import MediaSet
+        from .features.store import Rows
+
+        tokenizer = self._tokens_of_paper_b
+        texts = self.clips.set_index("id")["transcript"]
+        words = [t if isinstance(t, str) else "" for t in texts.reindex(features.ids)]
+        return MediaSet(
+            features,
+            Rows(self.media["waveform"], features.ids),
+            {name: ids.numpy() for name, ids in tokenizer(words).items()},
+            self._sampling("paper_b")[0],
+            {
+                role: self._text_settings(role, self._configs("paper_b")[role])
+                for role in ("audio", "text")
+            },
+            moments,
+        )
+
+    @functools.cached_property
+    def _tokens_of_paper_b(self):
+        return self._untrained("text", self._configs("paper_b")["text"]).tokens
+
+    def _tuned_folder(self) -> Path:
+        """The encoders within the first seed of the full TAEMI, trained where it is missing."""
+        return self.results(["taemi"])["taemi"].folders[0] / "model"
 
     def _decoded_frames(self, ids):
         rows = self.clips.set_index("id").loc[list(ids)].reset_index()
@@ -702,6 +771,8 @@ class Workspace:
                 yield decoded["frames"]
 
     def _encoder_parts(self, stage: str):
+        if stage == "tuned":
+            return [self._tuned_folder().parent.name]
         if stage in _RUNS:
             return [self._contrast_parts(f"{side}{_RUNS[stage]}") for side in ("frames", "audio")]
         configs = [self._encoder_config(role, stage) for role in ("vision", "audio", "text")]
@@ -727,7 +798,7 @@ class Workspace:
         for name in list(chosen):  # a mean of members needs these
             chosen += [m for m in listed[name].members if m not in chosen]
         features = {
-            kind: self.features(*kind.split(", "))
+            kind: self._media_features() if kind == "media" else self.features(*kind.split(", "))
             for kind in sorted({listed[n].features for n in chosen})
         }
         return run(
@@ -758,7 +829,7 @@ class Workspace:
         listed = [e for e in self.experiments().values() if e.model is not None]
         complete = set()
         for kind in sorted({e.features for e in listed}):
-            name, _, stage = kind.partition(", ")
+            name, _, stage = ("ours, paper_b" if kind == "media" else kind).partition(", ")
             official = name == "official"
             parts = self._official_parts() if official else self._feature_parts(stage or "aligned")
             if there := self.cache.there("official" if official else "features", parts):
@@ -777,7 +848,9 @@ class Workspace:
 
         found = []
         for experiment in experiments:
-            splits = self.features_of(experiment.name)
+            kind = experiment.features
+            media = kind == "media"
+            splits = self._media_features() if media else self.features(*kind.split(", "))
             for seed in self.profile.seeds:
                 if self.cache.there(KIND, result_parts(experiment, seed, splits)):
                     found.append((experiment.name, seed))

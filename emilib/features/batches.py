@@ -322,9 +322,7 @@ class FeatureSet:
             place of 600 halves the time of an LSTM); the batches come in random order. Without
             shuffling the clips keep their order.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, came {batch_size}")
-        for indices in self._order(batch_size, shuffle, generator, bucket):
+        for indices in batch_order(self.lengths(), batch_size, shuffle, generator, bucket):
             yield self.batch(indices, device)
 
     def batch(self, indices, device=None) -> Batch:
@@ -350,12 +348,7 @@ class FeatureSet:
             target=target,
             index=torch.as_tensor(np.asarray(indices), dtype=torch.long),
         )
-        if device is not None:
-            for field in dataclasses.fields(batch):
-                value = getattr(batch, field.name)
-                if value is not None:
-                    setattr(batch, field.name, value.to(device, non_blocking=True))
-        return batch
+        return batch if device is None else to_device(batch, device)
 
     def _padded(self, name: str, sequences: Sequence, indices, device):
         """Values (B, T, D) float32 and mask of one modality, standardised on the device."""
@@ -367,22 +360,35 @@ class FeatureSet:
         values = values.float()
         return (sequences(values, valid) if raw is not sequences else values), valid
 
-    def _order(self, batch_size, shuffle, generator, bucket) -> list[np.ndarray]:
-        count = len(self)
-        if not shuffle:
-            return [np.arange(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
-        order = torch.randperm(count, generator=generator).numpy()
-        if bucket:
-            # Sorting within stretches of several batches keeps the draw random while clips of
-            # one batch have about one length.
-            lengths, stretch = self.lengths(), 8 * batch_size
-            pieces = [order[i : i + stretch] for i in range(0, count, stretch)]
-            order = np.concatenate([p[np.argsort(lengths[p], kind="stable")] for p in pieces])
-        batches = [order[i : i + batch_size] for i in range(0, count, batch_size)]
-        if bucket:
-            turn = torch.randperm(len(batches), generator=generator).tolist()
-            batches = [batches[i] for i in turn]
-        return batches
+
+def to_device(batch, device):
+    """Every tensor of a batch on `device`; the batch itself, changed."""
+    for field in dataclasses.fields(batch):
+        value = getattr(batch, field.name)
+        if value is not None:
+            setattr(batch, field.name, value.to(device, non_blocking=True))
+    return batch
+
+
+def batch_order(lengths, batch_size: int, shuffle, generator, bucket) -> list[np.ndarray]:
+    """Positions of the clips of each batch, of N clips of these lengths; see `batches`."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, came {batch_size}")
+    count = len(lengths)
+    if not shuffle:
+        return [np.arange(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
+    order = torch.randperm(count, generator=generator).numpy()
+    if bucket:
+        # Sorting within stretches of several batches keeps the draw random while clips of
+        # one batch have about one length.
+        stretch = 8 * batch_size
+        pieces = [order[i : i + stretch] for i in range(0, count, stretch)]
+        order = np.concatenate([p[np.argsort(lengths[p], kind="stable")] for p in pieces])
+    batches = [order[i : i + batch_size] for i in range(0, count, batch_size)]
+    if bucket:
+        turn = torch.randperm(len(batches), generator=generator).tolist()
+        batches = [batches[i] for i in turn]
+    return batches
 
 
 def _matrix(name: str, array, count: int):

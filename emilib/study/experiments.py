@@ -25,12 +25,14 @@ import torch
 from emilib import models, processes, ranks
 from emilib.cache import Cache, key, source_sum
 from emilib.features.batches import FeatureSet, FeatureSplits
+from emilib.features.media_set import MediaSet
 from emilib.models import prior, taemi
 from emilib.progress import quietly
 from emilib.study import claims, metrics, training
 from emilib.study.training import Recipe
 
 KIND = "result"
+MEDIA = "media"  # the features of an experiment that trains its encoders
 LEAKED = "leaked.npz"  # in the folder of a Savchenko2025 run
 _LETTERS = {"V": "frames", "A": "audio", "T": "text"}
 
@@ -43,7 +45,8 @@ class Experiment:
     model_args : its settings beside the widths, which come from the features
     modalities : among "frames", "audio", "text": all the model is given
     features : "ours", of the Stage I encoders; "ours, start", "ours, one_way" and "ours, paper_b"
-        of encoders at another stage; or "official", the organisers'
+        of encoders at another stage; "official", the organisers'; or "media", waveforms and words
+        for encoders that are trained with the model
     rows : (table, row) it serves, rows as in `claims`
     members : names of experiments whose predictions are averaged
     leaked : the predictions of its one member with fusion weights from the validation clips
@@ -170,6 +173,7 @@ def _parts_of_dual_stage(profile) -> list[Experiment]:
 def _taemi(profile) -> list[Experiment]:
     full = "TAEMI (full)"
     features = "ours" if profile.taemi_encoders is None else "ours, paper_b"
+    features = MEDIA if profile.taemi_fine_tune else features
     changes = {
         "taemi": ({}, (("B2", "TAEMI"), ("B3", full), ("B4", "Text-anchored"))),
         "taemi_concat": ({"fusion": "concat"}, (("B3", "Simple feature concat"),)),
@@ -250,6 +254,18 @@ def build(experiment: Experiment, dims: Mapping[str, int], num_targets: int) -> 
         if f"{modality}_dim" in accepted:
             settings[f"{modality}_dim"] = dim
     return cls(num_targets=num_targets, **settings)
+
+
+def with_encoders(fusion: torch.nn.Module, data: MediaSet) -> torch.nn.Module:
+    """A TAEMI with published encoders of sound and words inside, to be trained with it."""
+    from emilib.features import encoders
+    from emilib.models.end_to_end import EndToEnd
+
+    made = []
+    for role in ("audio", "text"):
+        settings = dict(data.encoders[role])
+        made.append(encoders.pretrained(role, settings.pop("checkpoint"), **settings))
+    return EndToEnd(*made, fusion, moments=data.moments)
 
 
 class ExperimentError(RuntimeError):
@@ -344,7 +360,10 @@ class Results:
             raise ValueError(f"{name!r} is a mean of {outcome.experiment.members}: load these")
         position = 0 if seed is None else outcome.seeds.index(seed)
         cls = getattr(models, outcome.experiment.model)
-        return quietly(cls.from_pretrained, str(outcome.folders[position] / "model")).eval()
+        folder = outcome.folders[position] / "model"
+        if outcome.experiment.features == MEDIA:  # the fusion alone, without its encoders
+            folder = folder / "fusion"
+        return quietly(cls.from_pretrained, str(folder)).eval()
 
 
 def _check_same_clips(first: Outcome, second: Outcome) -> None:
@@ -472,19 +491,20 @@ def result_parts(experiment: Experiment, seed: int, splits: FeatureSplits) -> di
         "recipe": experiment.recipe,
         "seed": seed,
         "features": splits.fingerprint,
-        "code": _code(experiment.model),
+        "code": _code(experiment),
     }
 
 
-def _code(model: str) -> str:
+def _code(experiment: Experiment) -> str:
     """Version of the source code behind a result: the model's module, those it uses, the loop."""
     found: set[str] = set()
-    _uses(getattr(models, model).__module__, found)
+    _uses(getattr(models, experiment.model).__module__, found)
     files = [name.removeprefix("emilib.").replace(".", "/") + ".py" for name in sorted(found)]
+    if experiment.features == MEDIA:
+        files += ["models/end_to_end.py", "features/media_set.py"]
     sources = source_sum("study/training.py", "study/metrics.py", "features/batches.py", *files)
-    return key(
-        files=sources, train=[inspect.getsource(f) for f in (_train, _train_savchenko, build)]
-    )
+    trained_by = [inspect.getsource(f) for f in (_train, _train_savchenko, build, with_encoders)]
+    return key(files=sources, train=trained_by)
 
 
 def _uses(module: str, found: set[str]) -> None:
@@ -516,6 +536,8 @@ def _train(job: _Job, splits: FeatureSplits, cache: Cache, device) -> None:
         with torch.random.fork_rng([]):
             torch.manual_seed(job.seed)
             model = build(experiment, train.dims, train.num_targets)
+        if isinstance(train, MediaSet):
+            model = with_encoders(model, train)
         result = training.fit(
             model,
             train,

@@ -190,7 +190,7 @@ def _inspect_video(job, report, waveform):
         full = full and facts.frames > 0
         report.decoded = full
         if full:
-            # The damage is what is asked for here: one small picture a second is kept.
+            # The damage is what is asked for here: every frame is decoded, one a second is kept.
             decoded = media.decode(
                 job.video, fps=1, size=(32, 32), sample_rate=SAMPLE_RATE, sound=wants_sound
             )

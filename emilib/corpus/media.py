@@ -287,6 +287,8 @@ class _Pictures:
         self.bad_matrix = self.full = self.broken = False
         self.first = self.last = None
         self.slot = -math.inf
+        # One for all frames: a scaler made for each frame takes longer than the scaling.
+        self.scaler = av.video.reformatter.VideoReformatter()
 
     def add(self, frame):
         time = self._time(frame)
@@ -332,12 +334,9 @@ class _Pictures:
             height, width = (max(self.size, round(side * scale)) for side in native)
         else:
             height, width = self.size[::-1] if sideways else self.size
-        if (height, width) == (frame.height, frame.width):
-            image = frame.to_ndarray(format="rgb24")
-        else:
-            image = frame.to_ndarray(
-                format="rgb24", width=width, height=height, interpolation="BICUBIC"
-            )
+        image = self.scaler.reformat(
+            frame, width, height, "rgb24", interpolation="BICUBIC", threads=1
+        ).to_ndarray()
         if isinstance(self.size, int):
             top, left = (height - self.size) // 2, (width - self.size) // 2
             image = image[top : top + self.size, left : left + self.size]

@@ -17,7 +17,7 @@ import pandas as pd
 
 from . import processes, profiles
 from .cache import Cache, source_sum
-from .corpus import layout, media
+from .corpus import check, layout, media, own
 from .progress import Counter, quietly
 
 # No progress bars of libraries: they would be saved into notebooks. Read when these are imported.
@@ -35,7 +35,8 @@ class Workspace:
     """Everything of one profile on one corpus.
 
     profile : name, Profile, or None for that of ``EMI_PROFILE`` (else smoke)
-    corpus : folder in the layout of Hume-Vidmimic2; None for the embedded corpus
+    corpus : folder in the layout of Hume-Vidmimic2, or one of your own with a CSV (see
+        `emilib.corpus.own`), or that CSV; None for the embedded corpus
     home : where generated things go; None for ``EMI_HOME``, else ``runs/`` of the checkout
 
     Raises ValueError when the profile has no embedded corpus and no folder is given.
@@ -54,7 +55,7 @@ class Workspace:
                 "valid_split.csv; give it with --corpus DIR"
             )
         self.embedded = corpus is None
-        self._folder = None if corpus is None else Path(corpus).resolve()
+        self._source = None if corpus is None else Path(corpus).resolve()
         # A cache for each profile, so that --fresh can remove one without the others.
         self.cache = Cache(self.home / self.profile.name / "cache")
 
@@ -73,13 +74,19 @@ class Workspace:
 
     @property
     def _synthetic(self) -> bool:
-        return (self.folder / "synthetic.json").exists()
+        marked = (self.folder / "synthetic.json").exists()
+        return marked and own.table_of(self.source) is None  # a CSV of one's own beside it counts
+
+    @property
+    def source(self) -> Path:
+        """What the clips are read from: the folder, or the CSV in it that was named."""
+        return self.folder if self._source is None else self._source
 
     @functools.cached_property
     def folder(self) -> Path:
         """The corpus folder; the embedded corpus is made, or finished, when first asked for."""
-        if self._folder is not None:
-            return self._folder
+        if self._source is not None:
+            return self._source.parent if self._source.is_file() else self._source
         from .corpus import synthetic
 
         return synthetic.make(
@@ -100,7 +107,18 @@ class Workspace:
 
     @functools.cached_property
     def _listed(self) -> pd.DataFrame:
-        return layout.read(self.folder)
+        return layout.read(self.source)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of what is predicted: the six emotions, or the columns of your own CSV."""
+        return tuple(self._listed.attrs["targets"])
+
+    @property
+    def has_official(self) -> bool:
+        """Some training clip has features of the organisers, so their baselines can be trained."""
+        train = self._listed[self._listed["split"] == "train"]
+        return bool(train[["official_vision", "official_audio"]].notna().any(axis=None))
 
     @property
     def transcript_source(self) -> str:
@@ -135,7 +153,8 @@ class Workspace:
         """
         if self._synthetic:
             return hashlib.sha256((self.folder / "synthetic.json").read_bytes()).hexdigest()[:32]
-        digest = hashlib.sha256()
+        table = own.table_of(self.source)
+        digest = hashlib.sha256(b"" if table is None else table.name.encode())
         for path in sorted(self.folder.glob("*.csv")) + sorted(self.folder.rglob("text/*.txt")):
             digest.update(path.relative_to(self.folder).as_posix().encode() + path.read_bytes())
         for row in self.clips[["id", "video", "audio", "official_vision"]].itertuples(index=False):
@@ -161,7 +180,8 @@ class Workspace:
         """`split`, `clips` and `seconds` of each partition: Tables A1 and B1."""
         lengths = self.clips.assign(seconds=self.seconds.to_numpy())
         grouped = lengths.groupby("split", sort=False)["seconds"]
-        return grouped.agg(clips="size", seconds="sum").reset_index()
+        found = grouped.agg(clips="size", seconds="sum")
+        return found.reindex(layout.SPLITS, fill_value=0).rename_axis("split").reset_index()
 
     @property
     def workers(self) -> int:
@@ -350,7 +370,7 @@ class Workspace:
             return
         self.media  # noqa: B018 - decoded once here, not twice by the two processes
         # The folder is named, so that the processes do not both see to the embedded corpus.
-        work = [(self.profile, self.folder, self.home, method, a) for a in arguments]
+        work = [(self.profile, self.source, self.home, method, a) for a in arguments]
         with processes.pool(2) as pool:
             list(pool.map(_call, work))
 
@@ -486,10 +506,10 @@ class Workspace:
             stores, parts = self._ours(stage), {"stage": stage}
         from .features.batches import FeatureSplits
 
-        splits = {
-            split: self._feature_set(self.clips[self.clips["split"] == split], stores)
-            for split in ("train", "validation", "test")
-        }
+        splits, dims = {}, None
+        for split in layout.SPLITS:
+            splits[split] = self._feature_set(split, stores, dims)
+            dims = splits["train"].dims  # a test clip may lack what the others have
         moments = splits["train"].moments() if standardised else None
         if standardised:
             splits = {name: data.standardised(moments) for name, data in splits.items()}
@@ -499,27 +519,34 @@ class Workspace:
             **splits, fingerprint=digest.hexdigest()[:32], name=kind, moments=moments
         )
 
-    def _feature_set(self, clips: pd.DataFrame, stores: dict):
+    def _feature_set(self, split: str, stores: dict, dims: dict | None):
         from .features.batches import FeatureSet
 
+        clips = self.clips[self.clips["split"] == split]
         ids = clips["id"].tolist()
-        target = None
-        if clips["split"].iloc[0] != "test" if len(clips) else False:
-            target = clips[list(layout.EMOTIONS)].to_numpy(float)
-        columns = {name: [stores[name][i] for i in ids] for name in stores if name != "text"}
+        target = None if split == "test" else clips[list(self.targets)].to_numpy(float)
+        columns = {
+            name: [stores[name][i] for i in ids]
+            for name in stores
+            if name != "text" and (dims is None or name in dims)
+        }
         text = None
         if "text" in stores:
             rows = [stores["text"][i] for i in ids]
-            width = next((r.shape[1] for r in rows if r is not None), 1)
+            width = next((r.shape[1] for r in rows if r is not None), (dims or {}).get("text", 1))
             text = np.full((len(ids), width), np.nan, np.float32)
             for row, vector in enumerate(rows):
                 if vector is not None:
                     text[row] = vector[0]
-        return FeatureSet.from_arrays(ids, text=text, target=target, **columns)
+        names = None if target is None else self.targets
+        return FeatureSet.from_arrays(
+            ids, text=text, target=target, names=names, dims=dims, **columns
+        )
 
     def _official(self) -> dict:
         from .features import store
 
+        check.official_features(self.clips)  # one sentence now, not an odd shape later
         columns = {"frames": "official_vision", "audio": "official_audio"}
         paths = self.clips.set_index("id")[list(columns.values())]
         parts = {"corpus": self.corpus_key, "code": source_sum("corpus/media.py")}
@@ -591,7 +618,7 @@ class Workspace:
 
     def results(self, names: Sequence[str] | None = None):
         """Results of these experiments (all that are built, by default), trained where missing."""
-        from .study.experiments import run
+        from .study.experiments import Results, lacking, run
 
         listed = self.experiments()
         chosen = list(listed) if names is None else list(names)
@@ -603,15 +630,19 @@ class Workspace:
         features = {
             kind: self.features(*kind.split(", "))
             for kind in sorted({listed[n].features for n in chosen})
+            if kind != "official" or self.has_official
         }
-        return run(
-            {n: listed[n] for n in chosen},
+        wanted = {n: listed[n] for n in chosen}
+        without = lacking(wanted, features)
+        found = run(
+            {n: e for n, e in wanted.items() if n not in without},
             self.profile.seeds,
             features,
             self.cache,
             workers=self.workers,
             progress=Counter("training runs"),
         )
+        return Results(wanted, found.outcomes, without)
 
     def tables(self) -> dict:
         """Every table of both papers as DataFrames, by name; trains what is missing."""
@@ -698,5 +729,5 @@ def _call(work) -> None:
     import torch
 
     torch.set_num_threads(1)
-    profile, folder, home, method, argument = work
-    getattr(Workspace(profile, folder, home), method)(argument)
+    profile, source, home, method, argument = work
+    getattr(Workspace(profile, source, home), method)(argument)

@@ -37,7 +37,7 @@ SHORTEST = 400  # samples: the receptive field of wav2vec2's convolutions, 25 ms
 RATE_RATIO = 1.5  # a stated rate that is this much too high or too low lies
 # Clips with fewer coded pixels than this are always decoded in full: some 30 ms of one core.
 SMALL_PIXELS = 8_000_000
-CLIPS_A_WORKER = 40  # starting a process costs as much as auditing some dozen clips
+CLIPS_A_WORKER = 150  # starting processes costs as much as auditing some hundred clips
 
 
 def audit(folder, workers=None, thorough=None):
@@ -77,6 +77,22 @@ def audit(folder, workers=None, thorough=None):
     table.attrs["clips"] = len(clips)
     table.attrs["decoded"] = sum(report.decoded for report in found)
     return table
+
+
+def report(table, most=6):
+    """The defects of `audit` for a person: clips a defect, what it means, and their ids.
+
+    most : ids named a defect; more are counted. Returns text of several lines.
+    """
+    sick = table["id"].nunique()
+    lines = [f"{table.attrs['clips']} clips, {sick} ids with a defect"]
+    for defect, meaning in DEFECTS.items():
+        ids = table.loc[table["defect"] == defect, "id"].drop_duplicates().tolist()
+        lines.append(f"{len(ids):6d}  {defect:20s}  {meaning}")
+        if ids:
+            more = f" and {len(ids) - most} more (all: --ids)" if len(ids) > most else ""
+            lines.append(" " * 30 + ", ".join(ids[:most]) + more)
+    return "\n".join(lines)
 
 
 def durations(clips, workers=None):

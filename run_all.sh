@@ -11,8 +11,8 @@ tables. Running it again reuses everything that is finished; a killed run goes o
 
   --profile NAME   smoke (about 2 minutes), embedded (the default, about 10 minutes) or
                    paper (Hume-Vidmimic2 and the papers' encoders; needs --corpus)
-  --corpus DIR     a corpus folder in the layout of Hume-Vidmimic2; without it the embedded
-                   corpus is made on the spot
+  --corpus DIR     a corpus folder in the layout of Hume-Vidmimic2, or a folder of your own videos
+                   with a CSV (or that CSV); without it the embedded corpus is made on the spot
   --visual WHAT    faces (face crops) or video (whole frames); each profile has its own
   --seeds N        seeds a row, in place of the profile's three
   --processes N    train with N processes at once, one a GPU where there are GPUs
@@ -127,12 +127,20 @@ check_options() {
 }
 
 check_corpus() {
+    if [ -f "$CORPUS" ]; then # the CSV of a folder of one's own
+        case $CORPUS in *.csv | *.CSV) ;; *) fail "'$CORPUS' is no CSV; give a corpus folder, or the CSV in it." ;; esac
+        CORPUS=$(cd -- "$(dirname -- "$CORPUS")" && pwd)/${CORPUS##*/}
+        return
+    fi
     [ -d "$CORPUS" ] || fail "the corpus folder '$CORPUS' does not exist."
     CORPUS=$(cd -- "$CORPUS" && pwd) || fail "the corpus folder '$CORPUS' can't be opened."
+    compgen -G "$CORPUS/*.[cC][sS][vV]" >/dev/null || fail "the corpus folder '$CORPUS' has no CSV; it must hold train_split.csv and valid_split.csv beside raw/, or one CSV of your own."
     local name
-    for name in train_split.csv valid_split.csv; do
-        [ -f "$CORPUS/$name" ] || fail "the corpus folder '$CORPUS' has no $name; it must hold train_split.csv and valid_split.csv beside raw/."
-    done
+    if [ -f "$CORPUS/train_split.csv" ] || [ -f "$CORPUS/valid_split.csv" ]; then
+        for name in train_split.csv valid_split.csv; do
+            [ -f "$CORPUS/$name" ] || fail "the corpus folder '$CORPUS' has no $name; it must hold train_split.csv and valid_split.csv beside raw/."
+        done
+    fi
 }
 
 # ---------------------------------------------------------------- the machine

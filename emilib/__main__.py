@@ -21,7 +21,10 @@ ProfileName = Annotated[
 ]
 CorpusDir = Annotated[
     Path | None,
-    tyro.conf.arg(help="folder in the layout of Hume-Vidmimic2; without it the embedded corpus"),
+    tyro.conf.arg(
+        help="folder in the layout of Hume-Vidmimic2, or of your own videos with a CSV; without it "
+        "the embedded corpus"
+    ),
 ]
 Visual = Annotated[
     Literal["faces", "video"] | None,
@@ -59,22 +62,20 @@ def corpus(
 def audit(
     folder: Annotated[Path, tyro.conf.Positional],
     workers: int | None = None,
-    ids: Annotated[bool, tyro.conf.arg(help="one line a defect with its id")] = False,
+    ids: Annotated[bool, tyro.conf.arg(help="one line a defect, as CSV: id, what, where")] = False,
 ) -> None:
-    """What is broken in the corpus in FOLDER: counts by defect, with meanings.
+    """What is broken in the corpus in FOLDER: how many clips have which defect, and which.
 
     Example: python -m emilib audit /data/hume-vidmimic2 --ids
     """
     from .corpus import audit as run_audit
-    from .corpus.audit import DEFECTS
+    from .corpus.audit import report
 
     found = run_audit(folder, workers=workers)
     if ids:
         print(found.to_csv(index=False), end="")
         return
-    counts = found["defect"].value_counts()
-    for defect, meaning in DEFECTS.items():
-        print(f"{counts.get(defect, 0):6d}  {defect:28s} {meaning}")
+    print(report(found))
 
 
 def features(

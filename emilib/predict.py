@@ -111,6 +111,11 @@ class Prediction:
     seconds: float = math.nan
 
     @property
+    def bounded(self) -> bool:
+        """The six intensities lie in [0, 1] and are clipped to it; other targets are not."""
+        return tuple(self.emotions) == EMOTIONS
+
+    @property
     def missing(self) -> list[str]:
         """Modalities of which the clip has nothing in any window."""
         return [
@@ -122,7 +127,7 @@ class Prediction:
         failed = self.reason is not None
         mean = spread = np.full(len(self.emotions), np.nan)
         if not failed:
-            mean, spread = _over_seeds(self.intensity.mean(axis=1))
+            mean, spread = _over_seeds(self.intensity.mean(axis=1), self.bounded)
         return {
             "clip": self.clip.name,
             "status": "failed" if failed else "ok",
@@ -143,7 +148,7 @@ class Prediction:
         """start, end in s, each emotion and its sd over seeds, missing; a row a window."""
         rows = []
         for w in range(len(self.start)):
-            mean, spread = _over_seeds(self.intensity[:, w])
+            mean, spread = _over_seeds(self.intensity[:, w], self.bounded)
             absent = [m for m, there in zip(MODALITIES, self.present[w], strict=True) if not there]
             rows.append([self.start[w], self.end[w], *mean, *spread, ", ".join(absent)])
         spreads = [f"{emotion} sd" for emotion in self.emotions]
@@ -203,6 +208,8 @@ class EmiPredictor:
     moments : of the training clips' features, `FeatureSplits.moments`
     modalities : those the models are given
     facts : what a user has to know: corpus, rho, rho_sd, experiment, ...
+    emotions : names of the targets; another corpus than the papers' may have others
+    scale : `study.training.TargetScale` of the models' outputs; None where they are targets
     device : None is the first GPU where there is one, else the CPU
     """
 
@@ -215,6 +222,7 @@ class EmiPredictor:
         facts: dict,
         modalities: Sequence[str] = MODALITIES,
         emotions: Sequence[str] = EMOTIONS,
+        scale=None,
         device=None,
     ):
         import torch
@@ -227,6 +235,7 @@ class EmiPredictor:
         self.facts = dict(facts)
         self.modalities = tuple(modalities)
         self.emotions = tuple(emotions)
+        self.scale = scale
 
     def __repr__(self):
         return f"EmiPredictor({self.facts['experiment']!r}, {self.facts['corpus']!r})"
@@ -272,6 +281,8 @@ class EmiPredictor:
             ),
             _facts(workspace, results, experiment),
             chosen.modalities,
+            results[experiment].targets,
+            results[experiment].scale,
             device=device,
         )
 
@@ -300,6 +311,7 @@ class EmiPredictor:
             "seeds": list(self.models),
             "modalities": list(self.modalities),
             "emotions": list(self.emotions),
+            "scale": None if self.scale is None else self.scale.plain(),
             "media": dataclasses.asdict(self.settings),
             "facts": self.facts,
         }
@@ -322,6 +334,7 @@ class EmiPredictor:
         from safetensors.numpy import load_file
 
         from .features.encoders import load_encoder
+        from .study.training import TargetScale
 
         folder = _folder_of(source)
         config = _read_config(folder)
@@ -334,7 +347,8 @@ class EmiPredictor:
             kind = config["model"]
             models = {s: _load_model(kind, folder / f"seed-{int(s)}") for s in config["seeds"]}
             settings = MediaSettings(**config["media"])
-            given = config["facts"], config["modalities"], config["emotions"]
+            scale = TargetScale.read(config.get("scale"))
+            given = config["facts"], config["modalities"], config["emotions"], scale
         except (OSError, KeyError, TypeError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"{folder} is no complete predictor: {_first_line(error)}; {HOW_TO_EXPORT}"
@@ -458,11 +472,12 @@ class EmiPredictor:
         return self._without(data)
 
     def _without(self, data) -> pd.DataFrame:
-        rows = {"all": _over_seeds(self._run(data).mean(axis=1))[0]}
+        bounded = self.emotions == EMOTIONS
+        rows = {"all": _over_seeds(self._run(data).mean(axis=1), bounded)[0]}
         for column, modality in enumerate(MODALITIES):
             if modality in self.modalities and data.present[:, column].any():
                 found = self._run(data, removed=modality)
-                rows[f"without {modality}"] = _over_seeds(found.mean(axis=1))[0]
+                rows[f"without {modality}"] = _over_seeds(found.mean(axis=1), bounded)[0]
         return pd.DataFrame.from_dict(rows, orient="index", columns=list(self.emotions))
 
     def look(self, path, text: str | None = None, start: float = 0.0) -> Look:
@@ -482,7 +497,7 @@ class EmiPredictor:
         whole = [np.array([0.0]), np.array([material.duration])]
         data, texts = self._features(material, *whole, words)
         outputs = self._outputs(data)
-        intensity = np.stack([_array(output.intensity) for output in outputs])
+        intensity = self._intensity(outputs)
         part = [first + border for border in whole]
         prediction = Prediction(
             clip, self.emotions, None, *part, intensity, data.present, material.damaged
@@ -585,8 +600,12 @@ class EmiPredictor:
 
     def _run(self, data, removed: str | None = None) -> np.ndarray:
         """(S, W, E) intensities, with a modality removed where one is named."""
-        outputs = self._outputs(data, removed)
-        return np.stack([_array(output.intensity) for output in outputs])
+        return self._intensity(self._outputs(data, removed))
+
+    def _intensity(self, outputs) -> np.ndarray:
+        """(S, W, E) in the range of the corpus's targets."""
+        found = np.stack([_array(output.intensity) for output in outputs])
+        return found if self.scale is None else self.scale.up(found)
 
     def _outputs(self, data, removed: str | None = None) -> list:
         import torch
@@ -865,12 +884,13 @@ def _about_windows(count: int, starts, ends, text: str | None) -> str:
     return f"{said} Each is given all the words." if text else said
 
 
-def _over_seeds(intensity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(S, E) → mean over seeds clipped to [0, 1], and sd over seeds (NaN for one), (E,) each."""
+def _over_seeds(intensity: np.ndarray, bounded: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(S, E) → mean over seeds, clipped to [0, 1] where `bounded`, and sd (NaN for one seed)."""
     spread = np.full(intensity.shape[1], np.nan)
     if len(intensity) > 1:
         spread = intensity.std(axis=0, ddof=1)
-    return intensity.mean(axis=0).clip(0, 1), spread
+    mean = intensity.mean(axis=0)
+    return mean.clip(0, 1) if bounded else mean, spread
 
 
 def _joined(texts: Sequence[str]) -> str | None:
@@ -985,7 +1005,7 @@ def _facts(workspace, results, experiment: str) -> dict:
         "words": workspace.transcript_source,
         "rho": float(rho.value),
         "rho_sd": float(rho.sd),
-        "rho_of_each": dict(zip(EMOTIONS, map(float, each), strict=True)),
+        "rho_of_each": dict(zip(outcome.targets, map(float, each), strict=True)),
         "encoders": encoders,
         "version": __version__,
     }
@@ -1009,6 +1029,12 @@ def _limits(facts: dict) -> str:
     )
 
 
+def _what(emotions: Sequence[str]) -> str:
+    if tuple(emotions) == EMOTIONS:
+        return "six intensities in [0, 1]"
+    return f"{len(emotions)} target{'s' * (len(emotions) != 1)} in the range of its corpus"
+
+
 def _card(predictor: EmiPredictor) -> str:
     facts, media_ = predictor.facts, predictor.settings
     free = facts["synthetic"] and all(e["licence"] == "MIT" for e in facts["encoders"].values())
@@ -1025,7 +1051,7 @@ def _card(predictor: EmiPredictor) -> str:
         "---",
         f"# {model} for emotional mimicry intensity ({facts['experiment']})",
         "",
-        f"From a short video to six intensities in [0, 1]: {', '.join(predictor.emotions)}.",
+        f"From a short video to {_what(predictor.emotions)}: {', '.join(predictor.emotions)}.",
         "",
         f"**{_limits(facts)}**",
         "",

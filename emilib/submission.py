@@ -95,9 +95,16 @@ def _check_ids(ids: list[str], expected: list[str]) -> None:
 def test_ids(corpus) -> list[str]:
     """Ids of the test clips of a corpus folder (of `layout.read`'s table, too), in order.
 
-    Raises CorpusError for a folder that can't be read or has no test clips.
+    Raises CorpusError for a folder that can't be read, has no test clips, or has other targets
+    than the six intensities.
     """
     clips = layout.read(corpus) if isinstance(corpus, (str, Path)) else corpus
+    targets = clips.attrs.get("targets", list(EMOTIONS))
+    if targets != list(EMOTIONS):
+        raise layout.CorpusError(
+            f"The corpus in {clips.attrs['folder']} has the targets {', '.join(targets)}; a "
+            f"submission is of the challenge's six, {', '.join(EMOTIONS)}."
+        )
     ids = sorted(clips.loc[clips["split"] == "test", "id"])
     if not ids:
         raise layout.CorpusError(

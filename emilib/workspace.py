@@ -18,7 +18,7 @@ import pandas as pd
 
 from . import processes, profiles, ranks
 from .cache import Cache, key, source_sum
-from .corpus import layout, media
+from .corpus import check, layout, media, own
 from .progress import Counter, quietly
 
 # No progress bars of libraries: they would be saved into notebooks. Read when these are imported.
@@ -37,7 +37,8 @@ class Workspace:
     """Everything of one profile on one corpus.
 
     profile : name, Profile, or None for that of ``EMI_PROFILE`` (else smoke)
-    corpus : folder in the layout of Hume-Vidmimic2; None for the embedded corpus
+    corpus : folder in the layout of Hume-Vidmimic2, or one of your own with a CSV (see
+        `emilib.corpus.own`), or that CSV; None for the embedded corpus
     home : where generated things go; None for ``EMI_HOME``, else ``runs/`` of the checkout
     visual : "faces" or "video" in place of what the profile says; None for ``EMI_VISUAL``
     seeds : how many, in place of the profile's; None for ``EMI_SEEDS``
@@ -59,7 +60,7 @@ class Workspace:
                 "valid_split.csv; give it with --corpus DIR"
             )
         self.embedded = corpus is None
-        self._folder = None if corpus is None else Path(corpus).resolve()
+        self._source = None if corpus is None else Path(corpus).resolve()
         # A cache for each profile, so that --fresh can remove one without the others.
         self.cache = Cache(self.home / self.profile.name / "cache")
 
@@ -79,17 +80,23 @@ class Workspace:
     @property
     def place(self) -> str:
         """The corpus folder that was given, or what stands for it; nothing is made."""
-        return SYNTHETIC if self.embedded else str(self._folder)
+        return SYNTHETIC if self.embedded else str(self._source)
 
     @property
     def _synthetic(self) -> bool:
-        return (self.folder / "synthetic.json").exists()
+        marked = (self.folder / "synthetic.json").exists()
+        return marked and own.table_of(self.source) is None  # a CSV of one's own beside it counts
+
+    @property
+    def source(self) -> Path:
+        """What the clips are read from: the folder, or the CSV in it that was named."""
+        return self.folder if self._source is None else self._source
 
     @functools.cached_property
     def folder(self) -> Path:
         """The corpus folder; the embedded corpus is made, or finished, when first asked for."""
-        if self._folder is not None:
-            return self._folder
+        if self._source is not None:
+            return self._source.parent if self._source.is_file() else self._source
         from .corpus import synthetic
 
         folder, parts = self.home / self.profile.name / "corpus", self.profile.corpus_size
@@ -115,7 +122,18 @@ class Workspace:
 
     @functools.cached_property
     def _listed(self) -> pd.DataFrame:
-        return layout.read(self.folder)
+        return layout.read(self.source)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of what is predicted: the six emotions, or the columns of your own CSV."""
+        return tuple(self._listed.attrs["targets"])
+
+    @property
+    def has_official(self) -> bool:
+        """Some training clip has features of the organisers, so their baselines can be trained."""
+        train = self._listed[self._listed["split"] == "train"]
+        return bool(train[["official_vision", "official_audio"]].notna().any(axis=None))
 
     @property
     def transcript_source(self) -> str:
@@ -150,7 +168,8 @@ class Workspace:
         """
         if self._synthetic:
             return hashlib.sha256((self.folder / "synthetic.json").read_bytes()).hexdigest()[:32]
-        digest = hashlib.sha256()
+        table = own.table_of(self.source)
+        digest = hashlib.sha256(b"" if table is None else table.name.encode())
         for path in sorted(self.folder.glob("*.csv")) + sorted(self.folder.rglob("text/*.txt")):
             digest.update(path.relative_to(self.folder).as_posix().encode() + path.read_bytes())
         for row in self._listed[["id", "video", "audio", "official_vision"]].itertuples(
@@ -182,7 +201,8 @@ class Workspace:
     def _partitions(self, seconds: pd.Series) -> pd.DataFrame:
         lengths = self._listed.assign(seconds=seconds.to_numpy())
         grouped = lengths.groupby("split", sort=False)["seconds"]
-        return grouped.agg(clips="size", seconds="sum").reset_index()
+        found = grouped.agg(clips="size", seconds="sum")
+        return found.reindex(layout.SPLITS, fill_value=0).rename_axis("split").reset_index()
 
     def require(self) -> None:
         """Look for what a long run would miss in the end: weights of another kind, room for it.
@@ -441,7 +461,7 @@ class Workspace:
             return
         self.media  # noqa: B018 - decoded once here, not twice by the two processes
         # The folder is named, so that the processes do not both see to the embedded corpus.
-        work = [(self.profile, self.folder, self.home, method, a) for a in arguments]
+        work = [(self.profile, self.source, self.home, method, a) for a in arguments]
         with processes.pool(2) as pool:
             list(pool.map(_call, work))
 
@@ -576,7 +596,10 @@ class Workspace:
             splits = {s: getattr(plain, s).standardised(moments) for s in layout.SPLITS}
         else:
             stores = self._official() if kind == "official" else self._ours(stage)
-            splits = {split: self._feature_set(split, stores) for split in layout.SPLITS}
+            splits, dims = {}, None
+            for split in layout.SPLITS:
+                splits[split] = self._feature_set(split, stores, dims)
+                dims = splits["train"].dims  # a test clip may lack what the others have
         # Standardised or not, these are other features: the digest says which.
         digest = hashlib.sha256(self._digest(kind, stage).encode() + bytes([standardised]))
         fingerprint = digest.hexdigest()[:32]
@@ -584,27 +607,30 @@ class Workspace:
             data.known_as(f"{fingerprint} {split}")
         return FeatureSplits(**splits, fingerprint=fingerprint, name=kind, moments=moments)
 
-    def _feature_set(self, split: str, stores: dict):
+    def _feature_set(self, split: str, stores: dict, dims: dict | None):
         from .features.batches import FeatureSet
         from .features.store import Rows
 
         clips = self.clips[self.clips["split"] == split]
         ids = clips["id"].tolist()
-        if not any(stores[name].length(id_) for name in stores for id_ in ids):
-            ids, clips = [], clips[:0]  # test clips often come without official features
-        target = None
-        if split != "test" and ids:
-            target = clips[list(layout.EMOTIONS)].to_numpy(float)
-        columns = {name: Rows(stores[name], ids) for name in stores if name != "text"}
+        target = None if split == "test" else clips[list(self.targets)].to_numpy(float)
+        columns = {
+            name: Rows(stores[name], ids)
+            for name in stores
+            if name != "text" and (dims is None or name in dims)
+        }
         text = None
         if "text" in stores and ids:
             rows = [stores["text"][i] for i in ids]
-            width = next((r.shape[1] for r in rows if r is not None), 1)
+            width = next((r.shape[1] for r in rows if r is not None), (dims or {}).get("text", 1))
             text = np.full((len(ids), width), np.nan, np.float32)
             for row, vector in enumerate(rows):
                 if vector is not None:
                     text[row] = vector[0]
-        return FeatureSet.from_arrays(ids, text=text, target=target, **columns)
+        names = None if target is None else self.targets
+        return FeatureSet.from_arrays(
+            ids, text=text, target=target, names=names, dims=dims, **columns
+        )
 
     def _moments(self, kind: str, stage: str | None) -> dict:
         """Moments of the training clips: read from all of their features once."""
@@ -630,6 +656,7 @@ class Workspace:
     def _official(self) -> dict:
         from .features import store
 
+        check.official_features(self.clips)  # one sentence now, not an odd shape later
         columns = {"frames": "official_vision", "audio": "official_audio"}
         paths = self.clips.set_index("id")[list(columns.values())]
 
@@ -788,7 +815,7 @@ class Workspace:
 
     def results(self, names: Sequence[str] | None = None):
         """Results of these experiments (all that are built, by default), trained where missing."""
-        from .study.experiments import run
+        from .study.experiments import Results, lacking, run
 
         listed = self.experiments()
         chosen = list(listed) if names is None else list(names)
@@ -800,15 +827,19 @@ class Workspace:
         features = {
             kind: self._media_features() if kind == "media" else self.features(*kind.split(", "))
             for kind in sorted({listed[n].features for n in chosen})
+            if kind != "official" or self.has_official
         }
-        return run(
-            {n: listed[n] for n in chosen},
+        wanted = {n: listed[n] for n in chosen}
+        without = lacking(wanted, features)
+        found = run(
+            {n: e for n, e in wanted.items() if n not in without},
             self.profile.seeds,
             features,
             self.cache,
             workers=self.workers,
             progress=Counter("training runs"),
         )
+        return Results(wanted, found.outcomes, without)
 
     def steps(self) -> pd.DataFrame:
         """What `results` goes through, in order, and how much of it is kept; makes nothing.
@@ -960,5 +991,5 @@ def _call(work) -> None:
     import torch
 
     torch.set_num_threads(1)
-    profile, folder, home, method, argument = work
-    getattr(Workspace(profile, folder, home), method)(argument)
+    profile, source, home, method, argument = work
+    getattr(Workspace(profile, source, home), method)(argument)

@@ -132,7 +132,7 @@ def test_ids_without_files_are_kept_and_noted(corpus):
     bare = clips.set_index("id").loc["00099"]
     assert bare["video"] is None
     assert bare["Joy"] == 0.25
-    assert clips.attrs["notes"] == ["Ids of the split files without any file (1): 00099."]
+    assert clips.attrs["notes"] == ["Ids in a split file without any file (1): 00099."]
 
 
 def test_same_row_twice_is_harmless_a_contradiction_is_not(corpus):

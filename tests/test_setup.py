@@ -236,7 +236,9 @@ def test_options_are_refused_before_anything_is_made(checkout, tmp_path):
     assert "EMI_ENV is 'old'" in checkout.refused(EMI_ENV="old")
     assert "does not exist" in checkout.refused("--corpus", str(tmp_path / "nowhere"))
     (tmp_path / "corpus").mkdir()
-    assert "no train_split.csv" in checkout.refused("--corpus", str(tmp_path / "corpus"))
+    assert "has no CSV; it must hold train_split.csv" in checkout.refused(
+        "--corpus", str(tmp_path / "corpus")
+    )
     (tmp_path / "corpus" / "train_split.csv").touch()
     assert "no valid_split.csv" in checkout.refused(f"--corpus={tmp_path / 'corpus'}")
     assert not (checkout.root / "runs").exists()

@@ -56,14 +56,16 @@ class Findings:
 def read(folder, strict=True):
     """One row a clip of a corpus folder, ordered by split (train, validation, test), then id.
 
-    folder : a folder in the layout at the head of this module
+    folder : a folder in the layout at the head of this module, or one of videos with a CSV of
+        your own (see `emilib.corpus.own`); of several CSVs the path of the one that is meant
     strict : False reads on where a row contradicts itself: a label that is not a number
         becomes NaN, and the first of several rows with one id counts. `audit` lists them.
 
     Returns a DataFrame with the columns id, split, video, audio, faces, official_vision,
     official_audio (paths as str, or None), transcript (str, None without a text file), and the
-    six EMOTIONS as floats (NaN for test clips, whatever their CSV says). `attrs["folder"]` is the
-    folder, `attrs["notes"]` a list of sentences about ids without files and files without id.
+    targets as floats (NaN for test clips, whatever their CSV says): the six EMOTIONS, or the
+    columns of your CSV. `attrs["targets"]` names them, `attrs["folder"]` is the folder,
+    `attrs["notes"]` a list of sentences about ids without files and files without id.
     Files are found by `Filename`, which is read as text: `00012`, `00012.mp4`, or `12` where the
     file on the disk is called 00012.
     Raises CorpusError: no such folder, no CSV, wrong header, no file for any id; when strict also
@@ -74,11 +76,15 @@ def read(folder, strict=True):
 
 def read_with_findings(folder, strict=False):
     """`read`, and a Findings of what had to be set aside."""
+    from . import own  # which builds on this module
+
+    if table := own.table_of(folder):
+        return own.read_with_findings(table, strict)
     folder = Path(folder)
     if not folder.is_dir():
         raise CorpusError(
             f"There is no corpus folder {folder}; give the folder that holds "
-            f"{SPLIT_FILES['train']} and {SPLIT_FILES['validation']}."
+            f"{SPLIT_FILES['train']} and {SPLIT_FILES['validation']}, or your videos and a CSV."
         )
     findings = Findings()
     found = {split: _index(folder, split) for split in SPLITS}
@@ -92,8 +98,8 @@ def read_with_findings(folder, strict=False):
     )
     clips = clips[["id", "split", *FILE_COLUMNS, *EMOTIONS]].reset_index(drop=True)
     findings.unlisted = _unlisted(clips, found)
-    clips.attrs["folder"] = str(folder)
-    clips.attrs["notes"] = _notes(folder, clips, findings)
+    clips.attrs.update(folder=str(folder), notes=_notes(folder, clips, findings))
+    clips.attrs["targets"] = list(EMOTIONS)
     return clips, findings
 
 
@@ -123,11 +129,11 @@ def _index(folder, split):
     for column, (name, suffixes) in SOURCES.items():
         index[column] = {}
         for root in reversed(roots):  # the first root has the last word
-            index[column].update(_entries(root / name, suffixes))
+            index[column].update(entries(root / name, suffixes))
     return index
 
 
-def _entries(folder, suffixes):
+def entries(folder, suffixes):
     """{id: path} of one folder; of two files with one id the more usual suffix wins."""
     if not folder.is_dir():
         return {}
@@ -228,7 +234,7 @@ def _test_ids(folder):
     ids = set()
     for name in TEST_ID_FOLDERS:
         suffixes = {"raw": VIDEO_SUFFIXES, "face_images": None, "audio": AUDIO_SUFFIXES}[name]
-        ids |= set(_entries(folder / "test_data" / name, suffixes))
+        ids |= set(entries(folder / "test_data" / name, suffixes))
     return sorted(ids)
 
 
@@ -258,11 +264,12 @@ def _files(clips, found):
         column: [found[s][column].get(i) for i, s in zip(clips["id"], clips["split"], strict=True)]
         for column in FILE_COLUMNS
     }
-    columns["transcript"] = [_text(path) for path in columns["transcript"]]
+    columns["transcript"] = [text_of(path) for path in columns["transcript"]]
     return columns
 
 
-def _text(path):
+def text_of(path):
+    """The words of a text file, "" for an empty one; None for None."""
     if path is None:
         return None
     return Path(path).read_text(encoding="utf-8-sig", errors="replace").strip()
@@ -289,16 +296,21 @@ def _notes(folder, clips, findings):
             f"None of the {len(clips)} ids in {folder} has a file; expected for example "
             f"{folder / 'raw' / (bare[0] + '.mp4')} or {folder / 'vit' / (bare[0] + '.pkl')}."
         )
-    notes = []
+    return notes(bare, findings, "a split file")
+
+
+def notes(bare, findings, where):
+    """Sentences about ids without files, files without a row in `where`, and repeated rows."""
+    said = []
     if bare:
-        notes.append(f"Ids of the split files without any file ({len(bare)}): {_some(bare)}.")
+        said.append(f"Ids in {where} without any file ({len(bare)}): {_some(bare)}.")
     if findings.unlisted:
         spare = [name for name, _ in findings.unlisted]
-        notes.append(f"Files without a row in a split file ({len(spare)} ids): {_some(spare)}.")
+        said.append(f"Files without a row in {where} ({len(spare)} ids): {_some(spare)}.")
     if findings.duplicates:
         double = [name for name, _, _ in findings.duplicates]
-        notes.append(f"Repeated rows that were left out ({len(double)}): {_some(double)}.")
-    return notes
+        said.append(f"Repeated rows that were left out ({len(double)}): {_some(double)}.")
+    return said
 
 
 def _some(names, most=5):

@@ -6,6 +6,7 @@ on behind them.
 """
 
 import math
+import os
 import pickle
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,10 @@ FACE_RATE = 30.0  # face crops a second in Hume-Vidmimic2
 
 class MediaError(ValueError):
     """A file without anything to decode; the message says which file and why."""
+
+
+class NoArrayError(MediaError):
+    """A pickle that is whole, but of something else than an array."""
 
 
 @dataclass
@@ -287,6 +292,8 @@ class _Pictures:
         self.bad_matrix = self.full = self.broken = False
         self.first = self.last = None
         self.slot = -math.inf
+        # One for all frames: a scaler made for each frame takes longer than the scaling.
+        self.scaler = av.video.reformatter.VideoReformatter()
 
     def add(self, frame):
         time = self._time(frame)
@@ -332,12 +339,9 @@ class _Pictures:
             height, width = (max(self.size, round(side * scale)) for side in native)
         else:
             height, width = self.size[::-1] if sideways else self.size
-        if (height, width) == (frame.height, frame.width):
-            image = frame.to_ndarray(format="rgb24")
-        else:
-            image = frame.to_ndarray(
-                format="rgb24", width=width, height=height, interpolation="BICUBIC"
-            )
+        image = self.scaler.reformat(
+            frame, width, height, "rgb24", interpolation="BICUBIC", threads=1
+        ).to_ndarray()
         if isinstance(self.size, int):
             top, left = (height - self.size) // 2, (width - self.size) // 2
             image = image[top : top + self.size, left : left + self.size]
@@ -513,34 +517,73 @@ def load_features(path):
 
     Only NumPy arrays of numbers come through: a pickle that names anything else is refused
     before it can run. A vector of D values is taken as (1, D).
-    Raises MediaError: no such file, no pickle, something else than an array, more than two axes.
+    Raises MediaError: no such file, no pickle, a damaged one; as NoArrayError something else than
+    an array, or more than two axes.
     """
+    return np.ascontiguousarray(_unpickled(path, lambda file: file), dtype=np.float32)
+
+
+def feature_shape(path):
+    """(T, D) of a pickle that `load_features` would take, without reading its numbers.
+
+    Of a large array only the head is read, whatever its length. Raises MediaError as
+    `load_features` does, but does not see damage within the numbers.
+    """
+    try:
+        return _unpickled(path, _Skipping).shape
+    except NoArrayError:
+        raise
+    except MediaError:  # old protocols write the numbers as text, which can't be passed over
+        return _unpickled(path, lambda file: file).shape
+
+
+class _Skipping:
+    """A file whose long stretches, an array's numbers, are passed over and read as zeros."""
+
+    # Larger than what a pickler puts into one frame together with other things, 64 KiB and more.
+    LONG = 1 << 18
+
+    def __init__(self, file):
+        self.file, self.readline = file, file.readline
+        self.size = os.fstat(file.fileno()).st_size
+
+    def read(self, count):
+        if count < self.LONG:
+            return self.file.read(count)
+        if self.file.tell() + count > self.size:
+            raise EOFError("it ends within the array")
+        self.file.seek(count, os.SEEK_CUR)
+        return bytes(count)
+
+
+def _unpickled(path, view):
+    """The array in a pickle, (T, D); `view` is put around the open file."""
     path = Path(path)
     if not path.is_file():
         raise MediaError(f"There is no file {path}; expected a pickled T x D array.")
     try:
         with open(path, "rb") as file:
             # latin1 reads arrays that Python 2 wrote
-            array = _ArrayUnpickler(file, encoding="latin1").load()
-    except MediaError as error:
-        raise MediaError(f"{path} {error}") from None
+            array = _ArrayUnpickler(view(file), encoding="latin1").load()
+    except NoArrayError as error:
+        raise NoArrayError(f"{path} {error}") from None
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError) as error:
         raise MediaError(f"{path} is no readable pickle of an array: {error}.") from error
     except (AttributeError, ImportError, MemoryError, OverflowError) as error:
         raise MediaError(f"{path} is a damaged pickle of an array: {error!r}.") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
         kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise MediaError(f"{path} holds {kind}; expected a T x D array of numbers.")
+        raise NoArrayError(f"{path} holds {kind}; expected a T x D array of numbers.")
     array = array[None] if array.ndim == 1 else array
     if array.ndim != 2:
-        raise MediaError(f"{path} holds an array of shape {array.shape}; expected T x D.")
-    return np.ascontiguousarray(array, dtype=np.float32)
+        raise NoArrayError(f"{path} holds an array of shape {array.shape}; expected T x D.")
+    return array
 
 
 def _latin1(text, encoding="latin1"):
     """Stands for `_codecs.encode`, which old protocols use for the bytes of an array."""
     if encoding != "latin1":
-        raise MediaError(f"holds bytes encoded as {encoding}; expected a T x D array of numbers.")
+        raise NoArrayError(f"holds bytes encoded as {encoding}; expected a T x D array of numbers.")
     return text.encode("latin1")
 
 
@@ -565,4 +608,4 @@ class _ArrayUnpickler(pickle.Unpickler):
             return _ALLOWED[name]
         if (module, name) == ("_codecs", "encode"):
             return _latin1
-        raise MediaError(f"names {module}.{name}; expected a T x D array of numbers, not run.")
+        raise NoArrayError(f"names {module}.{name}; expected a T x D array of numbers, not run.")

@@ -10,9 +10,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from ..corpus.layout import EMOTIONS
 from .store import Rows
 
 MODALITIES = ("frames", "audio", "text")
+
+
+def target_names(count: int) -> tuple[str, ...]:
+    """Names of targets that nobody has named: six are the emotions, others are numbered."""
+    return EMOTIONS if count == len(EMOTIONS) else tuple(f"target {i}" for i in range(count))
 
 
 @dataclasses.dataclass
@@ -37,15 +43,18 @@ class Batch:
         return len(self.index)
 
 
-def _sequences(name: str, arrays, count: int):
-    """Check a list of (T, D) arrays or None; returns it as float arrays of one width."""
+def _sequences(name: str, arrays, count: int, width: int):
+    """Check a list of (T, D) arrays or None; returns it as float arrays of one width.
+
+    width : D where it is known, 0 where the first array says it
+    """
     if arrays is None:
         return None, 0
     if len(arrays) != count:
         raise ValueError(
             f"{name}: expected one array a clip, {count} for the {count} ids, came {len(arrays)}"
         )
-    checked, width = [], 0
+    checked = []
     for position, array in enumerate(arrays):
         if array is None:
             checked.append(None)
@@ -58,7 +67,7 @@ def _sequences(name: str, arrays, count: int):
             )
         if width and array.shape[1] != width:
             raise ValueError(
-                f"{name}[{position}]: expected width {width} like the clips before it, "
+                f"{name}[{position}]: expected width {width} like the other clips, "
                 f"came {array.shape[1]}; one set holds features of one encoder"
             )
         width = array.shape[1]
@@ -142,8 +151,9 @@ class FeatureSet:
     clip has; `dims` gives the width of each modality the set has.
     """
 
-    def __init__(self, ids, frames, audio, text, target, dims):
+    def __init__(self, ids, frames, audio, text, target, dims, names=None):
         self.ids = ids
+        self.names = None if names is None else tuple(names)
         self.frames = frames
         self.audio = audio
         self.text = text
@@ -161,21 +171,26 @@ class FeatureSet:
         self.present = here
 
     @classmethod
-    def from_arrays(cls, ids, frames=None, audio=None, text=None, target=None) -> "FeatureSet":
+    def from_arrays(
+        cls, ids, frames=None, audio=None, text=None, target=None, names=None, dims=None
+    ) -> "FeatureSet":
         """A set from plain arrays.
 
         ids : N names
         frames, audio : one (T, D) float array a clip, None where the clip lacks it; or None.
             `store.Rows` stay on their disk, and are read a batch at a time.
         text : (N, D) float, a row of NaN where the clip has no words; or None
-        target : (N, E) float; or None
+        target : (N, E) float, in any range; or None
+        names : of the E targets; None: see `target_names`
+        dims : widths of the modalities, as of another set's `dims`; then all clips may lack one
 
         Raises ValueError when the numbers of clips or the widths disagree, when all modalities
         are missing, or when a feature or target is not finite.
         """
         ids = [str(i) for i in ids]
-        frames, frames_dim = _sequences("frames", frames, len(ids))
-        audio, audio_dim = _sequences("audio", audio, len(ids))
+        known = dims or {}
+        frames, frames_dim = _sequences("frames", frames, len(ids), known.get("frames", 0))
+        audio, audio_dim = _sequences("audio", audio, len(ids), known.get("audio", 0))
         text, target = _matrix("text", text, len(ids)), _matrix("target", target, len(ids))
         if text is not None:
             missing = np.isnan(text).all(axis=1)
@@ -192,10 +207,14 @@ class FeatureSet:
             )
         if len(ids) and frames is None and audio is None and text is None:
             raise ValueError("expected at least one of frames, audio and text, came none")
+        if names is not None and target is not None and len(names) != target.shape[1]:
+            raise ValueError(
+                f"names: expected one for each of {target.shape[1]} targets, came {len(names)}"
+            )
         dims = {"frames": frames_dim, "audio": audio_dim}
         dims["text"] = 0 if text is None else text.shape[1]
         dims = {name: dim for name, dim in dims.items() if dim}
-        return cls(ids, frames, audio, text, target, dims)
+        return cls(ids, frames, audio, text, target, dims, names)
 
     def __len__(self):
         return len(self.ids)
@@ -208,13 +227,24 @@ class FeatureSet:
     def num_targets(self) -> int:
         return 0 if self.target is None else self.target.shape[1]
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the targets."""
+        return target_names(self.num_targets) if self.names is None else self.names
+
+    def with_target(self, target: np.ndarray) -> "FeatureSet":
+        """The same clips and features with other numbers (N, E) as targets."""
+        return FeatureSet(
+            self.ids, self.frames, self.audio, self.text, target, self.dims, self.names
+        )
+
     def select(self, indices) -> "FeatureSet":
         """The clips at `indices` (integers or a bool mask), in that order."""
         indices = np.asarray(indices)
         indices = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(int)
         everything = (self.ids, self.frames, self.audio, self.text, self.target)
         columns = (_pick(values, indices) for values in everything)
-        return FeatureSet(*columns, dict(self.dims))
+        return FeatureSet(*columns, dict(self.dims), self.names)
 
     def moments(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Mean and standard deviation (D,) of each modality's columns, over all real steps."""
@@ -252,7 +282,8 @@ class FeatureSet:
         if text is not None:
             mean, spread = moments["text"]
             text = ((text - mean) / spread).astype(np.float32)
-        return FeatureSet(self.ids, **columns, text=text, target=self.target, dims=self.dims)
+        rest = {"text": text, "target": self.target, "dims": self.dims, "names": self.names}
+        return FeatureSet(self.ids, **columns, **rest)
 
     def only(self, *modalities: str) -> "FeatureSet":
         """The same clips with only these modalities."""
@@ -268,7 +299,7 @@ class FeatureSet:
         dims = {m: d for m, d in self.dims.items() if m in modalities}
         if not dims and len(self):
             raise ValueError(f"the set has none of {modalities}; it has {sorted(self.dims)}")
-        view = FeatureSet(self.ids, **kept, target=self.target, dims=dims)
+        view = FeatureSet(self.ids, **kept, target=self.target, dims=dims, names=self.names)
         if self._fingerprint is not None:
             view.known_as(f"{self._fingerprint} {' '.join(sorted(dims))}")
         return view
@@ -301,6 +332,8 @@ class FeatureSet:
                 add(array)
         add(self.text)
         add(self.target)
+        if self.names not in (None, EMOTIONS):
+            digest.update("\0".join(self.names).encode())
         return digest.hexdigest()[:32]
 
     def lengths(self) -> np.ndarray:

@@ -70,6 +70,7 @@ class MediaSet:
     ids = property(lambda self: self.features.ids)
     target = property(lambda self: self.features.target)
     num_targets = property(lambda self: self.features.num_targets)
+    targets = property(lambda self: self.features.targets)
     dims = property(lambda self: self.features.dims)
     present = property(lambda self: self.features.present)
 
@@ -78,6 +79,11 @@ class MediaSet:
 
     def __repr__(self):
         return f"MediaSet({len(self)} clips; {self.num_targets} targets)"
+
+    def with_target(self, target: np.ndarray) -> "MediaSet":
+        """The same clips with other numbers (N, E) as targets."""
+        rest = (self.waveforms, self.tokens, self.longest, self.encoders, self.moments)
+        return MediaSet(self.features.with_target(target), *rest)
 
     def fingerprint(self) -> str:
         """That of the features, which name the encoders and all that these read."""

@@ -359,10 +359,11 @@ def _corpus_state(corpus: str | None) -> list:
     """Path and state of a corpus folder's CSVs; ValueError when it has none."""
     if corpus is None:
         return []
-    tables = sorted(Path(corpus).glob("*.csv"))
+    tables = [Path(corpus)] if Path(corpus).is_file() else sorted(Path(corpus).glob("*.csv"))
     if not tables:
         raise ValueError(
-            f"The corpus folder {corpus} has no CSV: expected train_split.csv and valid_split.csv."
+            f"The corpus folder {corpus} has no CSV: expected train_split.csv and valid_split.csv, "
+            "or one of your own."
         )
     stats = [(path.name, path.stat()) for path in tables]
     return [corpus, *[(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]]
@@ -381,8 +382,11 @@ def _print_tables(figures: Path) -> None:
 def _run(options) -> int:
     os.environ.setdefault("PYTHONPATH", str(ROOT))  # the kernels import emilib too
     processes.start()  # imports what the kernels need while this process does its own
+    from emilib.corpus import check
     from emilib.workspace import Workspace
 
+    for note in check.before_a_run(options.corpus) if options.corpus else ():
+        _say(note)
     home, notebooks = home_folder(), ROOT / "notebooks"
     if options.fresh and not options.dry_run:
         removed = remove_results(home, options.profile)

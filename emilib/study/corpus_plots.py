@@ -310,15 +310,31 @@ def rates(found: pd.DataFrame, corpus: str = "") -> Figure:
 def label_table(clips: pd.DataFrame) -> pd.DataFrame:
     """Share of zero, low (0, 1/3], middle (1/3, 2/3] and high labels a emotion; mean and median.
 
-    clips : columns EMOTIONS; clips without labels are left out
+    clips : of `corpus.read`; clips without labels are left out. Targets of your own may have any
+        range: of them mean, sd, smallest, median and largest
     """
-    labels = clips[list(EMOTIONS)].dropna()
+    targets = _targets(clips)
+    labels = clips[targets].dropna()
+    if targets != list(EMOTIONS):
+        told = {
+            "mean": "mean",
+            "sd": "std",
+            "smallest": "min",
+            "median": "median",
+            "largest": "max",
+        }
+        found = labels.agg(list(told.values())).T.set_axis(list(told), axis=1)
+        return found.rename_axis("target").reset_index()
     bins = np.digitize(labels, [1e-9, 1 / 3 + 1e-3, 2 / 3 + 1e-3])  # labels are rounded fractions
     table = pd.DataFrame({"emotion": EMOTIONS})
     for number, name in enumerate(("zero", "low", "middle", "high")):
         table[name] = (bins == number).mean(axis=0)
     table["mean"], table["median"] = labels.mean().to_numpy(), labels.median().to_numpy()
     return table
+
+
+def _targets(clips: pd.DataFrame) -> list[str]:
+    return list(clips.attrs.get("targets", EMOTIONS))
 
 
 def label_values(clips: pd.DataFrame, most: int = 9) -> pd.DataFrame:
@@ -335,7 +351,12 @@ def label_values(clips: pd.DataFrame, most: int = 9) -> pd.DataFrame:
 
 
 def labels(clips: pd.DataFrame, corpus: str = "") -> Figure:
-    """Left: how many labels are zero, low, middle and high; right: which values occur."""
+    """Left: how many labels are zero, low, middle and high; right: which values occur.
+
+    Of targets of your own: how often which value occurs, a panel each.
+    """
+    if _targets(clips) != list(EMOTIONS):
+        return _histograms(clips, corpus)
     with matplotlib.rc_context(STYLE):
         figure = sheet(9.0, 3.7, "Labels are fractions of annotators, and often zero", corpus)
         left, right = figure.subplots(1, 2, width_ratios=[1, 1.25])
@@ -361,6 +382,23 @@ def labels(clips: pd.DataFrame, corpus: str = "") -> Figure:
         right.set_ylim(0, values["count"].max() * 1.12)
         right.set_xlabel("label above zero, all emotions")
         right.set_ylabel("how often it occurs")
+        return figure
+
+
+def _histograms(clips: pd.DataFrame, corpus: str) -> Figure:
+    targets = _targets(clips)
+    labels = clips[targets].dropna()
+    across = min(4, len(targets))
+    down = -(-len(targets) // across)
+    with matplotlib.rc_context(STYLE):
+        figure = sheet(2.2 + 1.7 * across, 0.3 + 1.7 * down, "Labels, a panel a target", corpus)
+        panels = np.ravel(figure.subplots(down, across, squeeze=False))
+        for axes, target in zip(panels, targets, strict=False):
+            axes.hist(labels[target], bins=20, color=BLUE)
+            axes.set_title(target, size=9.5)
+        for unused in panels[len(targets) :]:
+            unused.set_visible(False)
+        panels[0].set_ylabel("clips")
         return figure
 
 

@@ -24,6 +24,7 @@ import torch
 
 from emilib import models, processes, ranks
 from emilib.cache import Cache, key, source_sum
+from emilib.corpus.layout import EMOTIONS
 from emilib.features.batches import FeatureSet, FeatureSplits
 from emilib.features.media_set import MediaSet
 from emilib.models import prior, taemi
@@ -291,6 +292,9 @@ class Outcome:
     histories : a DataFrame a seed, see `training.Result`
     parameters : number of trained parameters; seconds, epochs : (S,) training time and best epoch
     folders : where each seed's result lies; empty for a mean of members
+    targets : E names
+    scale : what turns outputs of the models into targets, see `training.TargetScale`; None where
+        they are targets. `predictions` are in the targets' range already
     """
 
     experiment: Experiment
@@ -305,14 +309,25 @@ class Outcome:
     seconds: np.ndarray
     epochs: np.ndarray
     folders: list[Path]
+    targets: tuple[str, ...] = EMOTIONS
+    scale: training.TargetScale | None = None
 
 
 class Results:
-    """Outcomes by name of experiment. `names` are those that have one."""
+    """Outcomes by name of experiment. `names` are those that have one.
 
-    def __init__(self, experiments: Mapping[str, Experiment], outcomes: Mapping[str, Outcome]):
+    lacking : why an experiment can't be trained on this corpus, by name
+    """
+
+    def __init__(
+        self,
+        experiments: Mapping[str, Experiment],
+        outcomes: Mapping[str, Outcome],
+        lacking: Mapping[str, str] | None = None,
+    ):
         self.experiments = dict(experiments)
         self.outcomes = dict(outcomes)
+        self.lacking = dict(lacking or {})
         self._estimates: dict = {}
 
     @property
@@ -323,6 +338,8 @@ class Results:
         return name in self.outcomes
 
     def __getitem__(self, name: str) -> Outcome:
+        if name in self.lacking:
+            raise ValueError(f"{name!r} can't be trained on this corpus: {self.lacking[name]}")
         if name not in self.outcomes:
             raise ValueError(f"no result for {name!r}; there are: {', '.join(self.outcomes)}")
         return self.outcomes[name]
@@ -373,6 +390,32 @@ def _check_same_clips(first: Outcome, second: Outcome) -> None:
             f"seeds ({len(first.ids)} and {len(second.ids)} clips, seeds {first.seeds} and "
             f"{second.seeds}): run them together"
         )
+
+
+_CALLED = {"frames": "picture", "audio": "sound", "text": "words"}
+
+
+def lacking(
+    experiments: Mapping[str, Experiment], features: Mapping[str, FeatureSplits]
+) -> dict[str, str]:
+    """Why some experiments can't be trained on these features, by name: "no official features"."""
+    found = {}
+    for name, experiment in experiments.items():
+        if experiment.model is None:
+            continue
+        kind = experiment.features.split(",")[0]
+        dims = features[experiment.features].train.dims if experiment.features in features else None
+        without = [_CALLED[m] for m in experiment.modalities if m not in (dims or ())]
+        if dims is None:
+            found[name] = f"no {kind} features"
+        elif without:
+            official = " in the official features" if kind == "official" else ""
+            found[name] = f"no {' and no '.join(without)}{official}"
+    for name, experiment in experiments.items():
+        reasons = [found[member] for member in experiment.members if member in found]
+        if reasons:
+            found[name] = reasons[0]
+    return found
 
 
 def run(
@@ -563,8 +606,11 @@ def _train_savchenko(folder, job, train, valid, test, device) -> None:
 
     with torch.random.fork_rng([]):
         torch.manual_seed(job.seed)
+        # Its members end in a sigmoid: targets beyond [0, 1] are brought there.
+        scale = training.TargetScale.of(train.target, "range")
+        scaled = train if scale is None else train.with_target(scale.down(train.target))
         found = prior.fit_savchenko(
-            train, fit_one, valid, seed=job.seed, **job.experiment.model_args
+            scaled, fit_one, valid, seed=job.seed, **job.experiment.model_args
         )
     mean = pd.concat(histories).groupby("epoch").mean().reset_index()
     mean["step"] = mean["step"].astype(int)
@@ -574,6 +620,7 @@ def _train_savchenko(folder, job, train, valid, test, device) -> None:
         len(mean),
         time.monotonic() - start,
         training.count_parameters(found.model),
+        scale,
     )
     _write(folder, job, result, valid, test)
     leaked = dataclasses.replace(result, model=found.leaked.eval())
@@ -595,6 +642,7 @@ def _write(folder: Path, job: _Job, result, valid: FeatureSet, test: FeatureSet)
         ids=np.array(valid.ids, dtype=str),
         target=valid.target,
         test_ids=np.array(test.ids, dtype=str),
+        targets=np.array(valid.targets, dtype=str),
         **_predictions(result, valid, test),
     )
     result.history.to_csv(folder / "history.csv", index=False)
@@ -607,6 +655,7 @@ def _write(folder: Path, job: _Job, result, valid: FeatureSet, test: FeatureSet)
         "epochs": len(result.history),
         "device": next(result.model.parameters()).device.type,
         "torch": torch.__version__,
+        "scale": None if result.scale is None else result.scale.plain(),
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
     result.model.cpu().save_pretrained(folder / "model")
@@ -631,6 +680,8 @@ def _read(experiment: Experiment, seeds: tuple[int, ...], folders: list[Path]) -
         seconds=np.array([meta["seconds"] for meta in metas]),
         epochs=np.array([meta["epoch"] for meta in metas]),
         folders=folders,
+        targets=tuple(stored[0]["targets"].tolist()),
+        scale=training.TargetScale.read(metas[0]["scale"]),
     )
 
 

@@ -16,7 +16,6 @@ import seaborn
 from matplotlib.figure import Figure
 
 from emilib.cache import atomic_write
-from emilib.corpus.layout import EMOTIONS
 from emilib.study import claims, metrics
 from emilib.study.experiments import Results
 
@@ -111,9 +110,8 @@ def emotion_rho(results: Results, names: Sequence[str] | None = None) -> pd.Data
     for name in names:
         outcome = results[name]
         rows[name] = np.mean([metrics.pearson(outcome.target, p) for p in outcome.predictions], 0)
-    count = len(next(iter(rows.values())))
-    columns = EMOTIONS if count == len(EMOTIONS) else [f"target {i}" for i in range(count)]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=list(columns))
+    columns = list(results[names[0]].targets)
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
 def row_labels(results: Results) -> dict[str, str]:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..corpus.layout import EMOTIONS
 from .corpus_plots import envelope
 from .plots import CYCLE, GREY, STYLE, sheet
 from .taemi_plots import COLOURS, MODALITIES
@@ -181,7 +182,9 @@ def _draw_intensities(axes, look) -> None:
     reach = 1.1 * float(look.without.to_numpy().max())
     if len(seeds) > 1:
         mean, spread = seeds.mean(axis=0), seeds.std(axis=0, ddof=1)
-        low, high = (mean - spread).clip(0, 1), (mean + spread).clip(0, 1)
+        low, high = mean - spread, mean + spread
+        if look.prediction.bounded:
+            low, high = low.clip(0, 1), high.clip(0, 1)
         axes.hlines(y, low, high, color="#C4C4C4", linewidth=7, label="± sd over seeds")
         reach = max(reach, float(high.max()))
     removed = [m for m in MODALITIES if f"without {m}" in look.without.index]
@@ -196,7 +199,8 @@ def _draw_intensities(axes, look) -> None:
     axes.plot(everything, y, "|", color="#000000", label="with everything", **style)
     axes.set_yticks(y, names)
     axes.set_ylim(-0.6, len(names) - 0.4)
-    axes.set_xlim(0, min(1.0, max(0.5, reach)))
+    if look.prediction.bounded:
+        axes.set_xlim(0, min(1.0, max(0.5, reach)))
     axes.set_xlabel("intensity, mean over seeds")
     axes.grid(axis="y", visible=False)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -221,10 +225,13 @@ def over_time(windows: pd.DataFrame, emotions: Sequence[str], name: str, note: s
             values, spread = windows[emotion], windows[f"{emotion} sd"]
             axes.plot(middle, values, "o-", color=color, markersize=3, label=emotion)
             if spread.notna().all():
-                low, high = (values - spread).clip(0, 1), (values + spread).clip(0, 1)
+                low, high = values - spread, values + spread
+                if tuple(emotions) == EMOTIONS:
+                    low, high = low.clip(0, 1), high.clip(0, 1)
                 axes.fill_between(middle, low, high, color=color, alpha=0.1, linewidth=0)
         axes.set_xlim(0, windows["end"].max())
-        axes.set_ylim(bottom=0)
+        if tuple(emotions) == EMOTIONS:
+            axes.set_ylim(bottom=0)
         axes.set_xlabel("middle of the window, s")
         axes.set_ylabel("intensity, mean over seeds")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -14,7 +14,6 @@ from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ..corpus.layout import EMOTIONS
 from ..features.batches import MODALITIES, FeatureSet, FeatureSplits
 from .metrics import pearson
 
@@ -87,7 +86,7 @@ def probe(splits: FeatureSplits) -> pd.DataFrame:
     here = [m for m in MODALITIES if m in splits.train.dims and m in splits.validation.dims]
     train = {m: pooled(splits.train, m) for m in here}
     valid = {m: pooled(splits.validation, m) for m in here}
-    return _table(ridge, train, splits.train.target, valid, splits.validation.target)
+    return _table(ridge, train, splits.train, valid, splits.validation)
 
 
 def ceiling(signals: pd.DataFrame, splits: FeatureSplits) -> pd.DataFrame:
@@ -115,24 +114,20 @@ def ceiling(signals: pd.DataFrame, splits: FeatureSplits) -> pd.DataFrame:
     def better(*data):
         return max((ridge(*data), kernel_ridge(*data)), key=np.mean)
 
-    return _table(better, train, splits.train.target, valid, splits.validation.target)
+    return _table(better, train, splits.train, valid, splits.validation)
 
 
-def _table(regress, train: dict, train_y, valid: dict, valid_y) -> pd.DataFrame:
-    """One row a modality and one for all of them, one column an emotion."""
+def _table(regress, train: dict, of_train: FeatureSet, valid: dict, of_valid: FeatureSet):
+    """DataFrame: one row a modality and one for all of them, one column a target."""
     train, valid = dict(train), dict(valid)
+    train_y, valid_y = of_train.target, of_valid.target
     if len(train) > 1:
         train["all"] = np.concatenate([train[m] for m in train], axis=1)
         valid["all"] = np.concatenate([valid[m] for m in valid], axis=1)
     rho = [regress(train[m], train_y, valid[m], valid_y) for m in train]
-    table = pd.DataFrame(rho, columns=_targets(train_y))
+    table = pd.DataFrame(rho, columns=list(of_train.targets))
     table.insert(0, "modality", list(train))
     return table
-
-
-def _targets(target) -> list[str]:
-    count = np.shape(target)[1]
-    return list(EMOTIONS) if count == len(EMOTIONS) else [f"target {i}" for i in range(count)]
 
 
 def _ridge() -> Pipeline:

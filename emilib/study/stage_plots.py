@@ -20,8 +20,8 @@ from .plots import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, YELLOW, sheet
 
 MODALITIES = ("frames", "audio", "text")
 COLOURS = {"frames": BLUE, "audio": ORANGE, "text": GREEN}
-EMOTION_COLOURS = dict(zip(EMOTIONS, (BLUE, YELLOW, GREEN, "#000000", ORANGE, PINK), strict=True))
-EMOTION_MARKERS = dict(zip(EMOTIONS, "osD^vP", strict=True))
+TARGET_COLOURS = (BLUE, YELLOW, GREEN, "#000000", ORANGE, PINK)
+TARGET_MARKERS = "osD^vP"
 SIDES = {"frames": "vision-text", "audio": "audio-text"}
 FPS = 5.0  # frames a second, of both papers
 
@@ -194,24 +194,29 @@ def probes(table: pd.DataFrame, corpus: str) -> Figure:
         return figure
 
 
-def emotion_maps(maps: Mapping[str, tuple[np.ndarray, np.ndarray]], corpus: str) -> Figure:
+def emotion_maps(
+    maps: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    corpus: str,
+    names: Sequence[str] = EMOTIONS,
+) -> Figure:
     """2-D maps of embeddings, a panel each, coloured by the dominant emotion.
 
     maps : panel's title → points (N, 2) and labels (N,) of `alignment.dominant`
+    names : of the targets; of more than six, colours come again with other markers
     """
     with matplotlib.rc_context(STYLE):
         title = "Embeddings of validation clips, by dominant emotion"
         figure, axes = _figure(8.4, 6.6, title, corpus, 2, rows=math.ceil(len(maps) / 2))
         for panel, (name, (xy, labels)) in zip(np.ravel(axes), maps.items(), strict=False):
-            rest = ~np.isin(labels, EMOTIONS)
+            rest = ~np.isin(labels, list(names))
             panel.scatter(*xy[rest].T, s=9, color="#CFCFCF", label="none or several")
-            for emotion in EMOTIONS:
+            for number, emotion in enumerate(names):
                 mine = labels == emotion
                 panel.scatter(
                     *xy[mine].T,
                     s=26,
-                    marker=EMOTION_MARKERS[emotion],
-                    color=EMOTION_COLOURS[emotion],
+                    marker=TARGET_MARKERS[(number + number // 6) % 6],
+                    color=TARGET_COLOURS[number % 6],
                     linewidth=0,
                     alpha=0.85,
                     label=emotion,

@@ -191,7 +191,10 @@ def _paper_delta(name: str, claim: claims.Claim, reference: str | None) -> float
 def _status(experiment: Experiment | None, results: Results) -> str:
     if experiment is None:
         return NO_RESULT
-    return _TRAINED if experiment.name in results else NO_RESULT
+    if experiment.name in results:
+        return _TRAINED
+    reason = results.lacking.get(experiment.name)
+    return NO_RESULT if reason is None else f"{_DASH}, {reason}"
 
 
 def _caption(name: str, corpus: str, results: Results | None) -> str:
@@ -216,6 +219,7 @@ def _caption(name: str, corpus: str, results: Results | None) -> str:
 def complete(tables: Mapping[str, pd.DataFrame], names: Sequence[str] = claims.TABLES) -> list[str]:
     """Rows of the tables that lack a number, as "B2, Yu 2024: no result"; empty when none.
 
+    A row that can't be trained on its corpus, and says why, lacks nothing.
     The rows are those of `claims`: a row that a table leaves out, and a table that is not
     there, are found as well.
     """
@@ -228,6 +232,8 @@ def complete(tables: Mapping[str, pd.DataFrame], names: Sequence[str] = claims.T
             if found is None or len(found) != 1:
                 what = "the table is not there" if found is None else f"{len(found)} such rows"
                 missing.append(f"{name}, {row}: {what}")
+            elif found["status"].iloc[0].startswith(f"{_DASH}, "):
+                continue
             elif not math.isfinite(found[column].iloc[0]):
                 missing.append(f"{name}, {row}: {found['status'].iloc[0]}")
     return missing

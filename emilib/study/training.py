@@ -27,7 +27,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from emilib import ranks
 from emilib.cache import atomic_write, canonical
-from emilib.corpus.layout import EMOTIONS
 from emilib.features.batches import Batch, FeatureSet
 from emilib.study.metrics import pearson
 from emilib.study.plans import Recipe
@@ -38,11 +37,12 @@ class Result:
     """A trained model.
 
     model : in evaluation mode, with the averaged weights where the recipe has EMA
-    history : one row an epoch: epoch, step, lr, loss, rho, "rho <emotion>" each, seconds;
+    history : one row an epoch: epoch, step, lr, loss, rho, "rho <target>" each, seconds;
         rho is NaN without validation data
     epoch : the epoch the weights are of, counted from 1
     seconds : training time, of all parts of a resumed run
     parameters : number of trained parameters
+    scale : how the model's outputs become targets; None where they are targets already
     """
 
     model: nn.Module
@@ -50,10 +50,59 @@ class Result:
     epoch: int
     seconds: float
     parameters: int
+    scale: "TargetScale | None" = None
 
     def predict(self, data: FeatureSet, batch_size: int = 64) -> np.ndarray:
-        """(N, E) intensities in the order of `data`, as the model gives them: not clipped."""
-        return predict(self.model, data, batch_size)
+        """(N, E) predictions in the order of `data` and the range of the targets: not clipped."""
+        found = predict(self.model, data, batch_size)
+        return found if self.scale is None else self.scale.up(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetScale:
+    """Targets as they were given, y, and as a model learns them, y': y = shift + factor y'.
+
+    The squared error of a target that goes from 1 to 7 would drown one that goes from 0 to 1, and
+    the papers' learning rates are for labels in [0, 1]. So `fit` standardises each target that
+    leaves [0, 1], by the training clips; one that stays there is not touched. ρ is the same.
+
+    shift, factor : (E,) float64, factor above 0
+    """
+
+    shift: np.ndarray
+    factor: np.ndarray
+
+    @classmethod
+    def of(cls, target: np.ndarray, by: str = "sd") -> "TargetScale | None":
+        """The scale of training targets (N, E); None where all lie within [0, 1].
+
+        by : "sd", mean 0 and standard deviation 1; "range", smallest 0 and largest 1, for models
+            that end in a sigmoid
+        """
+        low, high = target.min(axis=0), target.max(axis=0)
+        wide = (low < 0) | (high > 1)
+        if not wide.any():
+            return None
+        shift = target.mean(axis=0) if by == "sd" else low
+        factor = target.std(axis=0) if by == "sd" else high - low
+        factor = np.where(factor > 0, factor, 1.0)
+        return cls(np.where(wide, shift, 0.0), np.where(wide, factor, 1.0))
+
+    def down(self, target: np.ndarray) -> np.ndarray:
+        """y' of y, (N, E)."""
+        return (target - self.shift) / self.factor
+
+    def up(self, prediction: np.ndarray) -> np.ndarray:
+        """y of y', (..., E)."""
+        return (self.shift + self.factor * prediction).astype(prediction.dtype)
+
+    def plain(self) -> dict:
+        """As lists, for JSON; `TargetScale.read` takes it."""
+        return {"shift": self.shift.tolist(), "factor": self.factor.tolist()}
+
+    @classmethod
+    def read(cls, plain: dict | None) -> "TargetScale | None":
+        return None if plain is None else cls(*(np.array(plain[k]) for k in ("shift", "factor")))
 
 
 def fit(
@@ -155,6 +204,9 @@ class _Trainer:
     def __init__(self, model, train, valid, recipe, seed, checkpoint, device):
         _check(train, valid)
         self.recipe, self.seed, self.train, self.valid = recipe, seed, train, valid
+        self.scale = TargetScale.of(train.target)
+        if self.scale is not None:  # ρ on `valid` is the same in either range
+            self.train = train.with_target(self.scale.down(train.target))
         self.rank, self.world = _ranks()
         if self.world > 1 and recipe.loss != "mse":
             raise ValueError(
@@ -209,7 +261,8 @@ class _Trainer:
         history = pd.DataFrame(self.history)
         epoch = len(history) if self.best is None else self.best_epoch
         seconds = float(history["seconds"].sum())
-        return Result(self.model, history, epoch, seconds, count_parameters(self.model))
+        parameters = count_parameters(self.model)
+        return Result(self.model, history, epoch, seconds, parameters, self.scale)
 
     def _finished(self) -> bool:
         patience = self.recipe.patience
@@ -311,9 +364,8 @@ class _Trainer:
         return rho
 
     def _record(self, epoch: int, loss: float, rho: np.ndarray | None) -> dict:
-        targets = self.train.num_targets
-        names = EMOTIONS if targets == len(EMOTIONS) else range(targets)
-        each = np.full(targets, np.nan) if rho is None else rho
+        names = self.train.targets
+        each = np.full(len(names), np.nan) if rho is None else rho
         record = {
             "epoch": epoch,
             "step": self.step,

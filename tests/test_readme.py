@@ -157,6 +157,10 @@ def test_options_of_run_all_exist(line):
             assert value in profiles.NAMES
         elif option == "--only":
             assert list(ROOT.glob(f"notebooks/{value}_*.ipynb"))
+        elif option == "--visual":
+            assert value in ("faces", "video")
+        elif option in ("--seeds", "--processes"):
+            assert value.isdigit() or value == "N"
         else:
             assert (option, value) == ("--corpus", "DIR")
 

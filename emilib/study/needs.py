@@ -95,7 +95,7 @@ def needs(profile, partitions: pd.DataFrame, transcribe: float = 0.0, cores: int
         what = f"Whisper turbo on {transcribe:.0f} clips without a text"
         rows.append(_row("transcripts", what, work, 0.0, 6.0))
     rows += [_stage_one(profile, train, train_seconds), _features(profile, clips, seconds, cores)]
-    rows.append(_stage_two(profile, train))
+    rows += _stage_two(profile, train, train_seconds)
     return pd.DataFrame(rows)
 
 
@@ -119,12 +119,16 @@ def _stage_one(profile, clips: float, seconds: float) -> dict:
     work = 2 * plan.epochs * passes * once
     # Weights, gradients, their sum in double precision, two moments: 24 bytes a parameter.
     states = (WAV2VEC2.parameters + BERT.parameters) * 24 / 1000
-    tokens = (plan.chunk or plan.batch_size) * plan.audio_seconds * STEPS
-    # About 34 bytes a token, width and layer in half precision, and as much again for the
-    # convolutions before them.
-    activations = 2 * 34 * tokens * WAV2VEC2.width * WAV2VEC2.layers / 1e9
+    memory = states + _activations(WAV2VEC2, plan.chunk or plan.batch_size, plan.audio_seconds)
     what = f"4 contrastive runs of {plan.epochs} epochs, {clips:.0f} clips"
-    return _row("Stage I", what, work, 3 * 2.0, states + activations)
+    return _row("Stage I", what, work, 3 * 2.0, memory)
+
+
+def _activations(network: Network, clips: int, seconds: float) -> float:
+    """GB that training holds of a batch of sound: about 34 bytes a token, width and layer in half
+    precision, and as much again for the convolutions before.
+    """
+    return 2 * 34 * clips * seconds * STEPS * network.width * network.layers / 1e9
 
 
 def _features(profile, clips: float, seconds: float, cores: int) -> dict:
@@ -138,18 +142,37 @@ def _features(profile, clips: float, seconds: float, cores: int) -> dict:
     return _row("features", what, 3 * of_a + of_b, 4 * per_kind, 6.0, more_hours=again)
 
 
-def _stage_two(profile, clips: float) -> dict:
-    from .experiments import experiments
+def _stage_two(profile, clips: float, seconds: float) -> list[dict]:
+    """Fusion on kept features, and with encoders that are trained where there are such."""
+    from .experiments import MEDIA, experiments
 
     listed = [e for e in experiments(profile).values() if e.model is not None]
+    tuned = [e for e in listed if e.features == MEDIA]
+    kept = [e for e in listed if e.features != MEDIA]
+    # The BiLSTM of the dual-stage network over the sound, at its default width: most of a run.
+    hidden = 512
+    lstm = 2 * 2 * 4 * hidden * (WAV2VEC2.width + hidden) * STEPS * seconds
+    runs, epochs, what = _runs(kept, profile)
+    rows = [_row("Stage II", what, BACKWARD * lstm * epochs, runs * 0.1, 8.0, RECURRENT)]
+    if tuned:
+        runs, epochs, what = _runs(tuned, profile)
+        once = sound(EMOTION, seconds, clips) + clips * BERT.operations(WORDS)
+        parameters = EMOTION.parameters + BERT.parameters
+        longest = profile.max_seconds or seconds / clips
+        # Weights, gradients and two moments; on the disk the weights of each run.
+        memory = parameters * 16 / 1000
+        memory += _activations(EMOTION, tuned[0].recipe.batch_size, longest)
+        disk = runs * parameters * 4 / 1000
+        rows.append(_row("fine-tuning", what, BACKWARD * once * epochs, disk, memory))
+    return rows
+
+
+def _runs(listed: list, profile) -> tuple[int, int, str]:
+    """Runs and epochs of some experiments, and both as text."""
     runs = len(listed) * len(profile.seeds)
-    # The BiLSTM of the dual-stage network over 7 s of sound, at its default width: most of a run.
-    steps, hidden = 7 * STEPS, 512
-    lstm = 2 * 2 * 4 * hidden * (WAV2VEC2.width + hidden) * steps
     epochs = sum(e.recipe.epochs for e in listed) * len(profile.seeds)
-    work = BACKWARD * lstm * clips * epochs
-    what = f"{runs} runs of {len(listed)} experiments, {epochs} epochs if none stops early"
-    return _row("Stage II", what, work, runs * 0.1, 8.0, RECURRENT)
+    words = f"{runs} runs of {len(listed)} experiments, {epochs} epochs if none stops early"
+    return runs, epochs, words
 
 
 def weights_gb(profile) -> float:
@@ -157,6 +180,20 @@ def weights_gb(profile) -> float:
     roles = [profile.vision, profile.audio, profile.text, *(profile.taemi_encoders or {}).values()]
     found = (manifest.get(config["checkpoint"]) for config in roles if "checkpoint" in config)
     return sum(entry.megabytes for entry in found if entry is not None) / 1000
+
+
+def markdown(found: pd.DataFrame) -> str:
+    """The table of `needs` for a README."""
+    total = found[["pflop", "hours", "disk"]].sum().to_dict()
+    last = {"stage": "all", "what": "", "gpu": found["gpu"].max(), **total}
+    lines = [
+        "| stage | what | PFLOP | hours | disk GB | GPU GB |",
+        "| :--- | :--- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in [*found.to_dict("records"), last]:
+        numbers = f"{row['pflop']:,.0f} | {row['hours']:.1f} | {row['disk']:.0f} | {row['gpu']:.0f}"
+        lines.append(f"| {row['stage']} | {row['what']} | {numbers} |")
+    return "\n".join(lines)
 
 
 def text(found: pd.DataFrame) -> str:

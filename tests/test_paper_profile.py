@@ -1,0 +1,127 @@
+"""The profile `paper` on a folder in the real layout, with every defect, to the same tables.
+
+The papers' checkpoints are replaced by small ones in their formats, and the fusion models are
+narrow and trained for one epoch; everything else is as on the real data.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import real_layout
+import small_checkpoints
+
+from emilib import ranks
+
+TESTS = Path(__file__).parent
+NUMBERS = ("A2", "A3", "A4", "B2", "B3", "B4")
+
+SCRIPT = """
+import dataclasses, sys
+from pathlib import Path
+from emilib import profiles, ranks
+from emilib.study import tables
+from emilib.workspace import Workspace
+
+RECIPES = [f"{name}_recipe" for name in ("dual_stage", "taemi", "baseline", "earlier", "savchenko")]
+
+
+def main(corpus, home):
+    paper, smoke = profiles.paper(), profiles.smoke()
+    plans = {
+        side: dataclasses.replace(plan, epochs=2, cycle_epochs=1, chunk=8, lr_max=1e-3)
+        for side, plan in paper.stage_one.items()
+    }
+    changes = {name: dataclasses.replace(getattr(paper, name), epochs=1) for name in RECIPES}
+    narrow = {name: getattr(smoke, name) for name in ("dual_stage", "taemi", "baseline", "earlier")}
+    profile = dataclasses.replace(
+        paper, stage_one=plans, seeds=(0,), max_seconds=6.0, **changes, **narrow
+    )
+    ranks.join()
+    made = Workspace(profile, corpus, home).tables()
+    if ranks.first():
+        tables.write(made, Path(home) / "tables", endings=("csv",))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("paper")
+    real_layout.build(folder / "corpus", train=20, validation=10, test=5)
+    small_checkpoints.write(folder / "weights")
+    (folder / "run.py").write_text(SCRIPT)
+    return folder
+
+
+def start(place, home, processes=1):
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    environment = {k: v for k, v in os.environ.items() if k not in ranks.VARIABLES}
+    environment |= {
+        "EMI_WEIGHTS": str(place / "weights"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(TESTS.parent),
+    }
+    command = [sys.executable, *(launcher if processes > 1 else [])]
+    return subprocess.Popen(
+        [*command, str(place / "run.py"), str(place / "corpus"), str(place / home)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process):
+    errors = process.communicate(timeout=600)[1]
+    assert process.returncode == 0, errors[-3000:]
+
+
+def numbers(folder):
+    """The tables without how long training took."""
+    read = {name: pd.read_csv(folder / "tables" / f"{name}.csv") for name in NUMBERS}
+    return {name: table.drop(columns="seconds") for name, table in read.items()}
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """The tables of one process that nothing disturbs."""
+    finish(start(place, "whole"))
+    return numbers(place / "whole")
+
+
+def test_every_row_of_every_table_has_its_number(whole):
+    for name, table in whole.items():
+        lacking = table.loc[table["here"].isna(), "row"].tolist()
+        assert not lacking, f"{name}: {lacking}"
+        assert np.isfinite(table["here"]).all()
+
+
+def test_two_processes_come_to_the_same_tables(place, whole):
+    finish(start(place, "two", processes=2))
+    for name, table in numbers(place / "two").items():
+        pd.testing.assert_frame_equal(table, whole[name], check_exact=True)
+
+
+def test_three_kills_change_nothing(place, whole):
+    random = np.random.default_rng()
+    for _ in range(3):
+        process = start(place, "killed")
+        time.sleep(random.uniform(3, 12))
+        if process.poll() is None:  # else it was quicker than that, and there is nothing to kill
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+    finish(start(place, "killed"))
+    for name, table in numbers(place / "killed").items():
+        pd.testing.assert_frame_equal(table, whole[name], check_exact=True)

@@ -37,7 +37,7 @@ COMMANDS = [line for line in [*LINES, *SPANS] if line.startswith(("./run_all.sh"
 MADE = ("runs/", ".venv/", "figures/", "result/", "~/")
 CORPUS = ("raw/", "audio/", "face_images/", "vit/", "wav2vec2/", "text/", "test_data/")
 CORPUS += ("train_split.csv", "valid_split.csv", "test_split.csv")
-HUB_NAMES = ("openai/", "facebook/", "audeering/")
+HUB_NAMES = ("openai/", "facebook/", "audeering/", "google/")
 
 
 # ------------------------------------------------------------------ tables

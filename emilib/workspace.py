@@ -111,7 +111,10 @@ class Workspace:
     def _transcripts(self):
         from .features import speech
 
-        return speech.transcripts(self._listed, workers=self.workers)
+        heard = Counter("words by Whisper: clips")
+        return speech.transcripts(
+            self._listed, workers=self.workers, progress=heard, cache=self.cache
+        )
 
     @functools.cached_property
     def unlabelled(self) -> pd.DataFrame:
@@ -130,12 +133,15 @@ class Workspace:
     def corpus_key(self) -> str:
         """Hex digest that changes when a CSV, a transcript, or a file's name or size does.
 
+        Transcripts are those of the text files, and those that Whisper made where there is none.
         The embedded corpus is known by its parameters: its files may differ in bytes while the
         decoded frames do not.
         """
+        heard = self.clips[self._listed["transcript"].isna() & self.clips["transcript"].notna()]
+        digest = hashlib.sha256("".join(heard["id"] + ":" + heard["transcript"]).encode())
         if self._synthetic:
-            return hashlib.sha256((self.folder / "synthetic.json").read_bytes()).hexdigest()[:32]
-        digest = hashlib.sha256()
+            digest.update((self.folder / "synthetic.json").read_bytes())
+            return digest.hexdigest()[:32]
         for path in sorted(self.folder.glob("*.csv")) + sorted(self.folder.rglob("text/*.txt")):
             digest.update(path.relative_to(self.folder).as_posix().encode() + path.read_bytes())
         for row in self.clips[["id", "video", "audio", "official_vision"]].itertuples(index=False):
@@ -202,7 +208,8 @@ class Workspace:
 
         def produce(ids: Sequence[str]) -> Iterator[dict]:
             with processes.pool(self.workers) as pool:
-                yield from pool.map(_decode, [jobs[id_] for id_ in ids], chunksize=4)
+                work = (jobs[id_] for id_ in ids)
+                yield from processes.ordered_map(pool, _decode, work, ahead=4 * self.workers)
 
         return store.build(
             self.cache,
@@ -534,7 +541,7 @@ class Workspace:
 
     def _ours(self, stage: str) -> dict:
         from .features import store
-        from .study.extraction import extract
+        from .features.extraction import extract
 
         encoders = self.encoders(stage)
         parts = {
@@ -543,7 +550,7 @@ class Workspace:
             "encoders": self._encoder_parts(stage),
             "media": [self.profile.visual, self.profile.fps, self.profile.image_size],
             "audio_every": self.profile.audio_every,
-            "code": source_sum("study/extraction.py", "features/encoders.py", "corpus/media.py"),
+            "code": source_sum("features/extraction.py", "features/encoders.py", "corpus/media.py"),
         }
         texts = dict(zip(self.clips["id"], self.clips["transcript"], strict=True))
         stores, kept = self.media, self.profile.stored_frames
@@ -570,9 +577,9 @@ class Workspace:
 
     def _decoded_frames(self, ids):
         rows = self.clips.set_index("id").loc[list(ids)].reset_index()
-        work = [self._job(row, None, sound=False) for row in rows.itertuples()]
+        work = (self._job(row, None, sound=False) for row in rows.itertuples())
         with processes.pool(self.workers) as pool:
-            for decoded in pool.map(_decode, work, chunksize=2):
+            for decoded in processes.ordered_map(pool, _decode, work, ahead=4 * self.workers):
                 yield decoded["frames"]
 
     def _encoder_parts(self, stage: str):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..cache import atomic_write, key
-from ..features.encoders import SAMPLE_RATE, AudioEncoder, TextEncoder, VisionEncoder
+from ..features.encoders import SAMPLE_RATE, AudioEncoder, TextEncoder, VisionEncoder, padded
 from ..models.contrastive import ContrastivePair, contrastive_loss, sgdr, text_groups
 from .plans import StageOne
 
@@ -168,7 +168,7 @@ class _Run:
             waveform = self.clips.waveforms[i]
             start = int(self.draw(max(1, len(waveform) - longest)))
             cuts.append(waveform[start : start + longest])
-        waveforms, valid = padded(cuts)
+        waveforms, valid = padded([cut.float() for cut in cuts])
         return self.media(waveforms.to(self.device), valid.to(self.device))
 
     def draw(self, high: int) -> torch.Tensor:
@@ -226,10 +226,3 @@ def sampled_frames(encoder: VisionEncoder, clips: Sequence[torch.Tensor], draw):
     hidden = nn.utils.rnn.pad_sequence(encoder(images).split(counts), batch_first=True)
     valid = torch.arange(hidden.shape[1]) < torch.tensor(counts)[:, None]
     return hidden, valid.to(hidden.device)
-
-
-def padded(waveforms: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, S) zero-padded float and (B, S) bool."""
-    lengths = torch.tensor([len(w) for w in waveforms])
-    values = nn.utils.rnn.pad_sequence([w.float() for w in waveforms], batch_first=True)
-    return values, torch.arange(values.shape[1]) < lengths[:, None]

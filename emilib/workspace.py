@@ -541,7 +541,7 @@ class Workspace:
 
     def _ours(self, stage: str) -> dict:
         from .features import store
-        from .features.extraction import extract
+        from .features.extraction import Batching, extract, first_device
 
         encoders = self.encoders(stage)
         parts = {
@@ -563,7 +563,9 @@ class Workspace:
         def produce(ids):
             words = [texts[i] if isinstance(texts[i], str) else "" for i in ids]
             sounds = (stores["waveform"][i] for i in ids)
-            yield from extract(encoders, frames(ids), sounds, words, self.profile.audio_every)
+            batching = Batching.on(first_device(), compile=self.profile.compile_vision)
+            every = self.profile.audio_every
+            yield from extract(encoders, frames(ids), sounds, words, every, batching=batching)
 
         return store.build(
             self.cache,

@@ -232,7 +232,7 @@ def test_words_are_kept_by_shards_and_heard_once(checkpoint, tmp_path, monkeypat
         speech.transcripts(table, cache=cache, **options)
     heard.clear()
     monkeypatch.setattr(speech, "sound_of", listened)
-    words, line = speech.transcripts(table, cache=cache, **options)
+    words, _ = speech.transcripts(table, cache=cache, **options)
     assert heard == paths[2:]  # the first shard was finished
     assert words.tolist() == plain.tolist()
     assert all(words)
@@ -241,7 +241,7 @@ def test_words_are_kept_by_shards_and_heard_once(checkpoint, tmp_path, monkeypat
     assert heard == []
     speech.transcripts(table, cache=cache, language=None, **options)
     assert heard == paths  # another language is another question
-    write(paths[0], sound=sine(300, 2, 16000), sound_codec="pcm_s16le")
+    write(tmp_path / "0.wav", sound=sine(300, 2, 16000), sound_codec="pcm_s16le")
     heard.clear()
     speech.transcripts(table, cache=cache, **options)
     assert heard == paths  # a file has changed

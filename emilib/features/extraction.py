@@ -61,6 +61,11 @@ class Batching:
         return cls(**fields)
 
 
+def first_device() -> torch.device:
+    """The first GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @torch.inference_mode()
 def extract(
     encoders: dict,
@@ -84,7 +89,7 @@ def extract(
     `frames` and `waveforms` are asked for `store.SHARD` clips at a time, and no more are held.
     Yields {"frames": (T, D), "audio": (T, D), "text": (1, D)}.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(device or first_device())
     batching = batching or Batching.on(device)
     for encoder in encoders.values():
         encoder.to(device).eval()

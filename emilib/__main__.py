@@ -7,6 +7,7 @@ Results go to stdout, progress to stderr. Exit codes: 0 done, 1 it could not be 
 says why), 2 the command was not understood.
 """
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -83,12 +84,15 @@ def features(
     corpus: CorpusDir = None,
     visual: Visual = None,
     kind: Literal["ours", "official"] = "ours",
+    compile: Annotated[bool, tyro.conf.arg(help="the ViT, with torch.compile; for a GPU")] = False,
 ) -> None:
     """Features of all clips into the store, made where they are missing.
 
     Example: python -m emilib features --profile smoke
     """
-    made = _workspace(profile, corpus, visual).features(kind)
+    workspace = _workspace(profile, corpus, visual)
+    workspace.profile = dataclasses.replace(workspace.profile, compile_vision=compile)
+    made = workspace.features(kind)
     for split in ("train", "validation", "test"):
         print(f"{split:12s}{getattr(made, split)}")
 
@@ -149,24 +153,47 @@ def tables(
 
 
 def bench(
-    repeats: Annotated[int, tyro.conf.arg(help="training steps to time")] = 9,
+    what: Annotated[
+        Literal["training", "features"], tyro.conf.arg(help="a Stage II step, or the encoders")
+    ] = "training",
+    repeats: Annotated[int | None, tyro.conf.arg(help="timed runs; 9 of a step, 3 else")] = None,
     threads: Annotated[int | None, tyro.conf.arg(help="of torch; default: its own")] = None,
     device: str | None = None,
+    precision: Annotated[
+        Literal["default", "float32", "bf16"], tyro.conf.arg(help="of the encoders")
+    ] = "default",
+    scale: Annotated[float, tyro.conf.arg(help="of the encoders' batches; small on a CPU")] = 1.0,
+    compile: Annotated[bool, tyro.conf.arg(help="the ViT, with torch.compile")] = False,
+    out: Annotated[Path | None, tyro.conf.arg(help="write the encoders' table to FILE")] = None,
 ) -> None:
-    """Time of a Stage II training step, beside that of a bare BiLSTM and Transformer.
+    """Time of a Stage II training step, or rates of the papers' encoders, with random weights.
+
+    A step stands beside a bare BiLSTM and Transformer; encoders beside the peak of this device.
 
     Example: python -m emilib bench --threads 1
+
+    Example: python -m emilib bench --what features --scale 0.03 --repeats 1
     """
     import torch
 
-    from .study.bench import stage_two
-
     if threads is not None:
         torch.set_num_threads(threads)
-    found = stage_two(repeats, device)
     print(f"# torch {torch.__version__}, {torch.get_num_threads()} threads")
+    if what == "training":
+        from .study.bench import stage_two
+
+        for row in stage_two(repeats or 9, device).itertuples():
+            print(f"{row.what:42s}{1000 * row.seconds:9.1f} ms  x {row.ratio:.3f}")
+        return
+    from .features.throughput import throughput
+
+    wanted = {"float32": None}.get(precision, precision)
+    found = throughput(repeats or 3, device, wanted, scale, compile)
     for row in found.itertuples():
-        print(f"{row.what:42s}{1000 * row.seconds:9.1f} ms  x {row.ratio:.3f}")
+        rate = f"{row.rate:12.2f} {row.unit}/s"
+        print(f"{row.what:24s}{rate:34s}{row.tflops:9.3f} TFLOP/s  {row.share:6.1%} of the peak")
+    if out is not None:
+        found.to_csv(out, index=False)
 
 
 def predict(

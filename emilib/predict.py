@@ -551,17 +551,17 @@ class EmiPredictor:
         )
 
     def _encode_frames(self, frames: np.ndarray) -> np.ndarray:
-        from .study.extraction import encode_frames
+        from .features.extraction import encode_frames
 
-        return encode_frames(self.encoders["vision"], [frames], self.device)[0]
+        return encode_frames(self.encoders["vision"], [frames])[0]
 
     def _features(self, material: _Material, starts, ends, text: str | None):
         """Standardised features of windows as a FeatureSet, and the words of each window.
 
         text : the words; None to have Whisper listen to each window
         """
+        from .features import extraction
         from .features.batches import FeatureSet
-        from .study import extraction
 
         encoded = material.encoded
         if encoded is None and material.frames is not None and "frames" in self.modalities:
@@ -580,13 +580,13 @@ class EmiPredictor:
         audio = [None] * len(sounds)
         if "audio" in self.modalities:
             every = self.settings.audio_every
-            audio = extraction.encode_waveforms(self.encoders["audio"], sounds, self.device, every)
+            audio = extraction.encode_waveforms(self.encoders["audio"], sounds, every)
         texts = [text] * len(sounds) if text is not None else self._listen(sounds)
         matrix = None
         if "text" in self.modalities:
             matrix = np.full((len(texts), self.encoders["text"].dim), np.nan, np.float32)
             distinct = [t for t in dict.fromkeys(texts) if t]
-            vectors = extraction.encode_texts(self.encoders["text"], distinct, self.device)
+            vectors = extraction.encode_texts(self.encoders["text"], distinct)
             by_text = dict(zip(distinct, vectors, strict=True))
             for row, words in enumerate(texts):
                 if words:

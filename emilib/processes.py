@@ -12,8 +12,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from itertools import islice
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 
@@ -54,6 +56,29 @@ def pool(workers: int, start: Callable[..., None] | None = None, *given) -> Proc
     environment = {k: v for k, v in os.environ.items() if k not in ranks.VARIABLES}
     initial = (environment, start, given)
     return ProcessPoolExecutor(workers, context(), _start_worker, initial)
+
+
+def ordered_map(pool: Executor, function: Callable, items: Iterable, ahead: int) -> Iterator:
+    """function(item) of each item, in order, worked out by a pool at most `ahead` items early.
+
+    `pool.map` hands in all items at once, and results pile up where they are made faster than
+    taken. Here memory does not grow with the number of items: `items` is read as it is needed,
+    and no more than `ahead` of them are at work or wait to be taken.
+
+    Raises what `function` raised, when that item's turn comes; what had not begun is given up.
+    """
+    if ahead < 1:
+        raise ValueError(f"ahead: expected at least 1, came {ahead}")
+    remaining = iter(items)
+    waiting = deque(pool.submit(function, item) for item in islice(remaining, ahead))
+    try:
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(function, item) for item in islice(remaining, 1))
+            yield result
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 def _share() -> None:

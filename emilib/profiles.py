@@ -65,6 +65,7 @@ class Profile:
     dual_stage, taemi : settings of the fusion models beside the widths of their inputs
     earlier : of the other systems of Table B2, by class in `emilib.models.prior`
     workers : processes for decoding and for training runs; None is one a core
+    compile_vision : `torch.compile` for the pictures when features are made; for a GPU
     """
 
     name: str
@@ -96,6 +97,7 @@ class Profile:
     max_tokens: int = 64
     text_pool: str = "mean"  # over tokens; the paper does not say how BERT's states become f_s
     workers: int | None = None
+    compile_vision: bool = False
 
 
 def _small(name: str, **fields) -> Profile:

@@ -144,7 +144,10 @@ class Workspace:
     def _transcripts(self):
         from .features import speech
 
-        return speech.transcripts(self._listed, workers=self.workers)
+        heard = Counter("words by Whisper: clips")
+        return speech.transcripts(
+            self._listed, workers=self.workers, progress=heard, cache=self.cache
+        )
 
     @functools.cached_property
     def unlabelled(self) -> pd.DataFrame:
@@ -163,13 +166,18 @@ class Workspace:
     def corpus_key(self) -> str:
         """Hex digest that changes when a CSV, a transcript, or a file's name or size does.
 
+        Transcripts are those of the text files, and those that Whisper made where there is none.
         The embedded corpus is known by its parameters: its files may differ in bytes while the
         decoded frames do not.
         """
+        from .features import speech
+
+        digest = hashlib.sha256(speech.heard_key(self._listed).encode())
         if self._synthetic:
-            return hashlib.sha256((self.folder / "synthetic.json").read_bytes()).hexdigest()[:32]
+            digest.update((self.folder / "synthetic.json").read_bytes())
+            return digest.hexdigest()[:32]
         table = own.table_of(self.source)
-        digest = hashlib.sha256(b"" if table is None else table.name.encode())
+        digest.update(b"" if table is None else table.name.encode())
         for path in sorted(self.folder.glob("*.csv")) + sorted(self.folder.rglob("text/*.txt")):
             digest.update(path.relative_to(self.folder).as_posix().encode() + path.read_bytes())
         for row in self._listed[["id", "video", "audio", "official_vision"]].itertuples(
@@ -267,7 +275,8 @@ class Workspace:
 
         def produce(ids: Sequence[str]) -> Iterator[dict]:
             with processes.pool(self.workers) as pool:
-                yield from pool.map(_decode, [jobs[id_] for id_ in ids], chunksize=4)
+                work = (jobs[id_] for id_ in ids)
+                yield from processes.ordered_map(pool, _decode, work, ahead=4 * self.workers)
 
         return store.build(
             self.cache,
@@ -674,7 +683,7 @@ class Workspace:
 
     def _ours(self, stage: str) -> dict:
         from .features import store
-        from .study.extraction import extract
+        from .features.extraction import Batching, extract
 
         texts = dict(zip(self.clips["id"], self.clips["transcript"], strict=True))
         stores, kept = self.media, self.profile.stored_frames
@@ -691,7 +700,10 @@ class Workspace:
 
         def produce(ids):
             words = [texts[i] if isinstance(texts[i], str) else "" for i in ids]
-            made = extract(self.encoders(stage), frames(ids), sounds(ids), words, every)
+            batching = Batching.on(ranks.device(), compile=self.profile.compile_vision)
+            made = extract(
+                self.encoders(stage), frames(ids), sounds(ids), words, every, batching=batching
+            )
             for id_, row in zip(ids, made, strict=True):
                 yield _finite(id_, row)
 
@@ -715,7 +727,7 @@ class Workspace:
             "media": self._media_parts(),
             "sampling": self._sampling(stage),
             "words": [self.profile.text_pool, self.profile.max_tokens],
-            "code": source_sum("study/extraction.py", "features/encoders.py"),
+            "code": source_sum("features/extraction.py", "features/encoders.py"),
         }
 
     def _sampling(self, stage: str) -> tuple[int | None, int]:
@@ -792,9 +804,9 @@ class Workspace:
 
     def _decoded_frames(self, ids):
         rows = self.clips.set_index("id").loc[list(ids)].reset_index()
-        work = [self._job(row, None, sound=False) for row in rows.itertuples()]
+        work = (self._job(row, None, sound=False) for row in rows.itertuples())
         with processes.pool(self.workers) as pool:
-            for decoded in pool.map(_decode, work, chunksize=2):
+            for decoded in processes.ordered_map(pool, _decode, work, ahead=4 * self.workers):
                 yield decoded["frames"]
 
     def _encoder_parts(self, stage: str):

@@ -65,17 +65,63 @@ def test_vision_is_the_class_token_or_the_mean_of_the_model():
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-@torch.no_grad()
-def test_resizing_is_within_one_grey_level_of_pil():
-    model = ViTModel(ViTConfig(**{**VIT, "image_size": 64}), add_pooling_layer=False)
+SIZES = [  # of pictures (height, width), and what they are brought to
+    ((160, 160), (224, 224)),
+    ((720, 1280), (224, 224)),
+    ((97, 131), (224, 224)),
+    ((33, 17), (64, 64)),
+    ((224, 300), (224, 224)),
+    ((480, 640), (256, 341)),
+    ((223, 225), (224, 224)),
+]
+RESAMPLES = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+@pytest.fixture(params=["bytes", "float"])
+def way(request, monkeypatch):
+    """Resizing as on a CPU, and as on a GPU."""
+    monkeypatch.setattr(encoders, "_has_byte_kernel", lambda device: request.param == "bytes")
+    return request.param
+
+
+@pytest.mark.parametrize("resample", RESAMPLES)
+@pytest.mark.parametrize(("size", "wanted"), SIZES)
+def test_resizing_is_within_one_grey_level_of_pil(way, size, wanted, resample):
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    images = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    found = encoders.resize(images, wanted, resample)[0].permute(1, 2, 0).numpy().astype(float)
+    expected = Image.fromarray(picture).resize(wanted[::-1], RESAMPLES[resample])
+    away = np.abs(found - np.asarray(expected, float))
+    # Noise has ties in both passes, which may be rounded the other way twice.
+    assert away.max() <= 2
+    assert (away > 1).mean() < 1e-4
+    assert (found == found.round()).all()
+
+
+@pytest.mark.parametrize(("size", "wanted"), SIZES)
+def test_both_ways_of_resizing_agree(size, wanted, monkeypatch):
+    images = torch.from_numpy(
+        np.random.default_rng(1).integers(0, 256, (2, 3, *size), dtype=np.uint8)
+    )
+    found = encoders.resize(images, wanted)
+    assert found.dtype == torch.uint8
+    monkeypatch.setattr(encoders, "_has_byte_kernel", lambda device: False)
+    other = encoders.resize(images, wanted)
+    away = (found.float() - other).abs()
+    assert away.max() <= 2
+    assert (away > 1).float().mean() < 1e-4
+
+
+def test_attention_is_torchs_own():
+    config = ViTConfig(**VIT)
+    config._attn_implementation = "eager"
+    model = ViTModel(config, add_pooling_layer=False)
+    assert model.config._attn_implementation == "eager"
     encoder = encoders.VisionEncoder(model)
-    smooth = torch.nn.functional.interpolate(
-        torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(0)) * 255, size=(160, 160)
-    ).to(torch.uint8)
-    found = encoder.pixels(smooth)[0] * 127.5 + 127.5
-    picture = Image.fromarray(smooth[0].permute(1, 2, 0).numpy())
-    expected = np.asarray(picture.resize((64, 64), Image.Resampling.BICUBIC), float)
-    assert np.abs(found.permute(1, 2, 0).numpy() - expected).max() <= 1.01
+    assert encoder.model.config._attn_implementation == "sdpa"
+    sound = encoders.small_audio(SMALL_AUDIO)
+    words = encoders.small_text(SMALL_TEXT, TEXTS)
+    assert {e.model.config._attn_implementation for e in (sound, words)} == {"sdpa"}
 
 
 @torch.no_grad()

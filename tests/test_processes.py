@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 
 import nbformat
 import psutil
+import pytest
 
 from emilib import processes, runner
 
@@ -79,6 +81,89 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path):
         assert len(workers) == 2
         process.kill()
     assert psutil.wait_procs(workers, timeout=30)[1] == []
+
+
+class Waiting:
+    """A pool that works out everything at once and keeps account of what nobody has taken."""
+
+    def __init__(self):
+        self.open, self.most = 0, 0
+
+    def submit(self, function, item):
+        pool = self
+
+        class Counted(Future):
+            def result(self):
+                pool.open -= 1
+                return super().result()
+
+        future = Counted()
+        try:
+            future.set_result(function(item))
+        except ZeroDivisionError as error:
+            future.set_exception(error)
+        self.open += 1
+        self.most = max(self.most, self.open)
+        return future
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 50])
+def test_an_ordered_map_is_never_further_ahead(ahead):
+    pool, read = Waiting(), []
+
+    def items():
+        for number in range(20):
+            read.append(number)
+            yield number
+
+    made = processes.ordered_map(pool, str, items(), ahead)
+    for taken, result in enumerate(made, 1):
+        assert result == str(taken - 1)
+        assert len(read) <= taken + ahead
+    assert taken == 20
+    assert pool.most == min(ahead, 20)
+    assert pool.open == 0
+
+
+def test_an_ordered_map_over_processes():
+    with processes.pool(2) as pool:
+        assert list(processes.ordered_map(pool, abs, range(-40, 0), 8)) == list(range(40, 0, -1))
+        assert list(processes.ordered_map(pool, abs, [], 8)) == []
+
+
+def test_an_error_comes_when_it_is_its_turn_and_ends_the_map():
+    begun = []
+
+    def invert(number):
+        begun.append(number)
+        return 1 / number
+
+    made = processes.ordered_map(Waiting(), invert, [1, 2, 0, 4, 5, 6], 2)
+    assert [next(made), next(made)] == [1, 0.5]
+    with pytest.raises(ZeroDivisionError):
+        next(made)
+    assert begun == [1, 2, 0, 4]
+    with pytest.raises(StopIteration):
+        next(made)
+
+
+def test_a_map_that_is_left_gives_up_what_has_not_begun():
+    given = []
+
+    class Slow:
+        def submit(self, function, item):
+            given.append(Future())
+            if item == 0:
+                given[-1].set_result(0)
+            return given[-1]
+
+    made = processes.ordered_map(Slow(), abs, range(10), 4)
+    assert next(made) == 0
+    made.close()
+    assert len(given) == 5
+    assert all(future.cancelled() for future in given[1:])
+    with pytest.raises(ValueError, match="at least 1, came 0"):
+        next(processes.ordered_map(Slow(), abs, range(10), 0))
 
 
 def test_a_notebooks_kernel_and_its_workers_are_forked_of_one_server(tmp_path, monkeypatch):

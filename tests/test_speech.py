@@ -1,5 +1,6 @@
 """Transcripts: from files, from a small Whisper checkpoint written here, or none."""
 
+import functools
 from dataclasses import asdict
 from fractions import Fraction
 
@@ -11,7 +12,8 @@ import whisper
 from test_media import sine, write
 from whisper.model import ModelDimensions
 
-from emilib.features import speech
+from emilib.cache import Cache
+from emilib.features import speech, store
 
 
 def write_whisper(path):
@@ -120,20 +122,53 @@ def test_a_long_clip_is_the_words_of_its_windows_in_order(model):
     assert speech.transcribe(model, [long]) == [expected]
 
 
-def test_waveforms_are_taken_as_they_are_needed(model):
+def test_waveforms_are_taken_as_they_are_needed(model, monkeypatch):
     """No more than a batch of clips is held: the source is asked one clip at a time."""
-    handed = []
+    handed, decoded = [], []
+    decode = speech.decode_windows
 
     def source():
-        for number, sound in enumerate(waveforms()):
-            handed.append(number)
+        for sound in waveforms():
+            handed.append(1)
             yield sound
 
-    seen = []
-    speech.transcribe(
-        model, source(), batch_size=1, total=3, progress=lambda *p: seen.append((*p, len(handed)))
-    )
-    assert seen == [(1, 3, 1), (2, 3, 2), (3, 3, 3)]
+    def counted(model, windows, language):
+        decoded.append((len(windows), len(handed)))
+        return decode(model, windows, language)
+
+    monkeypatch.setattr(speech, "decode_windows", counted)
+    speech.transcribe(model, source(), batch_size=1)
+    assert decoded == [(1, 1), (1, 2), (1, 3)]
+    speech.transcribe(model, waveforms() * 2, batch_size=4)
+    assert [count for count, _ in decoded[3:]] == [4, 2]
+
+
+def test_a_blip_is_too_short_for_a_word():
+    blip = np.random.default_rng(0).normal(0, 0.3, 1024).astype(np.float32)  # 64 ms
+    assert speech.transcribe(Silent(), [blip]) == [""]
+
+
+def test_the_language_is_guessed_for_each_window(model):
+    windows = [speech.Window(n, samples) for n, samples in enumerate(waveforms())]
+    together = speech.decode_windows(model, windows, language=None)
+    for window, result in zip(windows, together, strict=True):
+        mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(window.samples), n_mels=80)
+        options = whisper.DecodingOptions(language=None, without_timestamps=True, fp16=False)
+        alone = whisper.decode(model, mel, options)
+        assert (result.language, result.tokens) == (alone.language, alone.tokens)
+
+
+def test_too_little_memory_halves_a_batch(model, monkeypatch):
+    sounds, decode = [*waveforms(), *waveforms()], speech.decode_windows
+    expected = speech.transcribe(model, sounds)
+
+    def limited(model, windows, language):
+        if len(windows) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return decode(model, windows, language)
+
+    monkeypatch.setattr(speech, "decode_windows", limited)
+    assert speech.transcribe(model, sounds) == expected
 
 
 def test_all_from_text_files():
@@ -172,6 +207,47 @@ def test_whisper_fills_in_what_has_no_file(checkpoint, model, tmp_path, workers)
     assert words.tolist() == [first, "from the file", third, "", ""]
     assert first
     assert line == "Text: from 1 text files, from Whisper (tiny-random.pt) for 4 clips."
+
+
+def test_words_are_kept_by_shards_and_heard_once(checkpoint, tmp_path, monkeypatch):
+    paths = []
+    for number in range(5):
+        path = tmp_path / f"{number}.wav"
+        write(path, sound=sine(300 + 100 * number, 1, 16000), sound_codec="pcm_s16le")
+        paths.append(str(path))
+    table = clips(paths, [None] * 5)
+    options = {"weights": str(checkpoint), "device": "cpu"}
+    plain, _ = speech.transcripts(table, **options)
+    monkeypatch.setattr(speech.store, "SHARD", 2)
+    build = functools.partial(store.build, shard_size=2)
+    monkeypatch.setattr(speech.store, "build", build)
+    heard, sound_of = [], speech.sound_of
+
+    def listened(pair, stop_after=None):
+        if len(heard) == stop_after:
+            raise KeyboardInterrupt
+        heard.append(pair[0])
+        return sound_of(pair)
+
+    cache = Cache(tmp_path / "cache")
+    monkeypatch.setattr(speech, "sound_of", functools.partial(listened, stop_after=3))
+    with pytest.raises(KeyboardInterrupt):
+        speech.transcripts(table, cache=cache, **options)
+    heard.clear()
+    monkeypatch.setattr(speech, "sound_of", listened)
+    words, _ = speech.transcripts(table, cache=cache, **options)
+    assert heard == paths[2:]  # the first shard was finished
+    assert words.tolist() == plain.tolist()
+    assert all(words)
+    heard.clear()
+    assert speech.transcripts(table, cache=cache, **options)[0].tolist() == plain.tolist()
+    assert heard == []
+    speech.transcripts(table, cache=cache, language=None, **options)
+    assert heard == paths  # another language is another question
+    write(tmp_path / "0.wav", sound=sine(300, 2, 16000), sound_codec="pcm_s16le")
+    heard.clear()
+    speech.transcripts(table, cache=cache, **options)
+    assert heard == paths  # a file has changed
 
 
 def test_sound_of_a_video_where_there_is_no_sound_file(tmp_path):

@@ -13,7 +13,7 @@ from emilib.corpus.layout import EMOTIONS
 from emilib.features import FeatureSet
 from emilib.features.encoders import AudioEncoder, small_audio, small_text, small_vision
 from emilib.models.contrastive import recall_at
-from emilib.study import alignment, extraction, pretraining, stage_one
+from emilib.study import alignment, pretraining, stage_one
 from emilib.study.pretraining import WarmStart, log_mel, warm_audio, warm_text, warm_vision
 from emilib.study.stage_one import Clips, StageOne, drawn_frames, encoded_frames, pretrain, usable
 from emilib.workspace import Workspace
@@ -447,78 +447,6 @@ def test_too_few_clips_say_what_is_missing():
     some.texts[:2] = "", ""
     with pytest.raises(ValueError, match=r"of audio needs at least 2 clips .* came 1"):
         pretrain(audio(), text(), some, PLAN, seed=0)
-
-
-# --------------------------------------------------------------------------------- extraction
-
-
-@pytest.fixture(scope="module")
-def extracted():
-    """40 clips (more than one group) encoded together, with what they were made of."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    encoders = {"vision": vision(), "audio": audio(), "text": text()}
-    random = np.random.default_rng(0)
-    frames = [random.integers(0, 255, (1 + i % 7, 3, 16, 16), np.uint8) for i in range(40)]
-    sounds = [random.normal(0, 3000, 1000 + 431 * (i * 7 % 40)).astype(np.int16) for i in range(40)]
-    texts = [WORDS[i % 4] + " really" * (i % 3) for i in range(40)]
-    frames[3], sounds[5], texts[7] = None, None, ""
-    frames[8], sounds[9] = frames[8][:0], sounds[9][:300]
-    frames[34], sounds[34], texts[34] = None, None, ""
-    rows = list(extraction.extract(encoders, iter(frames), iter(sounds), texts))
-    return encoders, frames, sounds, texts, rows
-
-
-def test_missing_media_give_none_and_order_is_kept(extracted):
-    _, frames, sounds, _, rows = extracted
-    assert len(rows) == 40
-    assert [i for i, r in enumerate(rows) if r["frames"] is None] == [3, 8, 34]
-    assert [i for i, r in enumerate(rows) if r["audio"] is None] == [5, 9, 34]
-    assert [i for i, r in enumerate(rows) if r["text"] is None] == [7, 34]
-    for clip, row in zip(frames, rows, strict=True):
-        assert row["frames"] is None or len(row["frames"]) == len(clip)
-    assert all(r["text"].shape == (1, 16) for r in rows if r["text"] is not None)
-    arrays = [a for r in rows for a in r.values() if a is not None]
-    assert {a.dtype for a in arrays} == {np.dtype(np.float16)}
-    assert all(np.isfinite(a).all() for a in arrays)
-    lengths = [len(s) for i, s in enumerate(sounds) if s is not None and i != 9]
-    assert len(set(lengths)) > 30  # so padding was at work
-
-
-def test_a_clip_in_a_batch_equals_the_clip_alone(extracted):
-    encoders, frames, sounds, texts, rows = extracted
-    for i in (0, 6, 11, 31, 33, 39):
-        (alone,) = extraction.extract(encoders, [frames[i]], [sounds[i]], [texts[i]])
-        for name, features in alone.items():
-            assert features.shape == rows[i][name].shape
-            np.testing.assert_allclose(features, rows[i][name], rtol=2e-3, atol=2e-3)
-
-
-def test_features_are_those_of_the_encoders(extracted):
-    encoders, frames, sounds, texts, rows = extracted
-    with torch.no_grad():
-        for i in (1, 20, 38):
-            seen = encoders["vision"](torch.from_numpy(frames[i]))
-            sound = torch.from_numpy(sounds[i] / 32768).float()[None]
-            heard, valid = encoders["audio"](sound, torch.ones_like(sound, dtype=torch.bool))
-            read = encoders["text"](**encoders["text"].tokens([texts[i]]))
-            assert valid.all()
-            for name, one in (("frames", seen), ("audio", heard[0]), ("text", read)):
-                np.testing.assert_allclose(rows[i][name], one, rtol=2e-3, atol=2e-3)
-
-
-def test_extraction_of_an_encoder_in_training_mode_has_no_dropout(extracted):
-    encoders, frames, sounds, texts, rows = extracted
-    for module in encoders.values():
-        module.train()
-    (again,) = extraction.extract(encoders, frames[:1], sounds[:1], texts[:1])
-    np.testing.assert_allclose(again["frames"], rows[0]["frames"], rtol=2e-3, atol=2e-3)
-
-
-def test_columns_of_different_length_are_refused(extracted):
-    encoders = extracted[0]
-    with pytest.raises(ValueError, match="zip"):
-        list(extraction.extract(encoders, [None, None], [None], ["a", "b"]))
 
 
 # ------------------------------------------------------------------------- what Stage I brought

@@ -5,19 +5,23 @@ sound is never shown to it, and a window that it takes for no speech gives no te
 """
 
 import os
-from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from emilib import processes
+from emilib.cache import Cache, file_sum, key, source_sum
 from emilib.corpus import media
-from emilib.features import manifest
+from emilib.features import manifest, store
 
 SAMPLE_RATE = 16000  # Hz, what Whisper takes
 WINDOW = 30 * SAMPLE_RATE  # samples, what Whisper takes at once
+SHORTEST = SAMPLE_RATE // 10  # samples; nobody says a word in less, but Whisper hears one
 NO_SPEECH = 0.6  # probability of no speech from which on a window has no text; Whisper's own
 DEFAULT_MODEL = "turbo"  # both papers
 _TURBO = manifest.get(DEFAULT_MODEL)
@@ -44,6 +48,7 @@ def transcripts(
     device=None,
     workers=0,
     progress=None,
+    cache: Cache | None = None,
 ):
     """The words of each clip, and one line that says where they come from.
 
@@ -53,6 +58,8 @@ def transcripts(
     language : what is spoken, None lets Whisper guess for each window (not stated in the papers)
     workers : processes that decode the sound for Whisper, 0 does it in this one
     progress : called with (clips done, clips in all) while Whisper works
+    cache : where Whisper's words are kept, by shards: what a killed run had heard is not asked
+        again. None keeps nothing
 
     Returns a Series of str or None (no text known) in the order of `clips`, indexed by id, and the
     line. A text file is taken as it is; only clips without one go to Whisper.
@@ -70,12 +77,59 @@ def transcripts(
             f"{start}{len(missing)} of {len(clips)} clips have no text, as Whisper's weights are "
             f"not here; to have it, {HOW_TO_GET}."
         )
-    model = load_whisper(path, device)
-    sounds = _sounds(missing, workers)
-    found = transcribe(model, sounds, language, batch_size, len(missing), progress)
-    words.loc[missing["id"]] = found
+
+    def listen(ids):
+        model = load_whisper(path, device)
+        rows = missing.set_index("id").loc[list(ids)]
+        return _listen(model, _sounds(rows, workers), language, batch_size)
+
+    ids = missing["id"].tolist()
+    if cache is None:
+        found = {}
+        for id_, text in zip(ids, listen(ids), strict=True):
+            found[id_] = text
+            if progress is not None:
+                progress(len(found), len(ids))
+    else:
+        found = _kept(cache, _parts(missing, path, language), ids, listen, progress)
+    words.loc[ids] = [found[id_] for id_ in ids]
     files = f"from {from_files} text files, " if from_files else ""
     return words, f"Text: {files}from Whisper ({path.name}) for {len(missing)} clips."
+
+
+def _kept(cache, parts, ids, listen, progress) -> dict[str, str]:
+    """Words by id from the store, as bytes of UTF-8; shards that are missing are listened to."""
+
+    def produce(missing):
+        for text in listen(missing):
+            yield {"words": np.frombuffer(text.encode(), np.uint8)}
+
+    made = store.build(cache, "transcripts", parts, ids, produce, ("words",), progress=progress)
+    return {id_: bytes(row).decode() for id_, row in made["words"].items()}
+
+
+def heard_key(clips, language="en") -> str:
+    """Changes with what `transcripts` would have Whisper say of these clips; "" for nothing.
+
+    Whisper is not asked.
+    """
+    missing, path = clips[clips["transcript"].isna()], find_weights()
+    if missing.empty or path is None:
+        return ""
+    return key(**_parts(missing, path, language))
+
+
+def _parts(clips, path, language) -> dict:
+    """All that determines what Whisper hears in these clips."""
+    paths = clips[["audio", "video"]].to_numpy().ravel()
+    sizes = [os.path.getsize(path) if isinstance(path, str) else -1 for path in paths]
+    return {
+        "weights": file_sum(path),
+        "language": language,
+        "clips": key(ids=clips["id"].tolist(), sizes=sizes),
+        "whisper": version("openai-whisper"),
+        "code": source_sum("features/speech.py", "corpus/media.py"),
+    }
 
 
 def find_weights(weights=None):
@@ -130,16 +184,22 @@ def load_whisper(path, device=None):
         ) from error
 
 
+def _listen(model, waveforms: Iterator, language, batch_size) -> Iterator[str]:
+    """Words of each waveform. No batch has windows of two shards, as one of them may be kept."""
+    while shard := list(islice(waveforms, store.SHARD)):
+        yield from transcribe(model, shard, language, batch_size)
+
+
 def transcribe(
-    model, waveforms, language="en", batch_size=16, total=None, progress=None, silence=media.SILENCE
-):
+    model, waveforms: Iterable, language="en", batch_size=16, silence=media.SILENCE
+) -> list[str]:
     """Words of each waveform, by `whisper.decode` on batches of windows of 30 s.
 
     model : of `load_whisper`; waveforms : iterable of (S,) float32 at 16 kHz, or None for no sound.
     It is taken as it comes: no more than a batch of windows is in memory.
 
-    Returns a list of str: "" where there is no sound, where it is nowhere louder than `silence`
-    (the model isn't asked), and where the model takes it for no speech.
+    Returns a list of str: "" where there is no sound, where no window is longer than `SHORTEST`
+    and louder than `silence` (the model isn't asked), and where the model takes it for no speech.
     """
     texts, batch = [], []
     for clip, waveform in enumerate(waveforms):
@@ -148,26 +208,35 @@ def transcribe(
         while len(batch) >= batch_size:
             _decode_batch(model, batch[:batch_size], language, texts)
             batch = batch[batch_size:]
-        if progress is not None:
-            progress(clip + 1, total)
     if batch:
         _decode_batch(model, batch, language, texts)
     return [" ".join(pieces) for pieces in texts]
 
 
 def _loud_windows(waveform, silence):
-    """Pieces of at most 30 s that are loud enough to hold speech."""
+    """Pieces of at most 30 s that are long and loud enough to hold speech."""
     if waveform is None:
         return []
     pieces = [waveform[start : start + WINDOW] for start in range(0, len(waveform), WINDOW)]
-    return [piece for piece in pieces if media.loudness(piece, SAMPLE_RATE) > silence]
+    return [
+        piece
+        for piece in pieces
+        if len(piece) >= SHORTEST and media.loudness(piece, SAMPLE_RATE) > silence
+    ]
 
 
 def _decode_batch(model, windows, language, texts):
     """Append the words of each window to those of its clip."""
-    for window, result in zip(windows, decode_windows(model, windows, language), strict=True):
-        if result.no_speech_prob <= NO_SPEECH and result.text:
-            texts[window.clip].append(result.text)
+    from .extraction import within_memory
+
+    def decode(batch, room):
+        return decode_windows(model, batch, language)
+
+    batches = within_memory([windows], decode, len(windows), "window", model.device)
+    for batch, results in batches:
+        for window, result in zip(batch, results, strict=True):
+            if result.no_speech_prob <= NO_SPEECH and result.text:
+                texts[window.clip].append(result.text)
 
 
 def decode_windows(model, windows, language="en"):
@@ -205,16 +274,11 @@ def sound_of(clip):
     return None
 
 
-def _sounds(clips, workers):
+def _sounds(clips, workers) -> Iterator:
     """Waveforms of the clips in order, decoded some clips ahead by `workers` processes."""
     pairs = list(zip(clips["audio"], clips["video"], strict=True))
     if workers < 1:
         yield from map(sound_of, pairs)
         return
     with processes.pool(workers) as pool:
-        # `pool.map` would hand in everything at once and hold all waveforms in memory.
-        remaining = iter(pairs)
-        waiting = deque(pool.submit(sound_of, pair) for pair in islice(remaining, 4 * workers))
-        while waiting:
-            yield waiting.popleft().result()
-            waiting.extend(pool.submit(sound_of, pair) for pair in islice(remaining, 1))
+        yield from processes.ordered_map(pool, sound_of, pairs, ahead=4 * workers)

@@ -19,6 +19,8 @@ from safetensors.numpy import save
 from .. import ranks
 from ..cache import Cache, atomic_write, file_sum
 
+SHARD = 32  # clips
+
 
 def write_shard(path, ids: Sequence[str], arrays: Sequence) -> None:
     """Write clips' (T, ...) arrays of one dtype and width; None where a clip has nothing.
@@ -154,7 +156,7 @@ def build(
     ids: Sequence[str],
     produce: Callable[[Sequence[str]], Iterator[dict]],
     names: Sequence[str],
-    shard_size: int = 32,
+    shard_size: int = SHARD,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Store]:
     """The stores `names` of a step, made shard by shard where they are missing.

@@ -18,7 +18,7 @@ from torch import nn
 
 from .. import ranks
 from ..cache import atomic_write, key
-from ..features.encoders import SAMPLE_RATE, AudioEncoder, TextEncoder, VisionEncoder
+from ..features.encoders import SAMPLE_RATE, AudioEncoder, TextEncoder, VisionEncoder, padded
 from ..models.contrastive import ContrastivePair, contrastive_loss, sgdr, text_groups
 from .plans import StageOne
 
@@ -253,7 +253,7 @@ class _Run:
         if self.side == "frames":
             frames = [self.clips.frames[i][cut] for i, cut in zip(rows, cuts, strict=True)]
             return encoded_frames(self.media, frames)
-        sounds = [self.clips.waveforms[i][cut] for i, cut in zip(rows, cuts, strict=True)]
+        sounds = [self.clips.waveforms[i][cut].float() for i, cut in zip(rows, cuts, strict=True)]
         waveforms, valid = padded(sounds)
         return self.media(waveforms.to(self.device), valid.to(self.device))
 
@@ -323,10 +323,3 @@ def _sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
 def _draw_of(*numbers: int) -> int:
     """A 63-bit seed from whole numbers."""
     return int(key(numbers=list(numbers))[:15], 16)
-
-
-def padded(waveforms: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, S) zero-padded float and (B, S) bool."""
-    lengths = torch.tensor([len(w) for w in waveforms])
-    values = nn.utils.rnn.pad_sequence([w.float() for w in waveforms], batch_first=True)
-    return values, torch.arange(values.shape[1]) < lengths[:, None]

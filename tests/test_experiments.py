@@ -35,6 +35,7 @@ PROFILE = types.SimpleNamespace(
     },
     earlier_recipe=RECIPE,
     taemi_encoders=None,
+    taemi_fine_tune=False,
     savchenko_recipe=dataclasses.replace(RECIPE, loss="1-pearson"),
 )
 

@@ -448,10 +448,23 @@ def _check(train: FeatureSet, valid: FeatureSet | None) -> None:
             )
         if not np.isfinite(data.target).all():
             raise ValueError(f"{name}: expected finite targets, came NaN; leave such clips out")
+        for modality in ("frames", "audio"):
+            sequences = getattr(data, modality, None)
+            if isinstance(sequences, list):  # what lies in a store was looked at when it was made
+                _check_finite(name, modality, data.ids, sequences)
     if valid is not None and valid.num_targets != train.num_targets:
         raise ValueError(
             f"valid: expected {train.num_targets} targets as in train, came {valid.num_targets}"
         )
+
+
+def _check_finite(name: str, modality: str, ids, arrays) -> None:
+    for clip, array in zip(ids, arrays, strict=True):
+        if array is not None and not np.isfinite(array).all():
+            raise ValueError(
+                f"{name}: expected finite {modality}, came NaN or infinity in clip {clip!r}; give "
+                "None for a clip without this modality"
+            )
 
 
 def _identity(recipe, seed, train, valid, model) -> str:

@@ -78,7 +78,7 @@ def throughput(
     fields = {} if precision == "default" else {"precision": precision}
     batching = _scaled(Batching.on(device, compile=compile, **fields), scale)
     rows = []
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         for job in (_product, _vision, _audio, _text, _whisper):
             what, unit, items, flop, run = job(device, batching)

@@ -3,6 +3,7 @@
 import math
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -284,3 +285,15 @@ def test_numbers_agree_with_pandas(tmp_path):
     folder, _ = people(tmp_path)
     plain = pd.read_csv(folder / "labels.csv").set_index("file")["x"].to_dict()
     assert column(read(folder), "x") == plain
+
+
+def test_the_example_of_the_readme_is_read(tmp_path):
+    readme = Path(__file__).parent.parent / "README.md"
+    (example,) = re.findall(r"^```csv\n(.*?)^```$", readme.read_text("utf-8"), re.M | re.S)
+    make(tmp_path, example, names=("ann_01",), inside=".")
+    make(tmp_path, example, names=("ben_01",), inside="session2")
+    clips = read(tmp_path)
+    assert clips.attrs["targets"] == ["valence", "arousal"]
+    assert clips["video"].notna().all()
+    assert sorted(clips["split"]) == ["train", "validation"]
+    assert set(clips["transcript"]) == {"well that was fun", ""}

@@ -93,8 +93,8 @@ class TargetScale:
         return (target - self.shift) / self.factor
 
     def up(self, prediction: np.ndarray) -> np.ndarray:
-        """y of y', (..., E)."""
-        return (self.shift + self.factor * prediction).astype(prediction.dtype)
+        """y of y', (..., E) float64, which keeps small changes of a large number."""
+        return self.shift + self.factor * prediction.astype(np.float64)
 
     def plain(self) -> dict:
         """As lists, for JSON; `TargetScale.read` takes it."""

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -533,11 +533,52 @@ class Workspace:
         return store.build(self.cache, "official", parts, ids, produce, tuple(columns))
 
     def _ours(self, stage: str) -> dict:
+        texts = dict(zip(self.clips["id"], self.clips["transcript"], strict=True))
+
+        def produce(ids):
+            words = [texts[i] if isinstance(texts[i], str) else "" for i in ids]
+            sounds = (self.media["waveform"][i] for i in ids)
+            yield from self._extract(stage, self._frames(ids), sounds, words)
+
+        ids, names = self.clips["id"].tolist(), ("frames", "audio", "text")
+        return self._encoded("features", self._feature_parts(stage), ids, produce, names)
+
+    def spoilt_features(self, modality: str, spoil: Callable, parts: dict):
+        """A store of the validation clips' features, their media changed before the encoder; kept.
+
+        modality : "frames" or "audio"
+        spoil(id, medium) : a clip's frames (T, 3, S, S) uint8 or waveform (S,) int16, changed
+        parts : all that determines `spoil`
+
+        Features are as encoders give them, not standardised. A clip without the modality has None.
+        """
+        if modality not in ("frames", "audio"):
+            raise ValueError(f"modality: expected frames or audio, came {modality!r}")
+
+        def produce(ids):
+            stored = (self.media["waveform"][i] for i in ids)
+            media = stored if modality == "audio" else self._frames(ids)
+            spoilt = (None if m is None else spoil(i, m) for i, m in zip(ids, media, strict=True))
+            columns = {"frames": [None] * len(ids), "audio": [None] * len(ids), modality: spoilt}
+            yield from self._extract("aligned", *columns.values(), [""] * len(ids))
+
+        parts = self._feature_parts("aligned") | {"spoilt": modality, "by": parts}
+        ids = self.clips.loc[self.clips["split"] == "validation", "id"].tolist()
+        return self._encoded("spoilt", parts, ids, produce, (modality,))[modality]
+
+    def _encoded(self, kind: str, parts: dict, ids: list[str], produce, names: tuple) -> dict:
         from .features import store
+
+        progress = Counter(f"{kind}: clips")
+        return store.build(self.cache, kind, parts, ids, produce, names, progress=progress)
+
+    def _extract(self, stage: str, frames, sounds, words) -> Iterator[dict]:
         from .study.extraction import extract
 
-        encoders = self.encoders(stage)
-        parts = {
+        return extract(self.encoders(stage), frames, sounds, words, self.profile.audio_every)
+
+    def _feature_parts(self, stage: str) -> dict:
+        return {
             "corpus": self.corpus_key,
             "stage": stage,
             "encoders": self._encoder_parts(stage),
@@ -545,28 +586,12 @@ class Workspace:
             "audio_every": self.profile.audio_every,
             "code": source_sum("study/extraction.py", "features/encoders.py", "corpus/media.py"),
         }
-        texts = dict(zip(self.clips["id"], self.clips["transcript"], strict=True))
-        stores, kept = self.media, self.profile.stored_frames
 
-        def frames(ids):
-            if kept is None:
-                return (stores["frames"][i] for i in ids)
+    def _frames(self, ids) -> Iterator:
+        """Every clip's frames as the encoder gets them: all, where the store keeps but a few."""
+        if self.profile.stored_frames is not None:
             return self._decoded_frames(ids)
-
-        def produce(ids):
-            words = [texts[i] if isinstance(texts[i], str) else "" for i in ids]
-            sounds = (stores["waveform"][i] for i in ids)
-            yield from extract(encoders, frames(ids), sounds, words, self.profile.audio_every)
-
-        return store.build(
-            self.cache,
-            "features",
-            parts,
-            self.clips["id"].tolist(),
-            produce,
-            ("frames", "audio", "text"),
-            progress=Counter("features: clips"),
-        )
+        return (self.media["frames"][i] for i in ids)
 
     def _decoded_frames(self, ids):
         rows = self.clips.set_index("id").loc[list(ids)].reset_index()

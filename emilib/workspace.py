@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("random", "start", "aligned", "one_way", "paper_b", "tuned")  # of the encoders
+STAGES = ("random", "start", "aligned", "one_way", "paper_b")  # of the encoders
 _RUNS = {"aligned": "", "one_way": "-one-way"}  # how the runs of Stage I are told apart
 _STEP_COLUMNS = ("step", "there", "all")
 SYNTHETIC = "embedded corpus: drawn faces, synthetic voices"
@@ -336,8 +336,7 @@ class Workspace:
         stage : "random", untrained; "start", pretrained checkpoints or the self-supervised
             start; "aligned", after Stage I (the text encoder of the run `StageOne.text_from`);
             "one_way", after Stage I with the loss of Eq. 1 to the letter; "paper_b", the
-            checkpoints of paper B as they are, in a profile that names them; "tuned", these
-            as the first seed of the full TAEMI has trained them
+            checkpoints of paper B as they are, in a profile that names them
 
         Raises ValueError for another stage, or "paper_b" where the profile has none.
         """
@@ -351,10 +350,6 @@ class Workspace:
         if stage == "start":
             self._warm_up()
             return {role: self._start(role) for role in ("vision", "audio", "text")}
-        if stage == "tuned":
-            folder = self._tuned_folder()
-            vision = self._untrained("vision", self._configs("paper_b")["vision"])
-            return {"vision": vision, **{r: load_encoder(folder / r) for r in ("audio", "text")}}
         self.align(stage)
         ending = _RUNS[stage]
         text_from = self.profile.stage_one["frames"].text_from
@@ -397,7 +392,7 @@ class Workspace:
 
     def _configs(self, stage: str = "random") -> dict:
         """Configuration of the encoder of each role before any training here."""
-        if stage not in ("paper_b", "tuned"):
+        if stage != "paper_b":
             return {role: getattr(self.profile, role) for role in ("vision", "audio", "text")}
         if self.profile.taemi_encoders is None:
             raise ValueError(
@@ -649,8 +644,6 @@ class Workspace:
             flat = {f"{m} {n}": v for m, pair in found.items() for n, v in enumerate(pair)}
             np.savez(folder / "moments.npz", **flat)
 
-        if stage == "tuned":  # the encoders changed while these stood before the fusion
-            return self._moments(kind, "paper_b")
         parts = {"features": self._digest(kind, stage), "code": source_sum("features/batches.py")}
         folder = self.cache.shared_step("moments", parts, make)
         with np.load(folder / "moments.npz") as found:
@@ -682,42 +675,63 @@ class Workspace:
         return {"corpus": self.corpus_key, "code": source_sum("corpus/media.py")}
 
     def _ours(self, stage: str) -> dict:
-        from .features import store
-        from .features.extraction import Batching, extract
-
         texts = dict(zip(self.clips["id"], self.clips["transcript"], strict=True))
-        stores, kept = self.media, self.profile.stored_frames
-        longest, every = self._sampling(stage)
-
-        def frames(ids):
-            if kept is None:
-                return (stores["frames"][i] for i in ids)
-            return self._decoded_frames(ids)
-
-        def sounds(ids):
-            waveforms = (stores["waveform"][i] for i in ids)
-            return (None if w is None else w[:longest] for w in waveforms)
 
         def produce(ids):
             words = [texts[i] if isinstance(texts[i], str) else "" for i in ids]
-            batching = Batching.on(ranks.device(), compile=self.profile.compile_vision)
-            made = extract(
-                self.encoders(stage), frames(ids), sounds(ids), words, every, batching=batching
-            )
+            sounds = (self.media["waveform"][i] for i in ids)
+            made = self._extract(stage, self._frames(ids), sounds, words)
             for id_, row in zip(ids, made, strict=True):
                 yield _finite(id_, row)
 
         if stage in _RUNS:
             self.align(stage)  # all ranks together, whichever shards each has to make
-        return store.build(
-            self.cache,
-            "features",
-            self._feature_parts(stage),
-            self.clips["id"].tolist(),
-            produce,
-            ("frames", "audio", "text"),
-            progress=Counter("features: clips"),
-        )
+        ids, names = self.clips["id"].tolist(), ("frames", "audio", "text")
+        return self._encoded("features", self._feature_parts(stage), ids, produce, names)
+
+    def spoilt_features(self, modality: str, spoil: Callable, parts: dict, stage="aligned"):
+        """A store of the validation clips' features, their media changed before the encoder; kept.
+
+        modality : "frames" or "audio"
+        spoil(id, medium) : a clip's frames (T, 3, S, S) uint8 or waveform (S,) int16, changed
+        parts : all that determines `spoil`
+        stage : of the encoders
+
+        Features are as encoders give them, not standardised. A clip without the modality has None.
+        """
+        if modality not in ("frames", "audio"):
+            raise ValueError(f"modality: expected frames or audio, came {modality!r}")
+
+        def produce(ids):
+            stored = (self.media["waveform"][i] for i in ids)
+            media = stored if modality == "audio" else self._frames(ids)
+            spoilt = (None if m is None else spoil(i, m) for i, m in zip(ids, media, strict=True))
+            columns = {"frames": [None] * len(ids), "audio": [None] * len(ids), modality: spoilt}
+            yield from self._extract(stage, *columns.values(), [""] * len(ids))
+
+        parts = self._feature_parts(stage) | {"spoilt": modality, "by": parts}
+        ids = self.clips.loc[self.clips["split"] == "validation", "id"].tolist()
+        return self._encoded("spoilt", parts, ids, produce, (modality,))[modality]
+
+    def _encoded(self, kind: str, parts: dict, ids: list[str], produce, names: tuple) -> dict:
+        from .features import store
+
+        progress = Counter(f"{kind}: clips")
+        return store.build(self.cache, kind, parts, ids, produce, names, progress=progress)
+
+    def _extract(self, stage: str, frames, sounds, words) -> Iterator[dict]:
+        from .features.extraction import Batching, extract
+
+        longest, every = self._sampling(stage)
+        batching = Batching.on(ranks.device(), compile=self.profile.compile_vision)
+        cut = (None if sound is None else sound[:longest] for sound in sounds)
+        return extract(self.encoders(stage), frames, cut, words, every, batching=batching)
+
+    def _frames(self, ids) -> Iterator:
+        """Every clip's frames as the encoder gets them: all, where the store keeps but a few."""
+        if self.profile.stored_frames is not None:
+            return self._decoded_frames(ids)
+        return (self.media["frames"][i] for i in ids)
 
     def _feature_parts(self, stage: str) -> dict:
         return {
@@ -732,7 +746,7 @@ class Workspace:
 
     def _sampling(self, stage: str) -> tuple[int | None, int]:
         """Samples of a waveform that are encoded (None: all of them), and `audio_every`."""
-        if stage not in ("paper_b", "tuned"):
+        if stage != "paper_b":
             return None, self.profile.audio_every
         from .features.encoders import SAMPLE_RATE
         from .models.taemi import MAX_AUDIO_SECONDS
@@ -740,24 +754,22 @@ class Workspace:
         return round(MAX_AUDIO_SECONDS * SAMPLE_RATE), 1
 
     def features_of(self, experiment: str):
-        """What `Results.model` of an experiment takes: the features it is trained on.
+        """The features, or the media, that an experiment of `experiments` is trained on."""
+        return self._features_of_kind(self.experiments()[experiment].features)
 
-        For a model that trains encoders of its own, what these give (those of the first seed).
+    def _features_of_kind(self, kind: str):
+        return self._media_features() if kind == "media" else self.features(*kind.split(", "))
+
+    def stage_of(self, experiment: str) -> str:
+        """The stage of the encoders whose features an experiment is trained on.
+
+        Raises ValueError where it takes the organisers' features, or trains its own encoders.
         """
-        return self.features(*self._kind_of(experiment))
-
-    def encoders_of(self, experiment: str) -> dict:
-        """The encoders that give `features_of`; ValueError for the organisers' features."""
-        kind = self._kind_of(experiment)
-        if kind[0] == "official":
-            raise ValueError(
-                f"{experiment} takes the organisers' features: their encoders are not here"
-            )
-        return self.encoders(*kind[1:])
-
-    def _kind_of(self, experiment: str) -> list[str]:
-        features = self.experiments()[experiment].features
-        return ["ours", "tuned"] if features == "media" else features.split(", ")
+        kind, _, stage = self.experiments()[experiment].features.partition(", ")
+        if kind != "ours":
+            what = "the organisers' features" if kind == "official" else "encoders of its own"
+            raise ValueError(f"{experiment} has no stage of our encoders: it is trained on {what}")
+        return stage or "aligned"
 
     def _media_features(self):
         """Waveforms and tokens for encoders that are trained, with features of the frames."""
@@ -798,10 +810,6 @@ class Workspace:
     def _tokens_of_paper_b(self):
         return self._untrained("text", self._configs("paper_b")["text"]).tokens
 
-    def _tuned_folder(self) -> Path:
-        """The encoders within the first seed of the full TAEMI, trained where it is missing."""
-        return self.results(["taemi"])["taemi"].folders[0] / "model"
-
     def _decoded_frames(self, ids):
         rows = self.clips.set_index("id").loc[list(ids)].reset_index()
         work = (self._job(row, None, sound=False) for row in rows.itertuples())
@@ -810,8 +818,6 @@ class Workspace:
                 yield decoded["frames"]
 
     def _encoder_parts(self, stage: str):
-        if stage == "tuned":
-            return [self._tuned_folder().parent.name]
         if stage in _RUNS:
             return [self._contrast_parts(f"{side}{_RUNS[stage]}") for side in ("frames", "audio")]
         configs = [self._encoder_config(role, stage) for role in ("vision", "audio", "text")]
@@ -837,7 +843,7 @@ class Workspace:
         for name in list(chosen):  # a mean of members needs these
             chosen += [m for m in listed[name].members if m not in chosen]
         features = {
-            kind: self._media_features() if kind == "media" else self.features(*kind.split(", "))
+            kind: self._features_of_kind(kind)
             for kind in sorted({listed[n].features for n in chosen})
             if kind != "official" or self.has_official
         }
@@ -891,9 +897,7 @@ class Workspace:
 
         found = []
         for experiment in experiments:
-            kind = experiment.features
-            media = kind == "media"
-            splits = self._media_features() if media else self.features(*kind.split(", "))
+            splits = self._features_of_kind(experiment.features)
             for seed in self.profile.seeds:
                 if self.cache.there(KIND, result_parts(experiment, seed, splits)):
                     found.append((experiment.name, seed))

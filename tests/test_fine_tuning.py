@@ -8,6 +8,8 @@ import small_checkpoints
 import torch
 
 from emilib import profiles
+from emilib.features.batches import FeatureSet
+from emilib.features.extraction import extract
 from emilib.features.media_set import MediaSet
 from emilib.study import Recipe, fit
 from emilib.study.training import predict
@@ -35,21 +37,53 @@ def workspace(tmp_path_factory):
     return Workspace(profile, home=tmp_path_factory.mktemp("home"))
 
 
-def test_the_fusion_alone_predicts_what_it_predicted_with_its_encoders(workspace):
-    """Encoders are trained, saved, read back, and give features that the fusion knows."""
-    outcome = workspace.results(["taemi"])["taemi"]
-    features = workspace.features_of("taemi")
-    assert features.validation.ids == outcome.ids
-    again = predict(workspace.results(["taemi"]).model("taemi"), features.validation)
-    np.testing.assert_allclose(again, outcome.predictions[0], atol=5e-3)
-    assert np.ptp(again, axis=0).max() > 0.02
+def test_the_saved_model_predicts_what_it_predicted(workspace):
+    """Encoders are trained, saved and read back with the fusion; the table's rows are theirs."""
+    results = workspace.results(["taemi_tuned"])
+    outcome, data = results["taemi_tuned"], workspace.features_of("taemi_tuned").validation
+    assert data.ids == outcome.ids
+    again = predict(results.model("taemi_tuned"), data)
+    np.testing.assert_allclose(again, outcome.predictions[0], atol=1e-4)
+    assert ("B2", "TAEMI") in outcome.experiment.rows
+    assert workspace.experiments()["taemi"].rows == ()
+
+
+def test_the_fusion_alone_gives_the_same_on_features_of_its_encoders(workspace):
+    """What is inside does what extraction and standardising do, to half precision."""
+    trained = workspace.results(["taemi_tuned"]).model("taemi_tuned")
+    data = workspace.features_of("taemi_tuned").validation
+    batch = data.batch(np.arange(len(data)))
+    encoders = {"vision": workspace.encoders("paper_b")["vision"]}
+    encoders |= {"audio": trained.audio, "text": trained.text}
+    words = workspace.clips.set_index("id").loc[data.ids, "transcript"].fillna("")
+    sounds = [workspace.media["waveform"][i] for i in data.ids]
+    frames = [workspace.media["frames"][i] for i in data.ids]
+    rows = list(extract(encoders, frames, sounds, words.tolist()))
+    text = np.full((len(rows), trained.text.dim), np.nan, np.float32)
+    for i, row in enumerate(rows):
+        if row["text"] is not None:
+            text[i] = row["text"][0]
+    cached = FeatureSet.from_arrays(
+        data.ids, [r["frames"] for r in rows], [r["audio"] for r in rows], text
+    ).standardised(workspace.features("ours", "paper_b").moments)
+    with torch.no_grad():
+        inside = trained(**batch.inputs()).intensity.numpy()
+    np.testing.assert_allclose(predict(trained.fusion, cached), inside, atol=5e-3)
+    assert np.ptp(inside, axis=0).max() > 0.02
 
 
 def test_the_encoders_are_trained(workspace):
-    before, after = (workspace.encoders(stage) for stage in ("paper_b", "tuned"))
-    for role, same in (("vision", True), ("audio", False), ("text", False)):
-        pairs = zip(before[role].parameters(), after[role].parameters(), strict=True)
-        assert all(torch.equal(a, b) for a, b in pairs) == same, role
+    before = workspace.encoders("paper_b")
+    after = workspace.results(["taemi_tuned"]).model("taemi_tuned")
+    for role, module in (("audio", after.audio), ("text", after.text)):
+        pairs = zip(before[role].parameters(), module.parameters(), strict=True)
+        assert not all(torch.equal(a, b) for a, b in pairs), role
+
+
+def test_what_trains_its_encoders_has_no_stage(workspace):
+    assert workspace.stage_of("taemi") == "paper_b"
+    with pytest.raises(ValueError, match="encoders of its own"):
+        workspace.stage_of("taemi_tuned")
 
 
 def test_a_batch_of_media_is_that_of_features_with_sound_and_words(workspace):
@@ -97,7 +131,7 @@ def test_a_batch_is_learnt_by_heart(workspace):
     from emilib.study.experiments import build, with_encoders
 
     splits = workspace._media_features()
-    experiment = workspace.experiments()["taemi"]
+    experiment = workspace.experiments()["taemi_tuned"]
     torch.manual_seed(0)
     experiment = dataclasses.replace(
         experiment, model_args={**experiment.model_args, "modality_dropout": 0.0}

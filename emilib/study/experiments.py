@@ -174,7 +174,6 @@ def _parts_of_dual_stage(profile) -> list[Experiment]:
 def _taemi(profile) -> list[Experiment]:
     full = "TAEMI (full)"
     features = "ours" if profile.taemi_encoders is None else "ours, paper_b"
-    features = MEDIA if profile.taemi_fine_tune else features
     changes = {
         "taemi": ({}, (("B2", "TAEMI"), ("B3", full), ("B4", "Text-anchored"))),
         "taemi_concat": ({"fusion": "concat"}, (("B3", "Simple feature concat"),)),
@@ -207,7 +206,13 @@ def _taemi(profile) -> list[Experiment]:
         recipe=dataclasses.replace(profile.taemi_recipe, clip_by="value"),
         rows=(("B2", "TAEMI, as released"),),
     )
-    return [*listed, release]
+    frozen = [*listed, release]
+    if not profile.taemi_fine_tune:
+        return frozen
+    # Encoders of their own serve the tables. The same with frozen encoders are there to be looked
+    # into and used: all of them, and all seeds, take one and the same features.
+    tuned = [dataclasses.replace(e, name=f"{e.name}_tuned", features=MEDIA) for e in frozen]
+    return [*(dataclasses.replace(e, rows=()) for e in frozen), *tuned]
 
 
 def _earlier(profile) -> list[Experiment]:
@@ -377,10 +382,9 @@ class Results:
             raise ValueError(f"{name!r} is a mean of {outcome.experiment.members}: load these")
         position = 0 if seed is None else outcome.seeds.index(seed)
         cls = getattr(models, outcome.experiment.model)
-        folder = outcome.folders[position] / "model"
-        if outcome.experiment.features == MEDIA:  # the fusion alone, without its encoders
-            folder = folder / "fusion"
-        return quietly(cls.from_pretrained, str(folder)).eval()
+        if outcome.experiment.features == MEDIA:
+            from emilib.models.end_to_end import EndToEnd as cls
+        return quietly(cls.from_pretrained, str(outcome.folders[position] / "model")).eval()
 
 
 def _check_same_clips(first: Outcome, second: Outcome) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -625,39 +625,63 @@ class Workspace:
         return {"corpus": self.corpus_key, "code": source_sum("corpus/media.py")}
 
     def _ours(self, stage: str) -> dict:
-        from .features import store
-        from .study.extraction import extract
-
         texts = dict(zip(self.clips["id"], self.clips["transcript"], strict=True))
-        stores, kept = self.media, self.profile.stored_frames
-        longest, every = self._sampling(stage)
-
-        def frames(ids):
-            if kept is None:
-                return (stores["frames"][i] for i in ids)
-            return self._decoded_frames(ids)
-
-        def sounds(ids):
-            waveforms = (stores["waveform"][i] for i in ids)
-            return (None if w is None else w[:longest] for w in waveforms)
 
         def produce(ids):
             words = [texts[i] if isinstance(texts[i], str) else "" for i in ids]
-            made = extract(self.encoders(stage), frames(ids), sounds(ids), words, every)
-            for id_, row in zip(ids, made, strict=True):
-                yield _finite(id_, row)
+            yield from self._extract(stage, ids, self._frames(ids), self._sounds(ids), words)
+
+        parts, ids = self._feature_parts(stage), self.clips["id"].tolist()
+        return self._encoded("features", stage, parts, ids, produce, ("frames", "audio", "text"))
+
+    def spoilt_features(self, stage: str, modality: str, spoil: Callable, parts: dict):
+        """A store of the validation clips' features, their media changed before the encoder; kept.
+
+        stage : of the encoders, as in `encoders`; modality : "frames" or "audio"
+        spoil(id, medium) : a clip's frames (T, 3, S, S) uint8 or waveform (S,) int16, changed
+        parts : all that determines `spoil`
+
+        Features are as encoders give them, not standardised. A clip without the modality has None.
+        """
+        if modality not in ("frames", "audio"):
+            raise ValueError(f"modality: expected frames or audio, came {modality!r}")
+
+        def produce(ids):
+            media = self._sounds(ids) if modality == "audio" else self._frames(ids)
+            spoilt = (None if m is None else spoil(i, m) for i, m in zip(ids, media, strict=True))
+            nothing = [None] * len(ids)
+            columns = {"frames": nothing, "audio": nothing, modality: spoilt}
+            yield from self._extract(stage, ids, *columns.values(), [""] * len(ids))
+
+        parts = {"features": self._feature_parts(stage), "spoilt": modality, "by": parts}
+        ids = self.clips.loc[self.clips["split"] == "validation", "id"].tolist()
+        return self._encoded("spoilt", stage, parts, ids, produce, (modality,))[modality]
+
+    def _encoded(self, kind: str, stage: str, parts: dict, ids, produce, names: tuple) -> dict:
+        from .features import store
 
         if stage in _RUNS:
             self.align(stage)  # all ranks together, whichever shards each has to make
-        return store.build(
-            self.cache,
-            "features",
-            self._feature_parts(stage),
-            self.clips["id"].tolist(),
-            produce,
-            ("frames", "audio", "text"),
-            progress=Counter("features: clips"),
-        )
+        progress = Counter(f"{kind}: clips")
+        return store.build(self.cache, kind, parts, ids, produce, names, progress=progress)
+
+    def _extract(self, stage: str, ids, frames, sounds, words) -> Iterator[dict]:
+        from .study.extraction import extract
+
+        longest, every = self._sampling(stage)
+        sounds = (None if sound is None else sound[:longest] for sound in sounds)
+        made = extract(self.encoders(stage), frames, sounds, words, every)
+        for id_, row in zip(ids, made, strict=True):
+            yield _finite(id_, row)
+
+    def _frames(self, ids) -> Iterator:
+        """Every clip's frames as the encoder gets them: all, where the store keeps but a few."""
+        if self.profile.stored_frames is not None:
+            return self._decoded_frames(ids)
+        return (self.media["frames"][i] for i in ids)
+
+    def _sounds(self, ids) -> Iterator:
+        return (self.media["waveform"][i] for i in ids)
 
     def _feature_parts(self, stage: str) -> dict:
         return {

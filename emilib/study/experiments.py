@@ -11,7 +11,6 @@ import inspect
 import json
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, as_completed
@@ -25,7 +24,7 @@ import torch
 from emilib import models, processes, ranks
 from emilib.cache import Cache, key, source_sum
 from emilib.features.batches import FeatureSet, FeatureSplits
-from emilib.models import prior, taemi
+from emilib.models import for_features, taemi
 from emilib.progress import quietly
 from emilib.study import claims, metrics, training
 from emilib.study.training import Recipe
@@ -237,19 +236,6 @@ def _earlier(profile) -> list[Experiment]:
         leaked=True,
     )
     return [*listed, leak]
-
-
-def build(experiment: Experiment, dims: Mapping[str, int], num_targets: int) -> torch.nn.Module:
-    """The experiment's model for features of these widths, initialised from torch's generator."""
-    cls = getattr(models, experiment.model)
-    settings = dict(experiment.model_args)
-    accepted = inspect.signature(cls.__init__).parameters
-    if "dim" in accepted:
-        settings["dim"] = dims[settings["modality"]]
-    for modality, dim in dims.items():
-        if f"{modality}_dim" in accepted:
-            settings[f"{modality}_dim"] = dim
-    return cls(num_targets=num_targets, **settings)
 
 
 class ExperimentError(RuntimeError):
@@ -481,10 +467,9 @@ def _code(model: str) -> str:
     found: set[str] = set()
     _uses(getattr(models, model).__module__, found)
     files = [name.removeprefix("emilib.").replace(".", "/") + ".py" for name in sorted(found)]
-    sources = source_sum("study/training.py", "study/metrics.py", "features/batches.py", *files)
-    return key(
-        files=sources, train=[inspect.getsource(f) for f in (_train, _train_savchenko, build)]
-    )
+    shared = ("study/training.py", "study/metrics.py", "features/batches.py", "models/build.py")
+    sources = source_sum(*shared, *files)
+    return key(files=sources, train=[inspect.getsource(f) for f in (_train, _train_savchenko)])
 
 
 def _uses(module: str, found: set[str]) -> None:
@@ -515,7 +500,7 @@ def _train(job: _Job, splits: FeatureSplits, cache: Cache, device) -> None:
             return
         with torch.random.fork_rng([]):
             torch.manual_seed(job.seed)
-            model = build(experiment, train.dims, train.num_targets)
+            model = for_features(experiment.model, train, **experiment.model_args)
         result = training.fit(
             model,
             train,
@@ -531,31 +516,10 @@ def _train(job: _Job, splits: FeatureSplits, cache: Cache, device) -> None:
 
 
 def _train_savchenko(folder, job, train, valid, test, device) -> None:
-    """The members train alone, then their weights are found: no single loop does this."""
-    start, histories = time.monotonic(), []
-
-    def fit_one(model, data):
-        fitted = training.fit(model, data, None, job.experiment.recipe, job.seed, device=device)
-        histories.append(fitted.history)
-        return fitted
-
-    with torch.random.fork_rng([]):
-        torch.manual_seed(job.seed)
-        found = prior.fit_savchenko(
-            train, fit_one, valid, seed=job.seed, **job.experiment.model_args
-        )
-    mean = pd.concat(histories).groupby("epoch").mean().reset_index()
-    mean["step"] = mean["step"].astype(int)
-    result = training.Result(
-        found.model.eval(),
-        mean,
-        len(mean),
-        time.monotonic() - start,
-        training.count_parameters(found.model),
-    )
-    _write(folder, job, result, valid, test)
-    leaked = dataclasses.replace(result, model=found.leaked.eval())
-    np.savez(folder / LEAKED, **_predictions(leaked, valid, test))
+    recipe, settings = job.experiment.recipe, job.experiment.model_args
+    fitted = training.fit_savchenko(train, valid, recipe, job.seed, device=device, **settings)
+    _write(folder, job, fitted.honest, valid, test)
+    np.savez(folder / LEAKED, **_predictions(fitted.leaked, valid, test))
 
 
 def _predictions(result, valid: FeatureSet, test: FeatureSet) -> dict[str, np.ndarray]:

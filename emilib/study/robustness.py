@@ -249,7 +249,7 @@ def damaged(ws, damage: Damage, kind: str = "ours", seed: int = 0) -> FeatureSet
         return without(clean, damage.modality, damage.level, seed)
     if damage.kind == "wrong words":
         return wrong_words(clean, damage.level, seed)
-    stage = (kind.split(", ") + ["aligned"])[1]
+    stage = kind.partition(", ")[2] or "aligned"
     plain = ws.features("ours", stage, standardised=False)
     encoded = ws.spoilt_features(
         stage,
@@ -306,7 +306,7 @@ class Answers:
         """Sum of signed ρ, paired over seeds and clips; terms are (sign, damage, experiment)."""
         measured = [(sign, *self._rho(damage, name)) for sign, damage, name in terms]
         each, drawn = (sum(row[0] * row[i] for row in measured) for i in (1, 2))
-        return metrics._estimate(each, drawn, metrics.LEVEL)
+        return metrics.summarise(each, drawn)
 
     def cost(self, damage: Damage | None, name: str) -> metrics.Estimate:
         """ρ of the damaged clips minus that of the clean ones."""
@@ -481,6 +481,4 @@ def mean_over_clips(values: np.ndarray, resamples=metrics.RESAMPLES, seed=0) -> 
     """Mean of (S, N) values, with its spread over seeds and its interval over clips."""
     clips = values.shape[1]
     drawn = np.random.default_rng(seed).integers(0, clips, (resamples, clips))
-    return metrics._estimate(
-        values.mean(axis=1), values.mean(axis=0)[drawn].mean(axis=1), metrics.LEVEL
-    )
+    return metrics.summarise(values.mean(axis=1), values.mean(axis=0)[drawn].mean(axis=1))

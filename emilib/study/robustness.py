@@ -50,7 +50,7 @@ KINDS = {
     "white noise": "{level:g} dB",
     "blur": "{level:.1%}",
     "covered": "{level:.0%}",
-    "noisy frames": "{level:.0%}",
+    "lost to noise": "{level:.0%}",
     "wrong words": "{level:.0%}",
 }
 MISSING = tuple(Damage("missing", m, share) for m in MODALITIES for share in (0.25, 0.5, 1.0))
@@ -58,7 +58,7 @@ SPOILT = (
     *(Damage("white noise", "audio", snr) for snr in (20.0, 10.0, 0.0)),
     *(Damage("blur", "frames", share) for share in (0.03, 0.06)),
     *(Damage("covered", "frames", share) for share in (0.25, 0.5)),
-    *(Damage("noisy frames", "frames", share) for share in (0.25, 0.5)),
+    *(Damage("lost to noise", "frames", share) for share in (0.25, 0.5)),
     *(Damage("wrong words", "text", share) for share in (0.25, 0.5, 1.0)),
 )
 
@@ -83,7 +83,7 @@ def _of(*kinds: str) -> tuple[Damage, ...]:
     return tuple(d for d in SPOILT if d.kind in kinds)
 
 
-_PHYSICAL = _of("white noise", "blur", "covered", "noisy frames")
+_PHYSICAL = _of("white noise", "blur", "covered", "lost to noise")
 CLAIMS = (
     Claim(
         "B",
@@ -123,7 +123,7 @@ CLAIMS = (
         "frames as query suffer from occlusion and other noise; text does not",
         "taemi",
         "taemi_vision_anchor",
-        _of("blur", "covered", "noisy frames"),
+        _of("blur", "covered", "lost to noise"),
     ),
     Claim(
         "A",
@@ -139,7 +139,7 @@ CLAIMS = (
         "means over segments suppress noisy frames",
         "dual_stage_vat",
         "dual_stage_no_segments",
-        _of("noisy frames"),
+        _of("lost to noise"),
     ),
 )
 WEIGHT_CLAIM = ("abstract, 1, 2.2, 3.5", "the weight of a modality falls when it is impaired")
@@ -234,7 +234,7 @@ def spoil(damage: Damage, id_: str, medium: np.ndarray, seed: int = 0) -> np.nda
     generator = np.random.default_rng([seed, zlib.crc32(id_.encode())])
     if damage.kind == "blur":
         return blurred(medium, damage.level)
-    harm = {"white noise": with_noise, "covered": covered, "noisy frames": noisy_frames}
+    harm = {"white noise": with_noise, "covered": covered, "lost to noise": noisy_frames}
     return harm[damage.kind](medium, damage.level, generator)
 
 

@@ -18,7 +18,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from ..cache import source_sum
-from ..features.batches import MODALITIES, FeatureSet
+from ..features.batches import MODALITIES, FeatureSet, Standardised
 from ..features.store import Rows
 from ..progress import Counter
 from . import metrics
@@ -171,12 +171,17 @@ def replaced(data: FeatureSet, modality: str, values) -> FeatureSet:
 def without(data: FeatureSet, modality: str, share: float = 1.0, seed: int = 0) -> FeatureSet:
     """A share of the clips lacks a modality from now on; its width stays known."""
     gone, values = chosen(len(data), share, seed), getattr(data, modality, None)
-    if values is None:
-        return replaced(data, modality, values)
-    if modality == "text":
-        return replaced(data, modality, np.where(gone[:, None], np.nan, values))
-    pairs = zip(values, gone, strict=True)
-    return replaced(data, modality, [None if lacks else array for array, lacks in pairs])
+    if isinstance(values, np.ndarray):  # text
+        values = np.where(gone[:, None], np.nan, values)
+    elif isinstance(values, Standardised):  # as when it is read: rounding stays the same
+        values = Standardised(_kept(values.raw, gone), values.mean, values.spread)
+    elif values is not None:
+        values = _kept(values, gone)
+    return replaced(data, modality, values)
+
+
+def _kept(arrays: Sequence, gone: np.ndarray) -> list:
+    return [None if lacks else array for array, lacks in zip(arrays, gone, strict=True)]
 
 
 def wrong_words(data: FeatureSet, share: float = 1.0, seed: int = 0) -> FeatureSet:

@@ -7,6 +7,7 @@ stdout.
 
 import contextlib
 import io
+import math
 import os
 import sys
 import time
@@ -32,6 +33,38 @@ def quietly(function, *arguments, **options):
     """``function(...)`` without what it prints: hub mixins announce every folder they read."""
     with contextlib.redirect_stdout(io.StringIO()):
         return function(*arguments, **options)
+
+
+def _unwatched() -> bool:
+    """Whether this is a notebook's kernel that no person looks at, such as the runner's.
+
+    Kernels that JupyterLab starts are told the name of their session; headless ones are not.
+    """
+    kernel = "JPY_PARENT_PID" in os.environ
+    return "EMI_PROGRESS" in os.environ or (kernel and "JPY_SESSION_NAME" not in os.environ)
+
+
+@contextlib.contextmanager
+def epoch_bar(total: int):
+    """A callback that takes training records and draws a text bar on stderr: epoch, loss, ρ.
+
+    total : epochs. In JupyterLab it is the same bar of text. Nothing is drawn in a notebook that
+    is run headless, nor by any rank but the first. A log file gets a line every ten seconds.
+    """
+    from tqdm import tqdm
+
+    settings = {"total": total, "desc": "training", "unit": "epoch", "file": sys.stderr}
+    log = not (sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ)
+    settings["mininterval"] = 10.0 if log else 0.1
+    with tqdm(disable=_unwatched() or not ranks.first(), **settings) as bar:
+
+        def tell(record: dict) -> None:
+            rho = record["rho"]
+            known = "" if math.isnan(rho) else f", ρ {rho:.3f}"
+            bar.set_postfix_str(f"loss {record['loss']:.4f}{known}", refresh=False)
+            bar.update()
+
+        yield tell
 
 
 class Counter:

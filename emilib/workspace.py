@@ -679,23 +679,17 @@ class Workspace:
 
         def produce(ids):
             words = [texts[i] if isinstance(texts[i], str) else "" for i in ids]
-            sounds = (self.media["waveform"][i] for i in ids)
-            made = self._extract(stage, self._frames(ids), sounds, words)
-            for id_, row in zip(ids, made, strict=True):
-                yield _finite(id_, row)
+            yield from self._extract(stage, ids, self._frames(ids), self._sounds(ids), words)
 
-        if stage in _RUNS:
-            self.align(stage)  # all ranks together, whichever shards each has to make
-        ids, names = self.clips["id"].tolist(), ("frames", "audio", "text")
-        return self._encoded("features", self._feature_parts(stage), ids, produce, names)
+        parts, ids = self._feature_parts(stage), self.clips["id"].tolist()
+        return self._encoded("features", stage, parts, ids, produce, ("frames", "audio", "text"))
 
-    def spoilt_features(self, modality: str, spoil: Callable, parts: dict, stage="aligned"):
+    def spoilt_features(self, stage: str, modality: str, spoil: Callable, parts: dict):
         """A store of the validation clips' features, their media changed before the encoder; kept.
 
-        modality : "frames" or "audio"
+        stage : of the encoders, as in `encoders`; modality : "frames" or "audio"
         spoil(id, medium) : a clip's frames (T, 3, S, S) uint8 or waveform (S,) int16, changed
         parts : all that determines `spoil`
-        stage : of the encoders
 
         Features are as encoders give them, not standardised. A clip without the modality has None.
         """
@@ -703,35 +697,42 @@ class Workspace:
             raise ValueError(f"modality: expected frames or audio, came {modality!r}")
 
         def produce(ids):
-            stored = (self.media["waveform"][i] for i in ids)
-            media = stored if modality == "audio" else self._frames(ids)
+            media = self._sounds(ids) if modality == "audio" else self._frames(ids)
             spoilt = (None if m is None else spoil(i, m) for i, m in zip(ids, media, strict=True))
-            columns = {"frames": [None] * len(ids), "audio": [None] * len(ids), modality: spoilt}
-            yield from self._extract(stage, *columns.values(), [""] * len(ids))
+            nothing = [None] * len(ids)
+            columns = {"frames": nothing, "audio": nothing, modality: spoilt}
+            yield from self._extract(stage, ids, *columns.values(), [""] * len(ids))
 
-        parts = self._feature_parts(stage) | {"spoilt": modality, "by": parts}
+        parts = {"features": self._feature_parts(stage), "spoilt": modality, "by": parts}
         ids = self.clips.loc[self.clips["split"] == "validation", "id"].tolist()
-        return self._encoded("spoilt", parts, ids, produce, (modality,))[modality]
+        return self._encoded("spoilt", stage, parts, ids, produce, (modality,))[modality]
 
-    def _encoded(self, kind: str, parts: dict, ids: list[str], produce, names: tuple) -> dict:
+    def _encoded(self, kind: str, stage: str, parts: dict, ids, produce, names: tuple) -> dict:
         from .features import store
 
+        if stage in _RUNS:
+            self.align(stage)  # all ranks together, whichever shards each has to make
         progress = Counter(f"{kind}: clips")
         return store.build(self.cache, kind, parts, ids, produce, names, progress=progress)
 
-    def _extract(self, stage: str, frames, sounds, words) -> Iterator[dict]:
+    def _extract(self, stage: str, ids, frames, sounds, words) -> Iterator[dict]:
         from .features.extraction import Batching, extract
 
         longest, every = self._sampling(stage)
         batching = Batching.on(ranks.device(), compile=self.profile.compile_vision)
-        cut = (None if sound is None else sound[:longest] for sound in sounds)
-        return extract(self.encoders(stage), frames, cut, words, every, batching=batching)
+        sounds = (None if sound is None else sound[:longest] for sound in sounds)
+        made = extract(self.encoders(stage), frames, sounds, words, every, batching=batching)
+        for id_, row in zip(ids, made, strict=True):
+            yield _finite(id_, row)
 
     def _frames(self, ids) -> Iterator:
         """Every clip's frames as the encoder gets them: all, where the store keeps but a few."""
         if self.profile.stored_frames is not None:
             return self._decoded_frames(ids)
         return (self.media["frames"][i] for i in ids)
+
+    def _sounds(self, ids) -> Iterator:
+        return (self.media["waveform"][i] for i in ids)
 
     def _feature_parts(self, stage: str) -> dict:
         return {

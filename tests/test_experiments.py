@@ -11,6 +11,7 @@ from emilib import models
 from emilib.cache import Cache
 from emilib.features import FeatureSet, FeatureSplits
 from emilib.models import TAEMI
+from emilib.models.build import build
 from emilib.models.prior import Savchenko2025, search_weights
 from emilib.study import claims, training
 from emilib.study import experiments as study
@@ -135,7 +136,8 @@ def test_a4_changes_one_thing_of_the_full_model():
 def test_the_release_is_taemi_in_the_form_of_its_release():
     listed = study.experiments(PROFILE)
     widths = {"frames_dim": 5, "audio_dim": 6, "text_dim": 4}
-    built = study.build(listed["taemi_release"], {"frames": 5, "audio": 6, "text": 4}, 6)
+    experiment, dims = listed["taemi_release"], {"frames": 5, "audio": 6, "text": 4}
+    built = build(experiment.model, dims, 6, **experiment.model_args)
     expected = TAEMI.release(**widths, **PROFILE.taemi)
     assert {n: p.shape for n, p in built.named_parameters()} == {
         n: p.shape for n, p in expected.named_parameters()
@@ -340,7 +342,8 @@ def test_bad_requests_are_refused(tmp_path):
 
 def test_models_are_built_for_the_features():
     experiment = study.experiments(PROFILE)["dual_stage_vat"]
-    model = study.build(experiment, {"frames": 5, "audio": 6, "text": 4}, 3)
+    dims = {"frames": 5, "audio": 6, "text": 4}
+    model = build(experiment.model, dims, 3, **experiment.model_args)
     assert isinstance(model, models.DualStage)
     batch = next(FEATURES["ours"].train.batches(4))
     assert model(**batch.inputs()).intensity.shape == (4, 3)

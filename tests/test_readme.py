@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from emilib import __main__ as command_line
 from emilib import environment, profiles, runner
 from emilib.corpus import script
+from emilib.models.build import CLASSES
 from emilib.study import claims, experiments, mean_pearson
 
 ROOT = environment.ROOT
@@ -282,11 +283,18 @@ def test_ceilings_are_those_measured():
     assert close, f"README.md says {said}, measured is {measured}"
 
 
-def test_the_example_runs(tmp_path, capsys):
-    [code] = [text for kind, text in BLOCKS if kind == "python"]
+def test_the_examples_run(tmp_path, capsys):
+    code = "\n".join(text for kind, text in BLOCKS if kind == "python")
     (tmp_path / "example.py").write_text(code, encoding="utf-8")
     names = runpy.run_path(str(tmp_path / "example.py"))
-    rho, shapes = capsys.readouterr().out.splitlines()
+    rho, *others, shapes = capsys.readouterr().out.splitlines()
     assert 0.2 < float(rho) <= 1, "the labels are in the words: ten epochs must find something"
+    assert [line.split()[0] for line in others] == list(names["sizes"])
+    assert all(-1 <= float(line.split()[1]) <= 1 for line in others)
     assert names["output"].weights.shape == (8, 4, 3)
     assert "(8, 6)" in shapes.replace("[", "(").replace("]", ")")
+
+
+def test_models_that_are_known_by_name_are_listed():
+    listed = re.search(r"`for_features` knows (.*?);", TEXT, re.DOTALL).group(1)
+    assert re.findall(r"`(\w+)`", listed) == list(CLASSES)

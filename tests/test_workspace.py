@@ -74,6 +74,20 @@ def test_features_have_the_clips_targets_and_gaps(workspace):
     assert official.fingerprint != ours.fingerprint
 
 
+def test_media_that_are_not_changed_give_the_features_as_they_were(workspace):
+    plain = workspace.features(standardised=False).validation
+    for modality in ("frames", "audio"):
+        parts = {"changed": "not at all"}
+        encoded = workspace.spoilt_features("aligned", modality, lambda id_, m: m, parts)
+        for id_, expected in zip(plain.ids, getattr(plain, modality), strict=True):
+            if expected is None:
+                assert encoded.length(id_) == 0
+            else:
+                np.testing.assert_allclose(encoded[id_], expected, atol=1e-2, rtol=1e-2)
+    with pytest.raises(ValueError, match="modality: expected frames or audio, came 'text'"):
+        workspace.spoilt_features("aligned", "text", None, {})
+
+
 def test_a_second_workspace_makes_nothing_again(workspace, profile, monkeypatch):
     workspace.features("ours")
     again = Workspace(profile, home=workspace.home)

@@ -43,6 +43,30 @@ class Batch:
         return len(self.index)
 
 
+def _real_steps(name: str, arrays, valid, count: int):
+    """The arrays without the steps where a mask is False; each mask (T,) bool, as its array."""
+    if arrays is None or valid is None:
+        if valid is not None:
+            raise ValueError(f"{name}_valid: expected None where there is no {name}, came masks")
+        return arrays
+    if not len(arrays) == len(valid) == count:
+        raise ValueError(
+            f"{name}_valid: expected one mask for each of the {count} clips, came {len(valid)} "
+            f"masks for {len(arrays)} arrays"
+        )
+    kept = []
+    for position, (array, mask) in enumerate(zip(arrays, valid, strict=True)):
+        array = None if array is None else np.asarray(array)
+        mask = None if array is None else np.asarray(mask)
+        if array is not None and (mask.dtype != bool or mask.shape != array.shape[:1]):
+            raise ValueError(
+                f"{name}_valid[{position}]: expected ({len(array)},) bool, True where a step is "
+                f"real, came {mask.dtype} of shape {mask.shape}"
+            )
+        kept.append(None if array is None else array[mask])
+    return kept
+
+
 def _sequences(name: str, arrays, count: int, width: int):
     """Check a list of (T, D) arrays or None; returns it as float arrays of one width.
 
@@ -172,15 +196,28 @@ class FeatureSet:
 
     @classmethod
     def from_arrays(
-        cls, ids, frames=None, audio=None, text=None, target=None, names=None, dims=None
+        cls,
+        ids,
+        frames=None,
+        audio=None,
+        text=None,
+        target=None,
+        *,
+        frames_valid=None,
+        audio_valid=None,
+        names=None,
+        dims=None,
     ) -> "FeatureSet":
         """A set from plain arrays.
 
         ids : N names
-        frames, audio : one (T, D) float array a clip, None where the clip lacks it; or None.
-            `store.Rows` stay on their disk, and are read a batch at a time.
+        frames, audio : one (T, D) float array a clip, None where the clip lacks it; or None. One
+            padded (N, T, D) array will do, with a mask. `store.Rows` stay on their disk, and are
+            read a batch at a time.
         text : (N, D) float, a row of NaN where the clip has no words; or None
-        target : (N, E) float, in any range; or None
+        target : (N, E) float, in any range, or (N,) for a single target; or None
+        frames_valid, audio_valid : one (T,) bool mask a clip, True where a step is real; other
+            steps are left out, and a clip without a real step lacks the modality. None: all are
         names : of the E targets; None: see `target_names`
         dims : widths of the modalities, as of another set's `dims`; then all clips may lack one
 
@@ -189,8 +226,12 @@ class FeatureSet:
         """
         ids = [str(i) for i in ids]
         known = dims or {}
+        frames = _real_steps("frames", frames, frames_valid, len(ids))
+        audio = _real_steps("audio", audio, audio_valid, len(ids))
         frames, frames_dim = _sequences("frames", frames, len(ids), known.get("frames", 0))
         audio, audio_dim = _sequences("audio", audio, len(ids), known.get("audio", 0))
+        if target is not None and np.ndim(target) == 1:
+            target = np.asarray(target)[:, None]
         text, target = _matrix("text", text, len(ids)), _matrix("target", target, len(ids))
         if text is not None:
             missing = np.isnan(text).all(axis=1)

@@ -21,6 +21,7 @@ _HOME = {
     "MulT": "prior",
     "MISA": "prior",
     "ContrastivePair": "contrastive",
+    "for_features": "build",
 }
 
 __all__ = [*_HOME]

@@ -29,6 +29,8 @@ from emilib.models.output import Output
 from emilib.models.taemi import TOKEN_STD, complete_inputs, masked_mean, stand_in
 from emilib.models.temporal import TCN, BiLSTM, pool_steps, positions
 
+FOLDS = 5  # held-out folds of the training clips for Savchenko's weights; not told
+
 
 @dataclass
 class AveragedOutput(Output):
@@ -446,7 +448,7 @@ def search_weights(predictions, target, step: float = 0.05) -> np.ndarray:
 
 
 def held_out_predictions(
-    data, train_and_predict: Callable, folds: int = 5, seed: int = 0
+    data, train_and_predict: Callable, folds: int = FOLDS, seed: int = 0
 ) -> np.ndarray:
     """(N, E): each clip predicted by a model that has not seen it.
 
@@ -481,7 +483,7 @@ def fit_savchenko(
     fit_one: Callable,
     valid=None,
     *,
-    folds: int = 5,
+    folds: int = FOLDS,
     seed: int = 0,
     step: float = 0.05,
     hidden: int = 64,
@@ -491,7 +493,14 @@ def fit_savchenko(
     train, valid : FeatureSet with all three modalities and targets
     fit_one(model, data) → something with `.model` and `.predict(data)`, as `emilib.study.fit`
         gives; it is called folds + 1 times a modality and has no validation set
+    Raises ValueError when the training clips lack a modality altogether.
     """
+    lacking = [name for name in MODALITIES if name not in train.dims]
+    if lacking:
+        raise ValueError(
+            f"Savchenko2025 has a member for each of {', '.join(MODALITIES)}, and no training clip "
+            f"has {' or '.join(lacking)}; train another model, or a StatisticsMLP of one modality"
+        )
     held_out, on_valid, members = [], [], {}
     dims = {name: train.dims[name] for name in MODALITIES}
     targets = np.shape(train.target)[1]

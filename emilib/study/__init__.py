@@ -13,6 +13,7 @@ _HOME = {
     "Recipe": "plans",
     "Result": "training",
     "fit": "training",
+    "fit_savchenko": "training",
     "predict": "training",
     "mean_pearson": "metrics",
     "pearson": "metrics",

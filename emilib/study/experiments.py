@@ -11,7 +11,6 @@ import inspect
 import json
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, as_completed
@@ -27,7 +26,7 @@ from emilib.cache import Cache, key, source_sum
 from emilib.corpus.layout import EMOTIONS
 from emilib.features.batches import FeatureSet, FeatureSplits
 from emilib.features.media_set import MediaSet
-from emilib.models import prior, taemi
+from emilib.models import for_features, taemi
 from emilib.progress import quietly
 from emilib.study import claims, metrics, training
 from emilib.study.training import Recipe
@@ -247,19 +246,6 @@ def _earlier(profile) -> list[Experiment]:
         leaked=True,
     )
     return [*listed, leak]
-
-
-def build(experiment: Experiment, dims: Mapping[str, int], num_targets: int) -> torch.nn.Module:
-    """The experiment's model for features of these widths, initialised from torch's generator."""
-    cls = getattr(models, experiment.model)
-    settings = dict(experiment.model_args)
-    accepted = inspect.signature(cls.__init__).parameters
-    if "dim" in accepted:
-        settings["dim"] = dims[settings["modality"]]
-    for modality, dim in dims.items():
-        if f"{modality}_dim" in accepted:
-            settings[f"{modality}_dim"] = dim
-    return cls(num_targets=num_targets, **settings)
 
 
 def with_encoders(fusion: torch.nn.Module, data: MediaSet) -> torch.nn.Module:
@@ -549,8 +535,9 @@ def _code(experiment: Experiment) -> str:
     files = [name.removeprefix("emilib.").replace(".", "/") + ".py" for name in sorted(found)]
     if experiment.features == MEDIA:
         files += ["models/end_to_end.py", "features/media_set.py"]
-    sources = source_sum("study/training.py", "study/metrics.py", "features/batches.py", *files)
-    trained_by = [inspect.getsource(f) for f in (_train, _train_savchenko, build, with_encoders)]
+    shared = ("study/training.py", "study/metrics.py", "features/batches.py", "models/build.py")
+    sources = source_sum(*shared, *files)
+    trained_by = [inspect.getsource(f) for f in (_train, _train_savchenko, with_encoders)]
     return key(files=sources, train=trained_by)
 
 
@@ -582,7 +569,7 @@ def _train(job: _Job, splits: FeatureSplits, cache: Cache, device) -> None:
             return
         with torch.random.fork_rng([]):
             torch.manual_seed(job.seed)
-            model = build(experiment, train.dims, train.num_targets)
+            model = for_features(experiment.model, train, **experiment.model_args)
         if isinstance(train, MediaSet):
             model = with_encoders(model, train)
         result = training.fit(
@@ -600,35 +587,10 @@ def _train(job: _Job, splits: FeatureSplits, cache: Cache, device) -> None:
 
 
 def _train_savchenko(folder, job, train, valid, test, device) -> None:
-    """The members train alone, then their weights are found: no single loop does this."""
-    start, histories = time.monotonic(), []
-
-    def fit_one(model, data):
-        fitted = training.fit(model, data, None, job.experiment.recipe, job.seed, device=device)
-        histories.append(fitted.history)
-        return fitted
-
-    with torch.random.fork_rng([]):
-        torch.manual_seed(job.seed)
-        # Its members end in a sigmoid: targets beyond [0, 1] are brought there.
-        scale = training.TargetScale.of(train.target, "range")
-        scaled = train if scale is None else train.with_target(scale.down(train.target))
-        found = prior.fit_savchenko(
-            scaled, fit_one, valid, seed=job.seed, **job.experiment.model_args
-        )
-    mean = pd.concat(histories).groupby("epoch").mean().reset_index()
-    mean["step"] = mean["step"].astype(int)
-    result = training.Result(
-        found.model.eval(),
-        mean,
-        len(mean),
-        time.monotonic() - start,
-        training.count_parameters(found.model),
-        scale,
-    )
-    _write(folder, job, result, valid, test)
-    leaked = dataclasses.replace(result, model=found.leaked.eval())
-    np.savez(folder / LEAKED, **_predictions(leaked, valid, test))
+    recipe, settings = job.experiment.recipe, job.experiment.model_args
+    fitted = training.fit_savchenko(train, valid, recipe, job.seed, device=device, **settings)
+    _write(folder, job, fitted.honest, valid, test)
+    np.savez(folder / LEAKED, **_predictions(fitted.leaked, valid, test))
 
 
 def _predictions(result, valid: FeatureSet, test: FeatureSet) -> dict[str, np.ndarray]:

@@ -90,7 +90,8 @@ class Estimate:
     per_seed: tuple[float, ...]
 
 
-def _estimate(per_seed: np.ndarray, resampled: np.ndarray, level: float) -> Estimate:
+def summarise(per_seed: np.ndarray, resampled: np.ndarray, level: float = LEVEL) -> Estimate:
+    """An `Estimate` from a number a seed (S,) and its mean over seeds in each resample (R,)."""
     tail = 50 * (1 - level)
     low, high = np.percentile(resampled, [tail, 100 - tail])
     sd = float(per_seed.std(ddof=1)) if len(per_seed) > 1 else float("nan")
@@ -157,7 +158,7 @@ def estimate(
     target, predictions = _seeds(target, predictions)
     per_seed = np.array([mean_pearson(target, p) for p in predictions])
     resampled = resample(target, predictions, resamples, seed).mean(axis=(1, 2))
-    return _estimate(per_seed, resampled, level)
+    return summarise(per_seed, resampled, level)
 
 
 def difference(
@@ -185,7 +186,7 @@ def difference(
         ]
     )
     drawn = resample(target, first, resamples, seed) - resample(target, second, resamples, seed)
-    return _estimate(per_seed, drawn.mean(axis=(1, 2)), level)
+    return summarise(per_seed, drawn.mean(axis=(1, 2)), level)
 
 
 def per_emotion(
@@ -199,7 +200,7 @@ def per_emotion(
     drawn = resample(target, predictions, resamples, seed).mean(axis=1)
     rows = []
     for column, name in enumerate(names):
-        one = _estimate(per_seed[:, column], drawn[:, column], level)
+        one = summarise(per_seed[:, column], drawn[:, column], level)
         rows.append(
             {"emotion": name, "rho": one.value, "sd": one.sd, "low": one.low, "high": one.high}
         )

@@ -18,7 +18,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from ..cache import source_sum
-from ..features.batches import MODALITIES, FeatureSet
+from ..features.batches import MODALITIES, FeatureSet, Standardised
+from ..features.store import Rows
 from ..progress import Counter
 from . import metrics
 from .experiments import Results
@@ -49,7 +50,7 @@ KINDS = {
     "white noise": "{level:g} dB",
     "blur": "{level:.1%}",
     "covered": "{level:.0%}",
-    "noisy frames": "{level:.0%}",
+    "lost to noise": "{level:.0%}",
     "wrong words": "{level:.0%}",
 }
 MISSING = tuple(Damage("missing", m, share) for m in MODALITIES for share in (0.25, 0.5, 1.0))
@@ -57,7 +58,7 @@ SPOILT = (
     *(Damage("white noise", "audio", snr) for snr in (20.0, 10.0, 0.0)),
     *(Damage("blur", "frames", share) for share in (0.03, 0.06)),
     *(Damage("covered", "frames", share) for share in (0.25, 0.5)),
-    *(Damage("noisy frames", "frames", share) for share in (0.25, 0.5)),
+    *(Damage("lost to noise", "frames", share) for share in (0.25, 0.5)),
     *(Damage("wrong words", "text", share) for share in (0.25, 0.5, 1.0)),
 )
 
@@ -82,7 +83,7 @@ def _of(*kinds: str) -> tuple[Damage, ...]:
     return tuple(d for d in SPOILT if d.kind in kinds)
 
 
-_PHYSICAL = _of("white noise", "blur", "covered", "noisy frames")
+_PHYSICAL = _of("white noise", "blur", "covered", "lost to noise")
 CLAIMS = (
     Claim(
         "B",
@@ -122,7 +123,7 @@ CLAIMS = (
         "frames as query suffer from occlusion and other noise; text does not",
         "taemi",
         "taemi_vision_anchor",
-        _of("blur", "covered", "noisy frames"),
+        _of("blur", "covered", "lost to noise"),
     ),
     Claim(
         "A",
@@ -138,7 +139,7 @@ CLAIMS = (
         "means over segments suppress noisy frames",
         "dual_stage_vat",
         "dual_stage_no_segments",
-        _of("noisy frames"),
+        _of("lost to noise"),
     ),
 )
 WEIGHT_CLAIM = ("abstract, 1, 2.2, 3.5", "the weight of a modality falls when it is impaired")
@@ -170,11 +171,18 @@ def replaced(data: FeatureSet, modality: str, values) -> FeatureSet:
 
 def without(data: FeatureSet, modality: str, share: float = 1.0, seed: int = 0) -> FeatureSet:
     """A share of the clips lacks a modality from now on; its width stays known."""
-    gone = chosen(len(data), share, seed)
-    if modality == "text" and "text" in data.dims:
-        return replaced(data, "text", np.where(gone[:, None], np.nan, data.text))
-    kept = getattr(data, modality, None) or []
-    return replaced(data, modality, [None if g else a for a, g in zip(kept, gone, strict=False)])
+    gone, values = chosen(len(data), share, seed), getattr(data, modality, None)
+    if isinstance(values, np.ndarray):  # text
+        values = np.where(gone[:, None], np.nan, values)
+    elif isinstance(values, Standardised):  # as when it is read: rounding stays the same
+        values = Standardised(_kept(values.raw, gone), values.mean, values.spread)
+    elif values is not None:
+        values = _kept(values, gone)
+    return replaced(data, modality, values)
+
+
+def _kept(arrays: Sequence, gone: np.ndarray) -> list:
+    return [None if lacks else array for array, lacks in zip(arrays, gone, strict=True)]
 
 
 def wrong_words(data: FeatureSet, share: float = 1.0, seed: int = 0) -> FeatureSet:
@@ -232,30 +240,31 @@ def spoil(damage: Damage, id_: str, medium: np.ndarray, seed: int = 0) -> np.nda
     generator = np.random.default_rng([seed, zlib.crc32(id_.encode())])
     if damage.kind == "blur":
         return blurred(medium, damage.level)
-    harm = {"white noise": with_noise, "covered": covered, "noisy frames": noisy_frames}
+    harm = {"white noise": with_noise, "covered": covered, "lost to noise": noisy_frames}
     return harm[damage.kind](medium, damage.level, generator)
 
 
-def damaged(ws, damage: Damage, seed: int = 0, stage: str = "aligned") -> FeatureSet:
+def damaged(ws, damage: Damage, kind: str = "ours", seed: int = 0) -> FeatureSet:
     """The validation clips of a workspace with one modality damaged, as fusion models get them.
 
-    stage : of the encoders, as in `Workspace.encoders`
+    kind : of the features, as in `Experiment.features`
     Damaged media go through the frozen encoders and are kept in the workspace's cache.
     """
-    features = ws.features("ours", stage)
+    clean = ws.features(*kind.split(", ")).validation
     if damage.kind == "missing":
-        return without(features.validation, damage.modality, damage.level, seed)
+        return without(clean, damage.modality, damage.level, seed)
     if damage.kind == "wrong words":
-        return wrong_words(features.validation, damage.level, seed)
-    parts = {"damage": damage, "seed": seed, "code": source_sum("study/robustness.py")}
+        return wrong_words(clean, damage.level, seed)
+    stage = kind.partition(", ")[2] or "aligned"
+    plain = ws.features("ours", stage, standardised=False)
     encoded = ws.spoilt_features(
-        damage.modality, lambda id_, medium: spoil(damage, id_, medium, seed), parts, stage
+        stage,
+        damage.modality,
+        lambda id_, medium: spoil(damage, id_, medium, seed),
+        {"damage": damage, "seed": seed, "code": source_sum("study/robustness.py")},
     )
-    arrays = [encoded[id_] for id_ in features.validation.ids]
-    raw = replaced(features.validation, damage.modality, arrays)
-    moments = {damage.modality: features.moments[damage.modality]}
-    fresh = raw.only(damage.modality).standardised(moments)
-    return replaced(features.validation, damage.modality, getattr(fresh, damage.modality))
+    spoilt = replaced(plain.validation, damage.modality, Rows(encoded, plain.validation.ids))
+    return spoilt.standardised(ws.features("ours", stage).moments)
 
 
 # --------------------------------------------------------------------------- what it comes to
@@ -282,13 +291,14 @@ def ask(model: torch.nn.Module, data: FeatureSet, batch_size: int = 64):
 class Answers:
     """What experiments say of clips that are clean or damaged, and what can be read from it.
 
-    target : (N, E); present : damage → (N, 3) bool, which modalities the clips then have
-    intensity, weights : (damage, experiment) → (S, N, E) and (S, N, 3); damage None is clean
+    target : (N, E)
+    intensity, weights, present : (damage, experiment) → (S, N, E), (S, N, 3) for those that have
+        weights, and (N, 3) bool, which modalities the clips then have; damage None is clean
     """
 
-    def __init__(self, target, present: Mapping, intensity: Mapping, weights: Mapping):
-        self.target, self.present = target, present
-        self.intensity, self.weights = intensity, weights
+    def __init__(self, target, intensity: Mapping, weights: Mapping, present: Mapping):
+        self.target = target
+        self.intensity, self.weights, self.present = intensity, weights, present
         # A draw of clips is common to all, so differences of draws are paired.
         self._rho = functools.cache(self._measured)
 
@@ -302,7 +312,7 @@ class Answers:
         """Sum of signed ρ, paired over seeds and clips; terms are (sign, damage, experiment)."""
         measured = [(sign, *self._rho(damage, name)) for sign, damage, name in terms]
         each, drawn = (sum(row[0] * row[i] for row in measured) for i in (1, 2))
-        return metrics._estimate(each, drawn, metrics.LEVEL)
+        return metrics.summarise(each, drawn)
 
     def cost(self, damage: Damage | None, name: str) -> metrics.Estimate:
         """ρ of the damaged clips minus that of the clean ones."""
@@ -318,7 +328,7 @@ class Answers:
         """Weight of the damaged modality minus its weight before, mean over the clips that have
         it both times; interval over these clips."""
         column = MODALITIES.index(damage.modality)
-        both = self.present[None][:, column] & self.present[damage][:, column]
+        both = self.present[None, name][:, column] & self.present[damage, name][:, column]
         after, before = (self.weights[d, name][:, both, column] for d in (damage, None))
         return mean_over_clips(after - before)
 
@@ -328,41 +338,48 @@ def answers(ws, results: Results, asked: Mapping[Damage | None, Sequence[str]]) 
 
     asked : damage → names of experiments, as `needed` gives them; None is the clips as they are
     """
-    clean = {name: ws.features_of(name).validation for names in asked.values() for name in names}
     progress = Counter("robustness: damages")
     trained = functools.cache(functools.partial(_trained, results))
-    present, intensity, weights = {}, {}, {}
+    found = {"intensity": {}, "weights": {}, "present": {}}
     for number, (damage, names) in enumerate(asked.items(), 1):
         parts = {
             "damage": damage,
-            "features": {name: clean[name].fingerprint() for name in names},
             "results": {name: [folder.name for folder in results[name].folders] for name in names},
             "code": source_sum("study/robustness.py"),
         }
 
         def make(folder: Path, damage=damage, names=names) -> None:
-            arrays = {}
-            for name in names:
-                data = clean[name]
-                if damage is not None:
-                    data = damaged(ws, damage, stage=ws.stage_of(name))
-                arrays["present"] = data.present
-                given = data.only(*results[name].experiment.modalities)
-                rows = [ask(model, given) for model in trained(name)]
-                arrays[f"intensity {name}"] = np.stack([row[0] for row in rows])
-                if rows[0][1] is not None:
-                    arrays[f"weights {name}"] = np.stack([row[1] for row in rows])
+            arrays = _asked(ws, results, damage, names, trained)
             np.savez(folder / "answers.npz", **arrays)
 
-        folder = ws.cache.step("robustness", parts, make)
+        folder = ws.cache.shared_step("robustness", parts, make)
         with np.load(folder / "answers.npz", allow_pickle=False) as arrays:
-            present[damage] = arrays["present"]
-            for name in names:
-                intensity[damage, name] = arrays[f"intensity {name}"]
-                if f"weights {name}" in arrays:
-                    weights[damage, name] = arrays[f"weights {name}"]
+            for title in arrays.files:
+                what, name = title.split(" ")
+                found[what][damage, name] = arrays[title]
         progress(number, len(asked))
-    return Answers(next(iter(clean.values())).target, present, intensity, weights)
+    target = ws.features_of(next(iter(asked[None]))).validation.target
+    return Answers(target, **found)
+
+
+def _asked(ws, results: Results, damage: Damage | None, names, trained) -> dict[str, np.ndarray]:
+    """Arrays "intensity NAME", "weights NAME" and "present NAME" of the experiments `names`."""
+    arrays, kinds = {}, {results[name].experiment.features for name in names}
+    data = {
+        kind: ws.features(*kind.split(", ")).validation
+        if damage is None
+        else damaged(ws, damage, kind)
+        for kind in sorted(kinds)
+    }
+    for name in names:
+        experiment = results[name].experiment
+        given = data[experiment.features].only(*experiment.modalities)
+        rows = [ask(model, given) for model in trained(name)]
+        arrays[f"intensity {name}"] = np.stack([row[0] for row in rows])
+        arrays[f"present {name}"] = given.present
+        if rows[0][1] is not None:
+            arrays[f"weights {name}"] = np.stack([row[1] for row in rows])
+    return arrays
 
 
 def _trained(results: Results, name: str) -> list[torch.nn.Module]:
@@ -470,6 +487,4 @@ def mean_over_clips(values: np.ndarray, resamples=metrics.RESAMPLES, seed=0) -> 
     """Mean of (S, N) values, with its spread over seeds and its interval over clips."""
     clips = values.shape[1]
     drawn = np.random.default_rng(seed).integers(0, clips, (resamples, clips))
-    return metrics._estimate(
-        values.mean(axis=1), values.mean(axis=0)[drawn].mean(axis=1), metrics.LEVEL
-    )
+    return metrics.summarise(values.mean(axis=1), values.mean(axis=0)[drawn].mean(axis=1))

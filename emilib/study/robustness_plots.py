@@ -55,7 +55,7 @@ def damage_curves(table: pd.DataFrame, title: str, corpus: str) -> Figure:
     """
     groups = list(table.groupby(["kind", "modality"], sort=False))
     models = list(dict.fromkeys(table["model"]))
-    columns = min(3, len(groups))
+    columns = 2 if len(groups) == 4 else min(3, len(groups))
     rows = -(-len(groups) // columns)
     with matplotlib.rc_context(STYLE):
         figure = sheet(8.6, 0.5 + 2.3 * rows, title, corpus)
@@ -100,9 +100,10 @@ def _curve(axes, drawn: pd.DataFrame, model: str, number: int, place: float) -> 
 
 
 def interval_dots(table: pd.DataFrame, by: str, title: str, label: str, corpus: str) -> Figure:
-    """A number with its interval a line, from columns damage, value, low and high.
+    """A number a line, from columns damage, value, low, high and sd.
 
     by : column whose values get a colour and a marker each
+    Thick bars are intervals over clips, thin ones ± the standard deviation over seeds.
     """
     damages = list(dict.fromkeys(table["damage"]))
     groups = list(table.groupby(by, sort=False))
@@ -114,14 +115,17 @@ def interval_dots(table: pd.DataFrame, by: str, title: str, label: str, corpus: 
         place = {damage: len(damages) - 1 - i for i, damage in enumerate(damages)}
         for number, ((name, rows), offset) in enumerate(zip(groups, offsets, strict=True)):
             reach = np.maximum(0, [rows["value"] - rows["low"], rows["high"] - rows["value"]])
+            y, color = rows["damage"].map(place) + offset, CYCLE[number % len(CYCLE)]
+            thin = {"fmt": "none", "elinewidth": 0.8, "alpha": 0.6, "color": color}
+            axes.errorbar(rows["value"], y, xerr=rows["sd"], **thin)
             axes.errorbar(
                 rows["value"],
-                rows["damage"].map(place) + offset,
+                y,
                 xerr=reach,
                 fmt=MARKERS[number % len(MARKERS)],
-                color=CYCLE[number % len(CYCLE)],
+                color=color,
                 markersize=5,
-                capsize=2,
+                elinewidth=2.2,
                 label=name,
             )
         axes.set_yticks(list(place.values()), damages)

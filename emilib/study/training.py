@@ -27,7 +27,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from emilib import ranks
 from emilib.cache import atomic_write, canonical
-from emilib.features.batches import Batch, FeatureSet
+from emilib.features.batches import MODALITIES, Batch, FeatureSet
+from emilib.models.prior import FOLDS, Savchenko2025
+from emilib.models.prior import fit_savchenko as fit_members
+from emilib.progress import epoch_bar
 from emilib.study.metrics import pearson
 from emilib.study.plans import Recipe
 
@@ -113,7 +116,7 @@ def fit(
     seed: int = 0,
     checkpoint=None,
     device=None,
-    progress: Callable[[dict], None] | None = None,
+    progress: bool | Callable[[dict], None] | None = None,
 ) -> Result:
     """Train `model` in place and return it with its history.
 
@@ -121,16 +124,84 @@ def fit(
     valid : for the history, early stopping and the best epoch; None: all epochs, the last weights
     checkpoint : folder; a run killed in it goes on from its last finished epoch
     device : None is the first GPU where there is one, else the CPU
-    progress : called with each epoch's record
+    progress : True draws a bar with loss and ρ; a function is called with each epoch's record
 
-    Raises ValueError for data without targets or with NaN, a checkpoint of another run;
-    RuntimeError when the loss is no longer finite.
+    A `Savchenko2025` is trained as its authors did, see `fit_savchenko`, with `Recipe.savchenko()`
+    where none is given; its members are initialised anew from `seed`.
+    Raises ValueError for data without targets or with NaN, a model of another number of targets,
+    a checkpoint of another run; RuntimeError when the loss is no longer finite.
     """
+    if isinstance(model, Savchenko2025):
+        options = {"checkpoint": checkpoint, "device": device, "progress": progress}
+        hidden = model.members["frames"].head[0].out_features
+        found = fit_savchenko(train, valid, recipe, seed, hidden=hidden, **options).honest
+        model.load_state_dict(found.model.state_dict())
+        return dataclasses.replace(found, model=model.eval())
     trainer = _Trainer(model, train, valid, recipe or Recipe(), seed, checkpoint, device)
-    for record in trainer.run():
-        if progress is not None:
-            progress(record)
+    with _told(progress, trainer.recipe.epochs) as tell:
+        for record in trainer.run():
+            tell(record)
     return trainer.result()
+
+
+def _told(progress, epochs: int):
+    """Context that gives what is called with each record."""
+    if progress is True:
+        return epoch_bar(epochs)
+    return contextlib.nullcontext(progress or (lambda record: None))
+
+
+@dataclasses.dataclass
+class SavchenkoResult:
+    """`honest`: weights from held-out folds of training clips; `leaked`: from validation clips."""
+
+    honest: Result
+    leaked: Result | None
+
+
+def fit_savchenko(
+    train: FeatureSet,
+    valid: FeatureSet | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    checkpoint=None,
+    device=None,
+    progress: bool | Callable[[dict], None] | None = None,
+    **settings,
+) -> SavchenkoResult:
+    """Savchenko 2025: members trained alone, then weights found on held-out training clips.
+
+    valid : only for the weights the original finds, which leak; None: there are no such
+    settings : of `prior.fit_savchenko`: folds, step, hidden
+
+    The history is the mean over all members and folds, which see no validation clips: ρ is NaN.
+    Other arguments and errors as in `fit`; all three modalities are needed.
+    """
+    _check(train, valid)
+    start, histories = time.monotonic(), []
+    recipe = recipe or Recipe.savchenko()
+    runs = len(MODALITIES) * (settings.get("folds", FOLDS) + 1)
+    with _told(progress, runs * recipe.epochs) as tell, torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+
+        def fit_one(model, data):
+            kept = None if checkpoint is None else Path(checkpoint) / f"{len(histories):03d}"
+            fitted = fit(model, data, None, recipe, seed, kept, device, tell)
+            histories.append(fitted.history)
+            return fitted
+
+        # Its members end in a sigmoid: targets beyond [0, 1] are brought there.
+        scale = TargetScale.of(train.target, "range")
+        scaled = train if scale is None else train.with_target(scale.down(train.target))
+        found = fit_members(scaled, fit_one, valid, seed=seed, **settings)
+    mean = pd.concat(histories).groupby("epoch").mean().reset_index()
+    mean["step"] = mean["step"].astype(int)
+    seconds, size = time.monotonic() - start, count_parameters(found.model)
+    honest, leaked = (
+        None if model is None else Result(model.eval(), mean, len(mean), seconds, size, scale)
+        for model in (found.model, found.leaked)
+    )
+    return SavchenkoResult(honest, leaked)
 
 
 def epochs(
@@ -305,6 +376,11 @@ class _Trainer:
         with autocast:
             output = model(**batch.inputs())
         prediction, target = output.intensity.float(), batch.target
+        if prediction.shape != target.shape:
+            raise ValueError(
+                f"expected a model with {target.shape[1]} outputs, one a target, came one with "
+                f"{prediction.shape[1]}: build it with num_targets={target.shape[1]}"
+            )
         measure = F.mse_loss if self.recipe.loss == "mse" else pearson_loss
         loss = measure(prediction, target)
         # Some earlier solutions have a term of their own, e.g. members trained as if alone.
@@ -452,6 +528,12 @@ def _check(train: FeatureSet, valid: FeatureSet | None) -> None:
             sequences = getattr(data, modality, None)
             if isinstance(sequences, list):  # what lies in a store was looked at when it was made
                 _check_finite(name, modality, data.ids, sequences)
+    for modality in set(train.dims) & set(valid.dims if valid is not None else ()):
+        if train.dims[modality] != valid.dims[modality]:
+            raise ValueError(
+                f"valid: expected {modality} of width {train.dims[modality]} as in train, came "
+                f"{valid.dims[modality]}; take the features of one encoder for both"
+            )
     if valid is not None and valid.num_targets != train.num_targets:
         raise ValueError(
             f"valid: expected {train.num_targets} targets as in train, came {valid.num_targets}"

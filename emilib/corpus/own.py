@@ -362,7 +362,7 @@ def _check_targets(table, targets, clips, findings, strict):
                 )
             findings.labels.append((row.id, row.split, detail))
         seen = labelled.loc[labelled["split"] == "train", name]
-        if strict and seen.nunique() == 1:
+        if strict and len(seen) > 1 and seen.nunique() == 1:
             raise CorpusError(
                 f"{table}: {name} is {seen.iloc[0]:g} in every training clip, so there is nothing "
                 "to learn; remove the column."

@@ -120,6 +120,9 @@ def fit(
 ) -> Result:
     """Train `model` in place and return it with its history.
 
+    Targets that leave [0, 1] are standardised for the training, see `TargetScale`; the result
+    predicts in their own range.
+
     model : initialised already; `seed` draws the order of the clips and the dropout
     valid : for the history, early stopping and the best epoch; None: all epochs, the last weights
     checkpoint : folder; a run killed in it goes on from its last finished epoch

@@ -7,6 +7,7 @@ Dimension key: B clips, T steps, M segments, D width, E emotions.
 
 import itertools
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -335,14 +336,14 @@ def weights_over_time(clips: Sequence[Mapping], rate: int, corpus: str) -> Figur
     """
     with matplotlib.rc_context(STYLE):
         title = "Eq. 8: what each modality weighs, over the segments of a clip"
-        width = 2.0 + 3.0 * len(clips)
+        width = max(6.8, 2.0 + 3.0 * len(clips))
         figure, axes = _figure(
             width, 3.9, title, corpus, len(clips), rows=3, ratios=(1, 0.8, 1.9), squeeze=False
         )
         for column, clip in enumerate(clips):
             images, sound, lines = axes[:, column]
             _draw_frames(images, clip["frames"])
-            images.set_title(clip["title"], size=9.5)
+            images.set_title(textwrap.fill(clip["title"], 60), size=9.5)
             if clip["waveform"] is None:
                 _say(sound, "no sound")
             else:

@@ -218,11 +218,13 @@ def _draw_labels(axes, labels: pd.Series) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _draw_words(axes, words: str | None, defects: Sequence[str]) -> None:
+def _draw_words(axes, words, defects: Sequence[str]) -> None:
+    """The words, where they are a str and not empty, and the defects."""
     axes.axis("off")
-    said = f"“{words}”" if words else "no words"
+    spoken = isinstance(words, str) and bool(words.strip())
+    said = f"“{words}”" if spoken else "no words"
     paragraphs = [
-        ("words", [said], {"style": "italic" if words else "normal"}),
+        ("words", [said], {"style": "italic" if spoken else "normal"}),
         ("defects", defects or ["none"], {}),
     ]
     y, step = 1.0, 0.115  # from the top, in heights of the panel

@@ -342,7 +342,7 @@ def weights_over_time(clips: Sequence[Mapping], rate: int, corpus: str) -> Figur
         )
         for column, clip in enumerate(clips):
             images, sound, lines = axes[:, column]
-            _draw_frames(images, clip["frames"])
+            _draw_frames(images, clip["frames"], 9 if len(clips) == 1 else 6)
             images.set_title(textwrap.fill(clip["title"], 60), size=9.5)
             if clip["waveform"] is None:
                 _say(sound, "no sound")
@@ -464,7 +464,7 @@ def _draw_sound(axes, waveform: np.ndarray, rate: int) -> None:
     axes.set_xlim(0, len(waveform) / rate)
 
 
-def _draw_frames(axes, frames: np.ndarray | None, count: int = 6) -> None:
+def _draw_frames(axes, frames: np.ndarray | None, count: int) -> None:
     if frames is None:
         _say(axes, "no face")
         return

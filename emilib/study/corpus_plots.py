@@ -3,6 +3,7 @@
 As in `plots`: pure functions that return a Figure, made without pyplot.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
@@ -22,6 +23,7 @@ from .plots import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, sheet
 
 FLOOR_DB = -80.0  # of spectrograms, below their loudest point
 MOST_FACES = 10  # side by side in a strip
+WORD_LINES = 4  # of a clip's words, and of its defects
 
 # ---------------------------------------------------------------------------- architectures
 
@@ -172,6 +174,70 @@ def clip(media: Media, title: str, corpus: str = "") -> Figure:
         return figure
 
 
+def card(
+    row: pd.Series, media: Media, labels: pd.Series, defects: Sequence[str], corpus: str = ""
+) -> Figure:
+    """All that a corpus holds of one clip: frames, sound, labels, words and defects.
+
+    row : of `corpus.read`; media : what could be decoded of it, see `clip`
+    labels : target → value, NaN for a clip without labels; defects : a line each
+    """
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        length = "of unknown length" if np.isnan(media.duration) else f"{media.duration:.1f} s"
+        title = f"Clip {row['id']}, {row['split']}, {length}"
+        figure = sheet(9.0, 6.1, title, corpus)
+        places = [["faces"] * 2, ["wave"] * 2, ["tones"] * 2, ["labels", "words"]]
+        axes = figure.subplot_mosaic(
+            places, height_ratios=[1.15, 0.7, 1.1, 1.3], width_ratios=[1, 1.15]
+        )
+        _draw_strip(axes["faces"], media)
+        _draw_waveform(axes["wave"], media)
+        _draw_spectrogram(figure, axes["tones"], media)
+        for name in ("wave", "tones"):
+            axes[name].set_xlim(0, media.duration if media.duration > 0 else 1)
+        axes["tones"].set_xlabel("time, s")
+        axes["wave"].tick_params(labelbottom=False)
+        _draw_labels(axes["labels"], labels)
+        _draw_words(axes["words"], row["transcript"], defects)
+        return figure
+
+
+def _draw_labels(axes, labels: pd.Series) -> None:
+    """A bar a target; the value beside it, as zeros have no bar."""
+    axes.set_title("labels", loc="left")
+    if labels.isna().all():
+        axes.axis("off")
+        axes.text(0.5, 0.5, "no labels", ha="center", color=GREY, transform=axes.transAxes)
+        return
+    bars = axes.barh(list(labels.index), labels, color=BLUE)
+    texts = ["not known" if np.isnan(value) else f"{value:.2f}" for value in labels]
+    axes.bar_label(bars, texts, padding=3, fontsize=8.5)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.12 * max(1.0, float(labels.max())))
+    axes.set_xticks([0, 0.5, 1])
+    axes.tick_params(axis="y", length=0)
+
+
+def _draw_words(axes, words, defects: Sequence[str]) -> None:
+    """The words, where they are a str and not empty, and the defects."""
+    axes.axis("off")
+    spoken = isinstance(words, str) and bool(words.strip())
+    said = f"“{words}”" if spoken else "no words"
+    paragraphs = [
+        ("words", [said], {"style": "italic" if spoken else "normal"}),
+        ("defects", defects or ["none"], {}),
+    ]
+    y, step = 1.0, 0.115  # from the top, in heights of the panel
+    for heading, texts, style in paragraphs:
+        axes.text(0, y, heading, va="top", weight="bold", transform=axes.transAxes)
+        lines = [line for text in texts for line in textwrap.wrap(text, 62)]
+        shown = lines if len(lines) <= WORD_LINES else [*lines[: WORD_LINES - 1], "…"]
+        text = "\n".join(shown)
+        place = {"va": "top", "fontsize": 9, "linespacing": 1.25, "transform": axes.transAxes}
+        axes.text(0, y - 1.2 * step, text, **place, **style)
+        y -= (len(shown) + 1.9) * step
+
+
 def shown_frames(count: int) -> np.ndarray:
     """Positions of the frames a strip has room for, evenly spread, first and last among them."""
     return np.unique(np.linspace(0, count - 1, min(count, MOST_FACES)).round().astype(int))
@@ -201,6 +267,7 @@ def _draw_waveform(axes, media: Media) -> None:
     axes.set_ylabel("waveform")
     if media.waveform is None:
         axes.text(0.5, 0.5, "no sound", ha="center", color=GREY, transform=axes.transAxes)
+        axes.set_yticks([])
         return
     time, low, high = envelope(media.waveform, media.sample_rate)
     axes.fill_between(time, low, high, color=ORANGE, lw=0.4)
@@ -219,7 +286,9 @@ def envelope(waveform, sample_rate: int, points: int = 900):
 def _draw_spectrogram(figure: Figure, axes, media: Media) -> None:
     axes.set_ylabel("frequency, kHz")
     if media.waveform is None or len(media.waveform) < 400:
-        axes.text(0.5, 0.5, "no sound", ha="center", color=GREY, transform=axes.transAxes)
+        said = "no sound" if media.waveform is None else "sound too short for a spectrogram"
+        axes.text(0.5, 0.5, said, ha="center", color=GREY, transform=axes.transAxes)
+        axes.set_yticks([])
         return
     level, step = spectrogram(media.waveform, media.sample_rate)
     top = media.sample_rate / 2000

@@ -60,10 +60,13 @@ def show(figure: Figure, alt: str | None = None) -> Image:
     return Image(stream.getvalue(), alt=alt)
 
 
-def show_table(rows, columns: Sequence[str] | None = None, digits: int = 3) -> Markdown:
+def show_table(
+    rows, columns: Sequence[str] | None = None, digits: int = 3, caption: str = ""
+) -> Markdown:
     """A table as Markdown: a DataFrame (without its index), a mapping, or a list of rows.
 
-    columns : the headings; digits : decimals of floats. NaN is shown as a dash.
+    columns : the headings; digits : decimals of floats; caption : a paragraph above the table.
+    NaN is shown as a dash.
     """
     if isinstance(rows, Mapping):
         rows = list(rows.items())
@@ -74,7 +77,8 @@ def show_table(rows, columns: Sequence[str] | None = None, digits: int = 3) -> M
     numbers = [pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes]
     lines = [head, ["--:" if number else ":--" for number in numbers]]
     lines += [[_cell(value, digits) for value in row] for row in frame.itertuples(index=False)]
-    return Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return Markdown(f"{caption}\n\n{table}" if caption else table)
 
 
 def _cell(value, digits: int) -> str:

@@ -7,6 +7,7 @@ Dimension key: B clips, T steps, M segments, D width, E emotions.
 
 import itertools
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -340,14 +341,14 @@ def weights_over_time(clips: Sequence[Mapping], rate: int, corpus: str) -> Figur
     """
     with matplotlib.rc_context(STYLE):
         title = "Eq. 8: what each modality weighs, over the segments of a clip"
-        width = 2.0 + 3.0 * len(clips)
+        width = max(6.8, 2.0 + 3.0 * len(clips))
         figure, axes = _figure(
             width, 3.9, title, corpus, len(clips), rows=3, ratios=(1, 0.8, 1.9), squeeze=False
         )
         for column, clip in enumerate(clips):
             images, sound, lines = axes[:, column]
-            _draw_frames(images, clip["frames"])
-            images.set_title(clip["title"], size=9.5)
+            _draw_frames(images, clip["frames"], 9 if len(clips) == 1 else 6)
+            images.set_title(textwrap.fill(clip["title"], 60), size=9.5)
             if clip["waveform"] is None:
                 _say(sound, "no sound")
             else:
@@ -468,7 +469,7 @@ def _draw_sound(axes, waveform: np.ndarray, rate: int) -> None:
     axes.set_xlim(0, len(waveform) / rate)
 
 
-def _draw_frames(axes, frames: np.ndarray | None, count: int = 6) -> None:
+def _draw_frames(axes, frames: np.ndarray | None, count: int) -> None:
     if frames is None:
         _say(axes, "no face")
         return

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
@@ -43,13 +43,24 @@ def start() -> None:
     forkserver.ensure_running()
 
 
-def pool(workers: int, start: Callable[..., None] | None = None, *given) -> ProcessPoolExecutor:
+def pool(
+    workers: int, start: Callable[..., None] | None = None, *given, light: bool = False
+) -> ProcessPoolExecutor:
     """A pool of `workers` processes that end with this one, however it ends.
 
     start : called with `given` in each new process
+    light : the work imports little. Where no server runs yet none is started for it: a process
+        that imports for itself is then there in half a second, the server in several
     """
     initial = (dict(os.environ), start, given)
-    return ProcessPoolExecutor(workers, context(), _start_worker, initial)
+    spawned = light and not _server().get("_forkserver_address")
+    found = multiprocessing.get_context("spawn") if spawned else context()
+    return ProcessPoolExecutor(workers, found, _start_worker, initial)
+
+
+def _server() -> Mapping:
+    """What CPython keeps of the server that this process started, or whose child it is."""
+    return vars(getattr(forkserver, "_forkserver", None) or object)
 
 
 def _share() -> None:
@@ -59,7 +70,7 @@ def _share() -> None:
     a server that the process itself started. Where these inner names have changed, or there is a
     key that was not handed on (Python 3.14), another server starts, and the import is paid again.
     """
-    known = vars(getattr(forkserver, "_forkserver", None) or object)
+    known = _server()
     inherited = known.get("_forkserver_address") and known.get("_forkserver_pid", 0) is None
     if inherited and known.get("_forkserver_authkey", b"none needed"):
         forkserver._forkserver.ensure_running = lambda: None

@@ -6,13 +6,16 @@ on behind them.
 """
 
 import math
+import os
 import pickle
+import struct
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from .layout import face_paths
@@ -202,6 +205,24 @@ def open_media(path):
         yield container
 
 
+def encrypted(path):
+    """Whether an mp4 says of a track that it is encrypted (sample entry encv or enca).
+
+    FFmpeg decodes such a file without a word, and some of the noise passes for sound.
+    """
+    with open(path, "rb") as file:
+        while len(head := file.read(16)) == 16:
+            size, kind, longer = struct.unpack(">I4sQ", head)
+            size = longer if size == 1 else size
+            if kind == b"moov":
+                tracks = head[8:] + file.read(size - 16)
+                return b"encv" in tracks or b"enca" in tracks
+            if size < 16 or (file.tell() == 16 and kind != b"ftyp"):
+                return False
+            file.seek(size - 16, os.SEEK_CUR)
+    return False
+
+
 def first_streams(container):
     """The first video stream that is no cover picture, the first sound stream; None for none.
 
@@ -282,6 +303,7 @@ class _Pictures:
     def __init__(self, fps, size, origin, limit, stated):
         self.fps, self.size, self.origin, self.limit = fps, size, origin, limit
         self.step = 1 / (stated[0] if stated else FALLBACK_FPS)
+        self.reformatter = VideoReformatter()
         self.images, self.times = [], []
         self.damaged = self.traces = self.seen = self.made_up = self.rotation = 0
         self.bad_matrix = self.full = self.broken = False
@@ -335,9 +357,11 @@ class _Pictures:
         if (height, width) == (frame.height, frame.width):
             image = frame.to_ndarray(format="rgb24")
         else:
-            image = frame.to_ndarray(
-                format="rgb24", width=width, height=height, interpolation="BICUBIC"
+            # Kept from frame to frame, and in one thread: both cost more than the work itself.
+            made = self.reformatter.reformat(
+                frame, width, height, "rgb24", interpolation="BICUBIC", threads=1
             )
+            image = made.to_ndarray()
         if isinstance(self.size, int):
             top, left = (height - self.size) // 2, (width - self.size) // 2
             image = image[top : top + self.size, left : left + self.size]

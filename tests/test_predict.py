@@ -249,7 +249,7 @@ def test_order_and_company_change_no_number(predictor, mixed, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "count", "started"), [(0.05, 12, 0), (1.0, 3, 2), (0.2, 40, 39)]
+    ("seconds", "count", "started"), [(0.05, 12, 0), (1.5, 3, 2), (0.2, 40, 39)]
 )
 def test_processes_are_started_where_they_save_more_than_they_cost(
     monkeypatch, seconds, count, started

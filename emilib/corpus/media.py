@@ -210,16 +210,20 @@ def encrypted(path):
 
     FFmpeg decodes such a file without a word, and some of the noise passes for sound.
     """
+    first = True
     with open(path, "rb") as file:
-        while len(head := file.read(16)) == 16:
-            size, kind, longer = struct.unpack(">I4sQ", head)
-            size = longer if size == 1 else size
-            if kind == b"moov":
-                tracks = head[8:] + file.read(size - 16)
-                return b"encv" in tracks or b"enca" in tracks
-            if size < 16 or (file.tell() == 16 and kind != b"ftyp"):
+        while len(head := file.read(8)) == 8:
+            size, kind = struct.unpack(">I4s", head)
+            body = size - 8
+            if size == 1:  # a length of 64 bits follows
+                body = int.from_bytes(file.read(8), "big") - 16
+            if body < 0 or (first and kind != b"ftyp"):
                 return False
-            file.seek(size - 16, os.SEEK_CUR)
+            if kind == b"moov":
+                tracks = file.read(body)
+                return b"encv" in tracks or b"enca" in tracks
+            file.seek(body, os.SEEK_CUR)
+            first = False
     return False
 
 

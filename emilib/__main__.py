@@ -196,10 +196,13 @@ def bench(
         found.to_csv(out, index=False)
 
 
+_TEXT_HELP = "the clip's words, a .txt with them, or a folder with NAME.txt for each NAME.mp4"
+
+
 def predict(
     *clips: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="video or sound files")],
     model: Annotated[str, tyro.conf.arg(help="folder of `export`, or OWNER/NAME on the hub")],
-    text: Annotated[str | None, tyro.conf.arg(help="the clip's words, or a .txt with them")] = None,
+    text: Annotated[str | None, tyro.conf.arg(help=_TEXT_HELP)] = None,
     window: Annotated[float | None, tyro.conf.arg(help="s; a row for each window")] = None,
     step: Annotated[float | None, tyro.conf.arg(help="s from window to window; half of it")] = None,
     json: Annotated[Path | None, tyro.conf.arg(help="write everything found to FILE")] = None,

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import re
 import time
 from collections import deque
@@ -38,12 +39,15 @@ SPOKEN = {"frames": "frames", "audio": "sound", "text": "words"}
 SAMPLE_RATE = 16_000  # Hz
 WINDOW, STEP = 12.0, 6.0  # s; paper B cuts sound at 12 s
 LONGEST = 30.0  # s; a longer clip is never given to a model in one piece
-SEVERAL = 6  # clips from which on it pays to start processes that decode
+# s that processes which decode have to save before they are started: on two cores two of them
+# cost 1.2 s of processor time to start, and half a second to wait for.
+WORTH = 1.0
 WINDOWS = 32  # windows encoded together
 FORMAT = 1  # of the folder that `save_pretrained` writes
 KIND = "emilib predictor"
 HOW_TO_EXPORT = "make one with `python -m emilib export taemi FOLDER`"
 _ROLES = {"vision": "frames", "audio": "audio", "text": "text"}  # encoder → modality
+_STATED = {"experiment", "corpus", "synthetic", "rho", "rho_sd"}  # facts said with every number
 # Everything a predictor is made of; a hub repository may hold more, which is not fetched.
 _FILES = ["config.json", "README.md", "*.safetensors", "*/*.json", "*/*.txt"]
 
@@ -316,6 +320,9 @@ class EmiPredictor:
             "facts": self.facts,
         }
         atomic_write(folder / "README.md", _card(self))
+        # safetensors writes files that only their owner may read; a model is there to be given on.
+        for path in folder.rglob("*.safetensors"):
+            path.chmod((folder / "README.md").stat().st_mode)
         # Last: a folder with it is complete.
         atomic_write(
             folder / "config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n"
@@ -423,7 +430,7 @@ class EmiPredictor:
     def _one(self, path, text, window=None, step=None) -> Prediction:
         window, step = _check_window(window, step)
         clip = _one_clip(path, text)
-        prediction = self._predict(clip, _read(clip, self.settings), window, step)
+        prediction = self._predict(clip, _read(clip, self.settings, threads=0), window, step)
         if prediction.reason is not None:
             raise MediaError(prediction.reason)
         return prediction
@@ -465,7 +472,7 @@ class EmiPredictor:
         Raises MediaError for a file that can't be read.
         """
         clip = _one_clip(path, text)
-        material = self._complete(clip, _read(clip, self.settings))
+        material = self._complete(clip, _read(clip, self.settings, threads=0))
         starts, ends = _windows(material.duration, *_check_window(None, None))
         words, _ = self._words(clip)
         data = self._features(material, starts, ends, words)[0]
@@ -489,7 +496,7 @@ class EmiPredictor:
         """
         clip = _one_clip(path, text)
         began = time.perf_counter()
-        material, first = _read(clip, self.settings), 0.0
+        material, first = _read(clip, self.settings, threads=0), 0.0
         if material.long:
             material, first = _cut_out(clip, self.settings, start), start
         material = self._complete(clip, material)
@@ -697,19 +704,33 @@ def _one_clip(path, text: str | None) -> Clip:
 
 
 def _count(workers: int | None) -> int:
-    import os
-
     return len(os.sched_getaffinity(0)) if workers is None else int(workers)
 
 
 def _read_all(clips: Sequence[Clip], settings: MediaSettings, workers: int) -> Iterator[_Material]:
-    """Decoded clips in order, some ahead in `workers` processes where there are several."""
-    if workers < 2 or len(clips) < SEVERAL:
-        yield from (_read(clip, settings) for clip in clips)
-        return
+    """Decoded clips in order.
+
+    How long clips take shows only when some are read, so the first are read here. As soon as
+    `workers` processes would save more than they cost to start, they read the rest.
+    """
+    spent = 0.0
+    for done, clip in enumerate(clips):
+        left = len(clips) - done
+        if workers > 1 and done and spent / done * left * (1 - 1 / workers) > WORTH:
+            yield from _read_ahead(clips[done:], settings, workers)
+            return
+        material = _read(clip, settings, threads=0 if workers > 1 else 1)
+        spent += material.seconds
+        yield material
+
+
+def _read_ahead(
+    clips: Sequence[Clip], settings: MediaSettings, workers: int
+) -> Iterator[_Material]:
+    """Decoded clips in order, some ahead, in processes that take a core each."""
     done = 0
     try:
-        with processes.pool(workers) as pool:
+        with processes.pool(workers, light=True) as pool:
             remaining = iter(clips)
             waiting = deque(
                 pool.submit(_read, clip, settings) for clip in islice(remaining, 2 * workers)
@@ -726,7 +747,7 @@ def _read_all(clips: Sequence[Clip], settings: MediaSettings, workers: int) -> I
 
 def _read_alone(clip: Clip, settings: MediaSettings) -> _Material:
     try:
-        with processes.pool(1) as pool:
+        with processes.pool(1, light=True) as pool:
             return pool.submit(_read, clip, settings).result()
     except BrokenProcessPool:
         return _Material(
@@ -735,23 +756,28 @@ def _read_alone(clip: Clip, settings: MediaSettings) -> _Material:
         )
 
 
-def _read(clip: Clip, settings: MediaSettings) -> _Material:
-    """A clip of up to LONGEST s decoded; of a longer one only that it is. Never raises."""
+def _read(clip: Clip, settings: MediaSettings, threads: int = 1) -> _Material:
+    """A clip of up to LONGEST s decoded; of a longer one only that it is. Never raises.
+
+    threads : of the video decoder, 0 for all cores; the frames are the same
+    """
     began = time.perf_counter()
     try:
-        material = _decode(clip, settings)
+        material = _decode(clip, settings, threads)
     except (MediaError, OSError) as error:
         reason = _first_line(error)
         if "could be decoded" in reason:
-            reason += " The file is damaged throughout, or encrypted."
+            reason += " The file is damaged throughout."
         material = _Material(reason=reason)
     material.seconds = time.perf_counter() - began
     return material
 
 
-def _decode(clip: Clip, settings: MediaSettings) -> _Material:
+def _decode(clip: Clip, settings: MediaSettings, threads: int) -> _Material:
     crops = clip.faces is not None and settings.visual == "faces"
-    stated = media.probe(clip.video if clip.video is not None else clip.audio).duration
+    stated = media.probe(clip.name).duration
+    if media.encrypted(clip.name):
+        raise MediaError(f"{clip.name} is encrypted; give a file without protection")
     if crops and stated > LONGEST:
         raise MediaError(
             f"{clip.name} is {stated:.0f} s long; face crops can be given for clips of up to "
@@ -761,7 +787,8 @@ def _decode(clip: Clip, settings: MediaSettings) -> _Material:
         return _Material(long=True, duration=stated)
     found, pieces = _Material(duration=0.0), []
     if clip.video is not None and not (crops and clip.audio is not None):
-        pieces.append(_decoded(clip.video, settings, frames=not crops, sound=clip.audio is None))
+        wanted = {"frames": not crops, "sound": clip.audio is None}
+        pieces.append(_decoded(clip.video, settings, threads=threads, **wanted))
     if clip.audio is not None:
         pieces.append(_decoded(clip.audio, settings, frames=False))
     for piece in pieces:
@@ -780,15 +807,20 @@ def _decode(clip: Clip, settings: MediaSettings) -> _Material:
     return found
 
 
-def _decoded(path, settings: MediaSettings, **what):
-    return media.decode(
+def _decoded(path, settings: MediaSettings, threads: int = 1, **what):
+    found = media.decode(
         path,
         fps=settings.fps,
         size=settings.image_size,
         sample_rate=SAMPLE_RATE,
         max_seconds=LONGEST + 1,
+        threads=threads,
         **what,
     )
+    if found.damaged and threads != 1:
+        # What FFmpeg paints over damage depends on its threads; the corpus was read with one.
+        return _decoded(path, settings, **what)
+    return found
 
 
 def _take_crops(found: _Material, clip: Clip, settings: MediaSettings, stated: float) -> None:
@@ -948,7 +980,14 @@ def _read_config(folder: Path) -> dict:
     if config.get("format") != FORMAT:
         raise ValueError(
             f"{folder} has format {config.get('format')!r}, this version ({__version__}) reads "
-            f"{FORMAT}; take the version that wrote it ({config['facts'].get('version')})"
+            f"{FORMAT}; take the version of emilib that wrote it"
+        )
+    lacking = {"model", "seeds", "media", "facts", "modalities", "emotions"} - config.keys()
+    facts = config.get("facts")
+    lacking |= _STATED - (facts.keys() if isinstance(facts, dict) else set())
+    if lacking:
+        raise ValueError(
+            f"{folder}/config.json lacks {', '.join(sorted(lacking))}; {HOW_TO_EXPORT}"
         )
     return config
 
@@ -1002,7 +1041,8 @@ def _facts(workspace, results, experiment: str) -> dict:
         "synthetic": bool(workspace._synthetic),
         "profile": workspace.profile.name,
         "clips": {split: int(n) for split, n in workspace.clips["split"].value_counts().items()},
-        "words": workspace.transcript_source,
+        # What follows the comma is advice for that machine.
+        "words": workspace.transcript_source.partition(", as Whisper")[0].rstrip(".") + ".",
         "rho": float(rho.value),
         "rho_sd": float(rho.sd),
         "rho_of_each": dict(zip(outcome.targets, map(float, each), strict=True)),

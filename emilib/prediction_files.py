@@ -9,10 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from .cache import atomic_write
-from .predict import EmiPredictor, Prediction
+from .predict import SPOKEN, EmiPredictor, Prediction
 from .progress import report
-
-SHORT = {"frames": "V", "audio": "A", "text": "T"}
 
 
 def predict_files(
@@ -30,13 +28,12 @@ def predict_files(
 
     Raises ValueError at the end, when everything is written, where a file could not be read.
     """
-    predictor = EmiPredictor.from_pretrained(model)
     if not paths:
         raise ValueError("expected at least one video file, came none")
-    if text is not None and text.endswith(".txt"):
-        text = Path(text).read_text("utf-8")
+    texts = words_of(paths, text)
+    predictor = EmiPredictor.from_pretrained(model)
     found = []
-    for prediction in predictor.predictions(paths, text, window, step, workers):
+    for prediction in predictor.predictions(paths, texts, window, step, workers):
         found.append(prediction)
         said = prediction.reason or f"{prediction.seconds:.1f} s"
         report(f"{len(found)}/{len(paths)} {prediction.clip.name}: {said}")
@@ -48,16 +45,39 @@ def predict_files(
     if json_file is not None:
         atomic_write(json_file, _as_json(predictor, found))
     if pictures is not None:
-        draw(predictor, found, pictures, text)
+        draw(predictor, found, pictures)
     failed = [p for p in found if p.reason is not None]
     if failed:
         names = ", ".join(p.clip.name for p in failed)
         raise ValueError(f"{len(failed)} of {len(found)} files could not be predicted: {names}")
 
 
-def draw(
-    predictor: EmiPredictor, found: Sequence[Prediction], folder: Path, text: str | None = None
-) -> None:
+def words_of(paths: Sequence[Path], text: str | None) -> list[str | None]:
+    """The words of each clip, None where none are given.
+
+    text : the words themselves or a .txt with them, for one clip; or a folder, in which the words
+        of NAME.mp4 are in NAME.txt, where they are known
+
+    Raises ValueError for one text and several clips, and where there is no such file or folder.
+    """
+    if text is None:
+        return [None] * len(paths)
+    if Path(text).is_dir():
+        files = [Path(text) / f"{Path(path).stem}.txt" for path in paths]
+        return [file.read_text("utf-8") if file.is_file() else None for file in files]
+    if len(paths) > 1:
+        raise ValueError(
+            f"--text: one text for {len(paths)} clips; give a folder, in which the words of "
+            "NAME.mp4 are in NAME.txt"
+        )
+    if text.endswith(".txt"):
+        if not Path(text).is_file():
+            raise ValueError(f"--text: there is no file {text}")
+        text = Path(text).read_text("utf-8")
+    return [text]
+
+
+def draw(predictor: EmiPredictor, found: Sequence[Prediction], folder: Path) -> None:
     """A picture of each clip that could be read: NAME.png, and NAME-over-time.png of windows."""
     from .study import predict_plots
 
@@ -65,7 +85,7 @@ def draw(
     for name, prediction in zip(names, found, strict=True):
         if prediction.reason is not None:
             continue
-        look = predictor.look(prediction.clip, text)
+        look = predictor.look(prediction.clip)
         _write(predict_plots.look(look, predictor.note), folder / f"{name}.png")
         if len(prediction.start) > 1:
             figure = predict_plots.over_time(
@@ -107,44 +127,61 @@ def _windows_table(found: Sequence[Prediction]) -> pd.DataFrame:
 
 
 def _for_terminal(found: Sequence[Prediction], windowed: bool) -> str:
-    """Lines of one clip or window each: intensities, largest spread, what is missing, seconds."""
+    """A line a clip or window: intensities ± sd over seeds, seconds, what is damaged or missing."""
+    names, folder = _names(found)
     emotions = found[0].emotions
-    width = max(4, *(len(_short(p.clip.name)) for p in found))
-    when = f"{'window':>13s}" if windowed else ""
-    head = f"{'clip':{width}s}{when} " + "".join(f"{e.replace(' ', '-'):>14s}" for e in emotions)
-    lines = [f"{head}   max sd  lacks  took s"]
-    for prediction in found:
-        name = f"{_short(prediction.clip.name):{width}s}"
+    width = max(4, *map(len, names))
+    when = f"{'window':>15s}" if windowed else ""
+    head = f"{'clip':{width}s}{when}" + "".join(f"{e:>15s}" for e in emotions)
+    lines = [f"# files in {folder}"] if folder else []
+    lines.append(f"{head}   took s  damaged  lacks")
+    for name, prediction in zip(names, found, strict=True):
         if prediction.reason is not None:
-            lines.append(f"{name}  failed: {prediction.reason}")
+            lines.append(f"{name:{width}s}  failed: {prediction.reason}")
             continue
         row = prediction.row()
         rows = prediction.windows() if windowed else pd.DataFrame([row])
         for number, values in enumerate(rows.to_dict("records")):
-            time = f"{values['start']:6.1f}-{values['end']:<6.1f}" if windowed else ""
-            cells = "".join(f"{values[e]:14.3f}" for e in emotions)
-            spread = max(values[f"{e} sd"] for e in emotions)
-            lacks = "".join(SHORT[m] for m in values["missing"].split(", ") if m) or "-"
-            took = f"{prediction.seconds:8.2f}" if number == 0 else ""
-            lines.append(f"{name}{time} {cells}{spread:9.3f}  {lacks:5s}{took}")
-    lines += _remarks(found)
+            start = f"{name:{width}s}"
+            start += f"{values['start']:8.1f}-{values['end']:<6.1f}" if windowed else ""
+            cells = "".join(f"{_with_spread(values, e):>15s}" for e in emotions)
+            once = f"{prediction.seconds:9.2f}{prediction.damaged:9d}" if not number else " " * 18
+            lacks = ", ".join(SPOKEN[m] for m in values["missing"].split(", ") if m) or "-"
+            lines.append(f"{start}{cells}{once}  {lacks}")
+    lines += _remarks(found, names)
     return "\n".join(lines) + "\n"
 
 
-def _short(name: str) -> str:
+def _with_spread(values: dict, emotion: str) -> str:
+    spread = values[f"{emotion} sd"]
+    return f"{values[emotion]:.2f}" + ("" if math.isnan(spread) else f" ±{spread:.2f}")
+
+
+def _names(found: Sequence[Prediction]) -> tuple[list[str], str | None]:
+    """What to call each clip, and the folder where all lie, which need not be said each time."""
+    paths = [Path(prediction.clip.name) for prediction in found]
+    folders = {str(path.parent) for path in paths}
+    if len(folders) == 1:
+        return [path.name for path in paths], None if folders == {"."} else folders.pop()
+    return [_short(path) for path in paths], None
+
+
+def _short(path: Path) -> str:
     """A path relative to the working folder where it lies below it."""
-    path = Path(name)
     here = Path(os.getcwd())
-    return str(path.relative_to(here)) if path.is_absolute() and here in path.parents else name
+    return str(path.relative_to(here)) if path.is_absolute() and here in path.parents else str(path)
 
 
-def _remarks(found: Sequence[Prediction]) -> list[str]:
+def _remarks(found: Sequence[Prediction], names: Sequence[str]) -> list[str]:
     """Problems of each file, and notes once with how many clips they are about."""
-    lines = [f"# {_short(p.clip.name)}: {problem}" for p in found for problem in p.problems]
+    clips = zip(names, found, strict=True)
+    lines = [f"# {name}: {problem}" for name, p in clips for problem in p.problems]
     read = [p for p in found if p.reason is None]
     for note in dict.fromkeys(n for p in read for n in p.notes):
         count = sum(note in p.notes for p in read)
-        lines.append(f"# {note}" + ("" if count == len(read) else f" ({count} of {len(read)})"))
+        lines.append(
+            f"# {note}" + ("" if count == len(read) else f" ({count} of {len(read)} clips)")
+        )
     return lines
 
 

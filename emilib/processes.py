@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from itertools import islice
 from multiprocessing import forkserver
@@ -47,15 +47,26 @@ def start() -> None:
     forkserver.ensure_running()
 
 
-def pool(workers: int, start: Callable[..., None] | None = None, *given) -> ProcessPoolExecutor:
+def pool(
+    workers: int, start: Callable[..., None] | None = None, *given, light: bool = False
+) -> ProcessPoolExecutor:
     """A pool of `workers` processes that end with this one, however it ends.
 
     start : called with `given` in each new process
+    light : the work imports little. Where no server runs yet none is started for it: a process
+        that imports for itself is then there in half a second, the server in several
     """
     # A worker is a part of this rank, not a rank.
     environment = {k: v for k, v in os.environ.items() if k not in ranks.VARIABLES}
     initial = (environment, start, given)
-    return ProcessPoolExecutor(workers, context(), _start_worker, initial)
+    spawned = light and not _server().get("_forkserver_address")
+    found = multiprocessing.get_context("spawn") if spawned else context()
+    return ProcessPoolExecutor(workers, found, _start_worker, initial)
+
+
+def _server() -> Mapping:
+    """What CPython keeps of the server that this process started, or whose child it is."""
+    return vars(getattr(forkserver, "_forkserver", None) or object)
 
 
 def ordered_map(pool: Executor, function: Callable, items: Iterable, ahead: int) -> Iterator:
@@ -88,7 +99,7 @@ def _share() -> None:
     a server that the process itself started. Where these inner names have changed, or there is a
     key that was not handed on (Python 3.14), another server starts, and the import is paid again.
     """
-    known = vars(getattr(forkserver, "_forkserver", None) or object)
+    known = _server()
     inherited = known.get("_forkserver_address") and known.get("_forkserver_pid", 0) is None
     if inherited and known.get("_forkserver_authkey", b"none needed"):
         forkserver._forkserver.ensure_running = lambda: None

@@ -9,7 +9,7 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 FOUND = sorted(FOLDER.glob("*.ipynb"))
-NUMBERS = ("00", "01", "02", "03", "04", "05", "06", "07")
+NUMBERS = ("00", "01", "02", "03", "04", "05", "06", "07", "08")
 LONGEST_CELL = 25
 MACHINE_PATH = re.compile(r"(?<![\w./])/(?:home|root|tmp|work|mnt|Users|private)/\w|[A-Z]:\\\\\w")
 TIME_STAMP = re.compile(r"\b20\d\d-\d\d-\d\d[T ]\d\d:\d\d")

@@ -5,12 +5,13 @@ import sys
 
 import av
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from emilib import __main__ as command_line
 from emilib import predict as predict_module
-from emilib import profiles
+from emilib import prediction_files, profiles
 from emilib.corpus import media, stream
 from emilib.corpus.layout import EMOTIONS
 from emilib.corpus.media import MediaError
@@ -32,8 +33,11 @@ def _no_whisper(monkeypatch, tmp_path):
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     small = profiles.get("smoke")
-    counts = {"train": 14, "validation": 8, "test": 3}
-    profile = dataclasses.replace(small, corpus_size=counts, seeds=(0, 1), workers=1)
+    counts = {"train": 10, "validation": 5, "test": 1}
+    # No self-supervised start: what the encoders have learnt changes nothing that is tested here.
+    profile = dataclasses.replace(
+        small, corpus_size=counts, seeds=(0, 1), workers=1, warm_start=None
+    )
     return Workspace(profile, home=tmp_path_factory.mktemp("home"))
 
 
@@ -135,6 +139,9 @@ def test_the_folder_holds_no_pickle_and_says_what_it_is(folder):
     card = (folder / "README.md").read_text()
     for part in ("drawn faces and synthetic voices", "license: mit", "seeds 0, 1", "| vision |"):
         assert part in card
+    assert "Whisper" not in card, "advice for the machine that wrote it"
+    modes = {path.stat().st_mode for path in folder.rglob("*") if path.is_file()}
+    assert modes == {(folder / "config.json").stat().st_mode}
     facts = json.loads((folder / "config.json").read_text())["facts"]
     assert f"{facts['rho']:.3f}" in card
 
@@ -155,6 +162,15 @@ def test_folders_that_are_no_model_give_one_sentence(folder, tmp_path):
     shutil.copy(folder / "moments.safetensors", cut)
     (cut / "seed-1" / "model.safetensors").write_bytes(b"\0" * 40)
     with pytest.raises(ValueError, match="damaged weights"):
+        EmiPredictor.from_pretrained(cut)
+
+
+def test_a_configuration_that_lacks_something_gives_one_sentence(folder, tmp_path):
+    cut = shutil.copytree(folder, tmp_path / "cut")
+    config = json.loads((cut / "config.json").read_text())
+    del config["facts"]["rho"], config["seeds"]
+    (cut / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config\.json lacks rho, seeds; make one with"):
         EmiPredictor.from_pretrained(cut)
 
 
@@ -217,10 +233,74 @@ def test_each_bad_file_is_a_row_with_its_reason_and_the_others_go_on(predictor, 
 def test_order_and_company_change_no_number(predictor, mixed, monkeypatch):
     paths = [mixed[name] for name in ("both", "mute", "blind", "zero")]
     first = predictor.predict(paths).set_index("clip")
-    monkeypatch.setattr(predict_module, "SEVERAL", 2)  # now in other processes
+    monkeypatch.setattr(predict_module, "WORTH", 0.0)  # now in other processes, after the first
+    ahead = []
+    read_ahead = predict_module._read_ahead
+
+    def noted(clips, *given):
+        ahead.append(len(clips))
+        return read_ahead(clips, *given)
+
+    monkeypatch.setattr(predict_module, "_read_ahead", noted)
     second = predictor.predict(paths[::-1], workers=2).set_index("clip")
+    assert ahead == [3]
     columns = [*E, *SPREADS, "missing", "problems", "reason"]
     assert first[columns].equals(second.loc[first.index, columns])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "count", "started"), [(0.05, 12, 0), (1.5, 3, 2), (0.2, 40, 39)]
+)
+def test_processes_are_started_where_they_save_more_than_they_cost(
+    monkeypatch, seconds, count, started
+):
+    """Two processes halve what is left: that has to be more than a second."""
+    material = predict_module._Material(seconds=seconds)
+    monkeypatch.setattr(predict_module, "_read", lambda *_, **__: material)
+    monkeypatch.setattr(
+        predict_module, "_read_ahead", lambda clips, *_: (ahead.append(len(clips)), clips)[1]
+    )
+    ahead: list[int] = []
+    clips = [Clip(f"{i}.mp4") for i in range(count)]
+    assert len(list(predict_module._read_all(clips, None, workers=2))) == count
+    assert sum(ahead) == started
+    ahead.clear()
+    assert len(list(predict_module._read_all(clips, None, workers=1))) == count
+    assert ahead == []
+
+
+def test_damage_is_read_as_the_corpus_was(video, tmp_path, predictor):
+    """What a decoder paints over damage depends on its threads."""
+    broken = bytearray(video.read_bytes())
+    middle = len(broken) // 2
+    broken[middle : middle + 400] = bytes(400)
+    path = tmp_path / "broken.mp4"
+    path.write_bytes(broken)
+    one, all_cores = (
+        predict_module._read(Clip(path), predictor.settings, threads=t) for t in (1, 0)
+    )
+    assert one.damaged == all_cores.damaged > 0
+    np.testing.assert_array_equal(one.frames, all_cores.frames)
+
+
+def test_an_encrypted_file_is_refused(video, tmp_path, predictor):
+    """FFmpeg decodes it without a word; half of the noise would pass for sound."""
+    key = "00112233445566778899aabbccddeeff"
+    options = {
+        "encryption_scheme": "cenc-aes-ctr",
+        "encryption_key": key,
+        "encryption_kid": key,
+    }
+    path = tmp_path / "locked.mp4"
+    with av.open(str(video)) as source, av.open(str(path), "w", options=options) as locked:
+        streams = {s.index: locked.add_stream_from_template(s) for s in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream.index]
+                locked.mux(packet)
+    table = predictor.predict([path, video])
+    assert table["status"].tolist() == ["failed", "ok"]
+    assert table["reason"][0] == f"{path} is encrypted; give a file without protection"
 
 
 def test_texts_must_fit_the_clips(predictor, video):
@@ -314,7 +394,9 @@ def test_a_long_clip_is_the_mean_of_its_windows(predictor, long_video):
     assert "Mean over 6 windows of 12 s. Each is given all the words." in row["notes"]
     np.testing.assert_allclose(row[E].astype(float), table[E].mean(), atol=1e-6)
     figure = predict_plots.over_time(table, predictor.emotions, "long.mp4", predictor.note)
-    assert len(figure.axes[0].lines) == 6
+    assert [axes.get_ylabel().replace("\n", " ") for axes in figure.axes] == E
+    for axes, emotion in zip(figure.axes, E, strict=True):
+        np.testing.assert_allclose(axes.lines[1].get_ydata(), table[emotion])
 
 
 def test_a_streamed_window_equals_the_same_piece_read_at_once(predictor, long_video, monkeypatch):
@@ -367,6 +449,19 @@ def run_command(monkeypatch, *arguments):
     return command_line.main()
 
 
+def test_words_of_the_command(tmp_path):
+    (tmp_path / "a.txt").write_text("I am glad.")
+    clips = [tmp_path / "a.mp4", tmp_path / "b.mp4"]
+    assert prediction_files.words_of(clips, str(tmp_path)) == ["I am glad.", None]
+    assert prediction_files.words_of(clips[:1], str(tmp_path / "a.txt")) == ["I am glad."]
+    assert prediction_files.words_of(clips[:1], "Well.") == ["Well."]
+    assert prediction_files.words_of(clips, None) == [None, None]
+    with pytest.raises(ValueError, match="one text for 2 clips; give a folder"):
+        prediction_files.words_of(clips, "Well.")
+    with pytest.raises(ValueError, match=r"there is no file .*none\.txt"):
+        prediction_files.words_of(clips[:1], str(tmp_path / "none.txt"))
+
+
 def test_the_command_writes_table_files_and_pictures(
     folder, mixed, long_video, tmp_path, monkeypatch, capsys
 ):
@@ -388,7 +483,13 @@ def test_the_command_writes_table_files_and_pictures(
     printed = capsys.readouterr()
     assert code == 1
     assert "1 of 2 files could not be predicted" in printed.err
-    assert sum(line.startswith(str(long_video)) for line in printed.out.splitlines()) == 4
+    lines = [line for line in printed.out.splitlines() if line.startswith(str(long_video))]
+    assert len(lines) == 4
+    rows = pd.read_csv(out / "b.csv")
+    for line, row in zip(lines, rows.to_dict("records"), strict=False):
+        for emotion in E:
+            assert f"{row[emotion]:.2f} ±{row[f'{emotion} sd']:.2f}" in line
+        assert line.endswith("words")
     assert {path.name for path in out.glob("*.png")} == {"long.png", "long-over-time.png"}
     assert len((out / "b.csv").read_text().splitlines()) == 1 + 4 + 1
 

@@ -182,3 +182,22 @@ def test_a_notebooks_kernel_and_its_workers_are_forked_of_one_server(tmp_path, m
     runner.run_notebooks(paths, out, {}, runner.keys(paths))
     made = nbformat.read(out / "00_a.ipynb", as_version=4).cells[0].outputs[0].text
     assert made == f"['torch', 'seaborn'] True {source} True\n"
+
+
+def test_light_work_asks_a_server_only_where_one_runs(tmp_path):
+    with processes.pool(1) as pool:
+        server = pool.submit(os.getppid).result()
+    with processes.pool(1, light=True) as pool:
+        assert pool.submit(os.getppid).result() == server
+    code = (
+        "import os\n"
+        "from emilib import processes\n"
+        "if __name__ == '__main__':\n"
+        "    with processes.pool(1, light=True) as pool:\n"
+        "        print(pool.submit(os.getppid).result() == os.getpid())\n"
+    )
+    (tmp_path / "light.py").write_text(code)
+    command = [sys.executable, str(tmp_path / "light.py")]
+    environment = os.environ | {"PYTHONPATH": str(runner.ROOT)}
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert shown.stdout.strip() == "True", "a child of its own, not of a server"

@@ -8,12 +8,14 @@ on behind them.
 import math
 import os
 import pickle
+import struct
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from .layout import face_paths
@@ -207,6 +209,28 @@ def open_media(path):
         yield container
 
 
+def encrypted(path):
+    """Whether an mp4 says of a track that it is encrypted (sample entry encv or enca).
+
+    FFmpeg decodes such a file without a word, and some of the noise passes for sound.
+    """
+    first = True
+    with open(path, "rb") as file:
+        while len(head := file.read(8)) == 8:
+            size, kind = struct.unpack(">I4s", head)
+            body = size - 8
+            if size == 1:  # a length of 64 bits follows
+                body = int.from_bytes(file.read(8), "big") - 16
+            if body < 0 or (first and kind != b"ftyp"):
+                return False
+            if kind == b"moov":
+                tracks = file.read(body)
+                return b"encv" in tracks or b"enca" in tracks
+            file.seek(body, os.SEEK_CUR)
+            first = False
+    return False
+
+
 def first_streams(container):
     """The first video stream that is no cover picture, the first sound stream; None for none.
 
@@ -287,13 +311,12 @@ class _Pictures:
     def __init__(self, fps, size, origin, limit, stated):
         self.fps, self.size, self.origin, self.limit = fps, size, origin, limit
         self.step = 1 / (stated[0] if stated else FALLBACK_FPS)
+        self.reformatter = VideoReformatter()
         self.images, self.times = [], []
         self.damaged = self.traces = self.seen = self.made_up = self.rotation = 0
         self.bad_matrix = self.full = self.broken = False
         self.first = self.last = None
         self.slot = -math.inf
-        # One for all frames: a scaler made for each frame takes longer than the scaling.
-        self.scaler = av.video.reformatter.VideoReformatter()
 
     def add(self, frame):
         time = self._time(frame)
@@ -339,9 +362,14 @@ class _Pictures:
             height, width = (max(self.size, round(side * scale)) for side in native)
         else:
             height, width = self.size[::-1] if sideways else self.size
-        image = self.scaler.reformat(
-            frame, width, height, "rgb24", interpolation="BICUBIC", threads=1
-        ).to_ndarray()
+        if (height, width) == (frame.height, frame.width):
+            image = frame.to_ndarray(format="rgb24")
+        else:
+            # Kept from frame to frame, and in one thread: both cost more than the work itself.
+            made = self.reformatter.reformat(
+                frame, width, height, "rgb24", interpolation="BICUBIC", threads=1
+            )
+            image = made.to_ndarray()
         if isinstance(self.size, int):
             top, left = (height - self.size) // 2, (width - self.size) // 2
             image = image[top : top + self.size, left : left + self.size]

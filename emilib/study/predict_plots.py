@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..corpus.layout import EMOTIONS
 from .corpus_plots import envelope
@@ -23,13 +24,15 @@ from .taemi_plots import COLOURS, MODALITIES
 CALLED = {"frames": "frames", "audio": "sound", "text": "words"}
 PICTURES = 9  # frames a strip has room for
 NOTHING = 0.34  # inches of a panel that has nothing to show
+WORDS = 6  # lines of words shown
 MARKERS = {"frames": "s", "audio": "D", "text": "^"}
+DOTS = 80  # windows that are told apart as dots
 WIDTH = 9.2  # inches
 DPI = 130
 
 
 def look(look, note: str = "") -> Figure:
-    """One clip: frames, sound, words, what the models looked at, and the intensities.
+    """One clip: words, frames, sound, what the models looked at, and the intensities.
 
     look : of `EmiPredictor.look`; note : said below the title, `EmiPredictor.note`
 
@@ -58,7 +61,8 @@ def look(look, note: str = "") -> Figure:
 def _rows(look) -> list:
     """The panels a clip has, from top to bottom, with their heights in inches."""
     attention = look.attention or {}
-    rows = [(_draw_frames, NOTHING if look.images is None else 0.74)]
+    rows = [(_draw_words, 0.25 + 0.17 * len(_wrapped(look)))]
+    rows.append((_draw_frames, NOTHING if look.images is None else 0.74))
     if "frames" in attention:
         rows.append((_draw_frame_attention, NOTHING if attention["frames"] is None else 1.0))
     rows.append((_draw_sound, NOTHING if look.waveform is None else 0.7))
@@ -66,8 +70,14 @@ def _rows(look) -> list:
         rows.append((_draw_sound_attention, NOTHING if attention["audio"] is None else 1.0))
     if look.weights is not None:
         rows.append((_draw_weights, 1.2))
-    words = textwrap.wrap(look.prediction.text or "", 95)
-    return [*rows, (_draw_words, 0.25 + 0.17 * max(1, len(words))), (_draw_intensities, 2.5)]
+    return [*rows, (_draw_intensities, 2.5)]
+
+
+def _wrapped(look) -> list[str]:
+    """The words in lines; many words are cut, so that they leave room for the rest."""
+    words = look.prediction.text
+    lines = textwrap.wrap(f"“{words}”" if words else "no words", 95)
+    return [*lines[: WORDS - 1], f"{lines[WORDS - 1]} …"] if len(lines) > WORDS else lines
 
 
 def _say(axes, words: str) -> None:
@@ -123,14 +133,20 @@ def _draw_attention(axes, look, name: str) -> None:
         axes.grid(visible=False)
         return
     axes.set_ylabel(f"attention\nover {CALLED[name]}")
-    axes.axhline(1, color=GREY, linestyle=":", linewidth=1)
+    axes.axhline(1, color=GREY, linestyle=":", linewidth=1, label="no choice")
     borders = look.attention_borders[name]
     heads = attention.reshape(-1, attention.shape[-1])
     relative = heads * attention.shape[-1]
-    for head in relative:
-        axes.stairs(head, borders, color=COLOURS[name], linewidth=0.6, alpha=0.4, baseline=None)
-    axes.stairs(relative.mean(axis=0), borders, color="#000000", linewidth=1.7, baseline=None)
-    axes.set_ylim(0, 1.08 * max(1.0, float(relative.max())))
+    thin = {"color": COLOURS[name], "linewidth": 0.6, "alpha": 0.4, "baseline": None}
+    for number, head in enumerate(relative):
+        axes.stairs(head, borders, label=None if number else "a head of a seed", **thin)
+    mean = {"color": "#000000", "linewidth": 1.7, "baseline": None, "label": "mean of all"}
+    axes.stairs(relative.mean(axis=0), borders, **mean)
+    # At least to 2: attention that hardly chooses must look like it.
+    axes.set_ylim(0, 1.08 * max(1.85, float(relative.max())))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+    axes.yaxis.set_major_formatter("{x:g} ×")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2)
 
 
 def _draw_weights(axes, look) -> None:
@@ -160,11 +176,10 @@ def _draw_weights(axes, look) -> None:
 def _draw_words(axes, look) -> None:
     axes.axis("off")
     words = look.prediction.text
-    shown = f"“{words}”" if words else "no words"
     axes.text(
         0.5,
         0.5,
-        "\n".join(textwrap.wrap(shown, 95)),
+        "\n".join(_wrapped(look)),
         ha="center",
         va="center",
         style="italic" if words else "normal",
@@ -197,7 +212,7 @@ def _draw_intensities(axes, look) -> None:
         axes.plot(values, y + offset, MARKERS[name], label=f"without {CALLED[name]}", **style)
     style = {"markersize": 17, "mew": 2.4, "zorder": 4, "clip_on": False}
     axes.plot(everything, y, "|", color="#000000", label="with everything", **style)
-    axes.set_yticks(y, names)
+    axes.set_yticks(y, [f"{n}  {value:.2f}" for n, value in everything.items()])
     axes.set_ylim(-0.6, len(names) - 0.4)
     if look.prediction.bounded:
         axes.set_xlim(0, min(1.0, max(0.5, reach)))
@@ -210,31 +225,40 @@ _TIMED = (_draw_frames, _draw_frame_attention, _draw_sound, _draw_sound_attentio
 
 
 def over_time(windows: pd.DataFrame, emotions: Sequence[str], name: str, note: str = "") -> Figure:
-    """Intensities of a long clip over time; a line an emotion, at the middle of each window.
+    """Intensities of a long clip over time, a panel an emotion, all on one scale.
 
-    windows : of `EmiPredictor.over_time`; bands are ± sd over seeds
+    windows : of `EmiPredictor.over_time`. A dot is at the middle of its window, the band is ± sd
+        over seeds, the dashed line the mean over the windows
     """
-    middle = (windows["start"] + windows["end"]) / 2
+    middle = ((windows["start"] + windows["end"]) / 2).to_numpy()
+    length = float(windows["end"].iloc[0] - windows["start"].iloc[0])
+    dots = "o-" if len(windows) <= DOTS else "-"
+    bounded = tuple(emotions) == EMOTIONS  # other targets may have any range
+    said = (
+        f"Each value is of the {length:g} s around it. Band: ± sd over seeds; dashed: mean of the "
+        f"windows. {note}"
+    )
     with matplotlib.rc_context(STYLE):
-        length = float(windows["end"].iloc[0] - windows["start"].iloc[0])
         title = f"{Path(name).name}: intensities in windows of {length:g} s"
-        figure = sheet(WIDTH, 3.4, title, note)
-        axes = figure.subplots()
-        for number, emotion in enumerate(emotions):
+        figure = sheet(WIDTH, 0.5 + 0.8 * len(emotions), title, said.strip())
+        panels = figure.subplots(len(emotions), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+        top = 0.0
+        for number, (axes, emotion) in enumerate(zip(panels, emotions, strict=True)):
             color = CYCLE[number % len(CYCLE)]
-            values, spread = windows[emotion], windows[f"{emotion} sd"]
-            axes.plot(middle, values, "o-", color=color, markersize=3, label=emotion)
-            if spread.notna().all():
-                low, high = values - spread, values + spread
-                if tuple(emotions) == EMOTIONS:
-                    low, high = low.clip(0, 1), high.clip(0, 1)
-                axes.fill_between(middle, low, high, color=color, alpha=0.1, linewidth=0)
-        axes.set_xlim(0, windows["end"].max())
-        if tuple(emotions) == EMOTIONS:
-            axes.set_ylim(bottom=0)
-        axes.set_xlabel("middle of the window, s")
-        axes.set_ylabel("intensity, mean over seeds")
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+            values, spread = windows[emotion].to_numpy(), windows[f"{emotion} sd"].fillna(0)
+            low, high = values - spread, values + spread
+            if bounded:
+                low, high = low.clip(0, 1), high.clip(0, 1)
+            axes.axhline(values.mean(), color=color, linewidth=0.9, linestyle="--")
+            axes.fill_between(middle, low, high, color=color, alpha=0.22, linewidth=0)
+            axes.plot(middle, values, dots, color=color, markersize=3.5)
+            axes.set_ylabel(emotion.replace(" ", "\n"), rotation=0, ha="right", va="center")
+            top = max(top, float(high.max()))
+        if bounded:
+            panels[0].set_ylim(0, min(1.0, max(0.2, 1.08 * top)))
+        panels[0].yaxis.set_major_locator(MaxNLocator(nbins=3))
+        panels[-1].set_xlim(0, windows["end"].max())
+        panels[-1].set_xlabel("middle of the window, s")
         return figure
 
 

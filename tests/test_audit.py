@@ -15,6 +15,7 @@ from emilib.corpus.audit import (
     audit,
     durations,
     packet_facts,
+    report,
 )
 from emilib.corpus.layout import EMOTIONS, CorpusError
 
@@ -225,3 +226,19 @@ def test_unreadable_clips_have_no_duration(tmp_path):
     seconds = durations(read(tmp_path), workers=1)
     assert np.isnan(seconds["00000"])
     assert seconds["00001"] == pytest.approx(1, abs=0.1)  # the sound file steps in
+
+
+def test_the_report_counts_clips_and_names_ids():
+    rows = [(f"{i:05d}", "train", "silent", "") for i in range(9)]
+    rows += [("00003", "train", "label out of range", d) for d in ("Joy is 2", "Amusement is 3")]
+    table = pd.DataFrame(rows, columns=["id", "split", "defect", "detail"])
+    table.attrs["clips"] = 40
+    lines = report(table, most=3).splitlines()
+    assert lines[0] == "40 clips, 9 ids with a defect"
+    silent = next(i for i, line in enumerate(lines) if line.split()[1:2] == ["silent"])
+    assert lines[silent].split()[0] == "9"
+    assert lines[silent + 1].strip() == "00000, 00001, 00002 and 6 more (all: --ids)"
+    outside = next(i for i, line in enumerate(lines) if "label out of range" in line)
+    assert lines[outside].split()[0] == "1"
+    assert lines[outside + 1].strip() == "00003"
+    assert len(lines) == 1 + len(DEFECTS) + 2

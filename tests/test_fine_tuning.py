@@ -128,15 +128,14 @@ def test_one_clip_too_few_is_noticed(workspace):
 
 
 def test_a_batch_is_learnt_by_heart(workspace):
-    from emilib.study.experiments import build, with_encoders
+    from emilib.models import for_features
+    from emilib.study.experiments import with_encoders
 
     splits = workspace._media_features()
     experiment = workspace.experiments()["taemi_tuned"]
     torch.manual_seed(0)
-    experiment = dataclasses.replace(
-        experiment, model_args={**experiment.model_args, "modality_dropout": 0.0}
-    )
-    fusion = build(experiment, splits.train.dims, splits.train.num_targets)
+    settings = {**experiment.model_args, "modality_dropout": 0.0}
+    fusion = for_features(experiment.model, splits.train, **settings)
     model = with_encoders(fusion, splits.train)
     recipe = Recipe(epochs=40, batch_size=12, lr=3e-3)
     history = fit(model, splits.train, None, recipe, seed=0).history

@@ -12,6 +12,7 @@ from emilib import __main__ as command_line
 from emilib import profiles, submission
 from emilib.corpus.layout import EMOTIONS
 from emilib.features import FeatureSet
+from emilib.models.build import build
 from emilib.study import experiments
 from emilib.workspace import Workspace
 
@@ -230,7 +231,9 @@ def test_validation_against_a_corpus(tmp_path, corpus):
 
 def test_every_test_clip_has_a_row_whatever_is_broken(emilib, corpus, tmp_path, monkeypatch):
     one = dataclasses.replace(profiles.get("smoke"), workers=1)  # no processes for small models
-    monkeypatch.setattr(command_line, "_workspace", lambda _, folder: Workspace(one, folder))
+    monkeypatch.setattr(
+        command_line, "_workspace", lambda _, folder, visual: Workspace(one, folder)
+    )
     arguments = ["--run", "baseline_average", "--corpus", corpus, "--profile", "smoke"]
     code, out, err = emilib("submit", *arguments, "--out", "mine.csv")
     assert (code, out) == (0, "mine.csv\n"), err
@@ -324,7 +327,7 @@ def test_every_model_answers_for_a_clip_of_which_nothing_can_be_read():
         given = data.only(*experiment.modalities)
         if experiment.model == "Savchenko2025":  # its settings are those of the search for weights
             experiment = dataclasses.replace(experiment, model_args={})
-        model = experiments.build(experiment, given.dims, 6).eval()
+        model = build(experiment.model, given.dims, 6, **experiment.model_args).eval()
         [batch] = given.batches(4)
         found = model(**batch.inputs()).intensity
         assert found.shape == (4, 6), experiment.name

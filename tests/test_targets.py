@@ -114,7 +114,7 @@ def features():
         audio = [generator.normal(size=(4, 6)) for _ in range(count)]
         target = data.target[:, :2] * [6, 1] + [1, 0]
         return FeatureSet.from_arrays(
-            data.ids, data.frames, audio, data.text, target, ("valence", "size")
+            data.ids, data.frames, audio, data.text, target, names=("valence", "size")
         )
 
     return {"ours": FeatureSplits(part(24, 1), part(12, 2), part(3, 3), "x", "ours")}

@@ -260,8 +260,9 @@ class EmiPredictor:
     def from_workspace(cls, workspace, experiment: str, device=None) -> "EmiPredictor":
         """The models of an experiment on a workspace's corpus; trained first where missing.
 
-        Raises ValueError for an experiment without a model of its own (a mean of others), and for
-        one on the organisers' features, which nothing here can compute for another video.
+        Raises ValueError for an experiment without a model of its own (a mean of others), for one
+        on the organisers' features, which nothing here can compute for another video, and for one
+        whose seeds have encoders of their own.
         """
         known = workspace.experiments()
         if experiment not in known:
@@ -269,10 +270,12 @@ class EmiPredictor:
         chosen = known[experiment]
         kind, *stage = chosen.features.split(", ")
         if chosen.model is None or kind != "ours":
-            why = "is a mean of others" if chosen.model is None else "reads the official features"
+            why = {"official": "reads the official features", "media": "trains its own encoders"}
+            why = "is a mean of others" if chosen.model is None else why[kind]
+            usable = [n for n, e in known.items() if e.model and e.features.startswith("ours")]
             raise ValueError(
                 f"experiment {experiment!r} {why}, so it can't be used on a video; take one of "
-                f"{', '.join(n for n, e in known.items() if e.model and e.features == 'ours')}"
+                f"{', '.join(usable)}"
             )
         results = workspace.results([experiment])
         profile = workspace.profile

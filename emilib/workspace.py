@@ -213,7 +213,7 @@ class Workspace:
         return found.reindex(layout.SPLITS, fill_value=0).rename_axis("split").reset_index()
 
     def require(self) -> None:
-        """Look for what a long run would miss in the end: weights of another kind, room for it.
+        """Look for what a long run would miss in the end: words, weights of the right kind, room.
 
         Raises ValueError or OSError, one sentence.
         """
@@ -221,6 +221,8 @@ class Workspace:
         from .features import encoders
         from .study import needs
 
+        if not self.embedded:
+            self._require_words()
         stages = ["random"] + ([] if self.profile.taemi_encoders is None else ["paper_b"])
         for stage in stages:
             for role, config in self._configs(stage).items():
@@ -230,6 +232,20 @@ class Workspace:
             room = needs.needs(self.profile, self._used())["disk"].sum()
             done = self.cache.size_gb()
             environment.require_room(self.home, max(0.0, room - done), "what is left of the run")
+
+    def _require_words(self) -> None:
+        """Stage I has nothing to align sound and frames with where no clip has words."""
+        from .features import speech
+
+        given = self._listed.loc[self._listed["split"] == "train", "transcript"]
+        count = int(given.fillna("").str.strip().ne("").sum())
+        heard = given.isna().any() and speech.find_weights() is not None
+        if count < 2 and not heard:
+            raise ValueError(
+                f"{self.source}: expected words of at least two training clips, came {count}: "
+                "Stage I aligns sound and frames with words; give files in text/, in a CSV of your own a "
+                f"column text, or Whisper's weights ({speech.HOW_TO_GET})"
+            )
 
     def needs(self) -> str:
         """What a run takes, as text: operations, hours, disk and GPU memory by stage."""

@@ -5,6 +5,7 @@ import dataclasses
 import pandas as pd
 import pytest
 import torch
+from test_media import write
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel, Wav2Vec2Config, Wav2Vec2Model
 
@@ -139,3 +140,19 @@ def test_pictures_and_seeds_are_changed_from_outside(monkeypatch, tmp_path):
     workspace = Workspace("smoke", home=tmp_path)
     assert (workspace.profile.visual, workspace.profile.seeds) == ("video", (0, 1, 2, 3))
     assert Workspace("smoke", home=tmp_path, visual="faces", seeds=1).profile.seeds == (0,)
+
+
+def test_a_corpus_without_words_is_refused_before_anything_is_made(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        write(folder / f"{name}.mp4", times=[0.0, 0.2])
+    rows = "file,joy,split\na,1,train\nb,3,train\nc,2,validation\n"
+    (folder / "labels.csv").write_text(rows)
+    with pytest.raises(ValueError, match="expected words of at least two training clips, came 0"):
+        Workspace("smoke", folder, tmp_path / "home").require()
+    (folder / "labels.csv").write_text(
+        "file,joy,split,text\na,1,train,oh\nb,3,train,no\nc,2,val,\n"
+    )
+    Workspace("smoke", folder, tmp_path / "home").require()
+    assert not (tmp_path / "home").exists()

@@ -409,7 +409,7 @@ def _run(options) -> int:
     start = time.monotonic()
     if workspace.profile.corpus_size is None:
         _say(f"What all of it takes, of which nothing finished is made again:\n{workspace.needs()}")
-        workspace.require()
+    workspace.require()
     if options.processes > 1:
         _share_work(options)
     run_notebooks(discover(notebooks, options.only), out, parameters, made_from, figures)

@@ -243,7 +243,7 @@ class Workspace:
         if count < 2 and not heard:
             raise ValueError(
                 f"{self.source}: expected words of at least two training clips, came {count}: "
-                "Stage I aligns sound and frames with words; give files in text/, in a CSV of your own a "
+                "Stage I aligns sound and frames with words; give files in text/, in your CSV a "
                 f"column text, or Whisper's weights ({speech.HOW_TO_GET})"
             )
 

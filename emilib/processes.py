@@ -6,6 +6,7 @@ and a spawned process imports everything anew, for seconds. A process that the s
 the same server, so a notebook's kernel and its workers share it.
 """
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -17,7 +18,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from itertools import islice
 from multiprocessing import forkserver
-from multiprocessing.context import BaseContext
+from multiprocessing.context import (
+    BaseContext,
+    ForkServerContext,
+    ForkServerProcess,
+    SpawnContext,
+    SpawnProcess,
+)
 
 from . import ranks
 
@@ -33,10 +40,49 @@ PRELOADED = (
 )
 
 
+@contextlib.contextmanager
+def _without_main():
+    """A new process is not told of the script that began it all, and does not run it again.
+
+    Workers do what this package says, so they need nothing of it; a script without
+    ``if __name__ == "__main__":``, or one that came through a pipe, would fail in each of them.
+    """
+    main = vars(sys.modules["__main__"])
+    kept = {name: main[name] for name in ("__spec__", "__file__") if name in main}
+    main["__spec__"] = None
+    main.pop("__file__", None)
+    try:
+        yield
+    finally:
+        main.update(kept)
+
+
+class _ForkedProcess(ForkServerProcess):
+    @staticmethod
+    def _Popen(process):
+        with _without_main():
+            return ForkServerProcess._Popen(process)
+
+
+class _SpawnedProcess(SpawnProcess):
+    @staticmethod
+    def _Popen(process):
+        with _without_main():
+            return SpawnProcess._Popen(process)
+
+
+class _Forked(ForkServerContext):
+    Process = _ForkedProcess
+
+
+class _Spawned(SpawnContext):
+    Process = _SpawnedProcess
+
+
 def context() -> BaseContext:
     """The multiprocessing context of this package: forks of a server with PRELOADED modules."""
     _share()
-    found = multiprocessing.get_context("forkserver")
+    found = _Forked()
     found.set_forkserver_preload(list(PRELOADED))
     return found
 
@@ -60,7 +106,7 @@ def pool(
     environment = {k: v for k, v in os.environ.items() if k not in ranks.VARIABLES}
     initial = (environment, start, given)
     spawned = light and not _server().get("_forkserver_address")
-    found = multiprocessing.get_context("spawn") if spawned else context()
+    found = _Spawned() if spawned else context()
     return ProcessPoolExecutor(workers, found, _start_worker, initial)
 
 

@@ -201,3 +201,22 @@ def test_light_work_asks_a_server_only_where_one_runs(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(runner.ROOT)}
     shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert shown.stdout.strip() == "True", "a child of its own, not of a server"
+
+
+@pytest.mark.parametrize("light", [True, False])
+def test_a_script_without_a_guard_may_use_workers(light, tmp_path):
+    """Its workers do not run it again: not from a file, and not from a pipe."""
+    script = f"""
+import math
+from emilib import processes
+print("begun")
+with processes.pool(2, light={light}) as pool:
+    print(list(pool.map(math.sqrt, [4.0, 9.0])))
+"""
+    path = tmp_path / "script.py"
+    path.write_text(script)
+    for command, given in (([str(path)], None), (["-"], script)):
+        done = subprocess.run(
+            [sys.executable, *command], input=given, capture_output=True, text=True, timeout=120
+        )
+        assert done.stdout == "begun\n[2.0, 3.0]\n", done.stderr[-2000:]

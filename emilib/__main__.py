@@ -8,6 +8,7 @@ says why), 2 the command was not understood.
 """
 
 import dataclasses
+import math
 import os
 import sys
 from pathlib import Path
@@ -128,7 +129,8 @@ def run(
     print(f"# {workspace.corpus_name}, {len(workspace.profile.seeds)} seeds")
     for name in results.names:
         estimate = results.summary(name)
-        print(f"{name:24s}{estimate.value:8.4f} ± {estimate.sd:.4f}")
+        spread = "" if math.isnan(estimate.sd) else f" ± {estimate.sd:.4f}"
+        print(f"{name:24s}{estimate.value:8.4f}{spread}")
 
 
 def tables(

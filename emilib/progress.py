@@ -17,7 +17,7 @@ from . import ranks
 
 def report(text: str) -> None:
     """Say `text` as one line; of several ranks only the first speaks."""
-    if not ranks.first():
+    if not ranks.speaks():
         return
     target = os.environ.get("EMI_PROGRESS")
     if target:

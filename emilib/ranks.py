@@ -31,8 +31,13 @@ def rank() -> int:
 
 
 def first() -> bool:
-    """Whether this process is the one that speaks, and makes what can't be divided."""
+    """Whether this process is the one that makes what can't be divided."""
     return rank() == 0
+
+
+def speaks() -> bool:
+    """Whether this process tells people how it goes; the same within `alone`."""
+    return int(os.environ.get("RANK") or 0) == 0
 
 
 def local() -> tuple[int, int]:

@@ -217,18 +217,19 @@ class Workspace:
 
         Raises ValueError or OSError, one sentence.
         """
-        from . import environment
-        from .features import encoders
-        from .study import needs
-
         if not self.embedded:
             self._require_words()
         stages = ["random"] + ([] if self.profile.taemi_encoders is None else ["paper_b"])
         for stage in stages:
             for role, config in self._configs(stage).items():
                 if "checkpoint" in config:
+                    from .features import encoders  # seconds, which the small profiles save
+
                     encoders.check(role, config["checkpoint"], config.get("revision"))
         if self.profile.corpus_size is None:
+            from . import environment
+            from .study import needs
+
             room = needs.needs(self.profile, self._used())["disk"].sum()
             done = self.cache.size_gb()
             environment.require_room(self.home, max(0.0, room - done), "what is left of the run")

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from scipy.ndimage import gaussian_filter
 
+from .. import ranks
 from ..cache import source_sum
 from ..features.batches import MODALITIES, FeatureSet, Standardised
 from ..features.store import Rows
@@ -349,7 +350,8 @@ def answers(ws, results: Results, asked: Mapping[Damage | None, Sequence[str]]) 
         }
 
         def make(folder: Path, damage=damage, names=names) -> None:
-            arrays = _asked(ws, results, damage, names, trained)
+            with ranks.alone():  # the other ranks wait for this step, and make no shards of it
+                arrays = _asked(ws, results, damage, names, trained)
             np.savez(folder / "answers.npz", **arrays)
 
         folder = ws.cache.shared_step("robustness", parts, make)

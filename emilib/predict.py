@@ -11,6 +11,7 @@ the other files of a call never change a clip's numbers.
 Dimension key: S seeds, W windows of a clip, T steps, E emotions, H heads, M segments.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -42,6 +43,7 @@ LONGEST = 30.0  # s; a longer clip is never given to a model in one piece
 # s that processes which decode have to save before they are started: on two cores two of them
 # cost 1.2 s of processor time to start, and half a second to wait for.
 WORTH = 1.0
+SMALL = 10_000_000  # parameters in all up to which networks take one core
 WINDOWS = 32  # windows encoded together
 FORMAT = 1  # of the folder that `save_pretrained` writes
 KIND = "emilib predictor"
@@ -563,7 +565,8 @@ class EmiPredictor:
     def _encode_frames(self, frames: np.ndarray) -> np.ndarray:
         from .features.extraction import encode_frames
 
-        return encode_frames(self.encoders["vision"], [frames])[0]
+        with self._threads():
+            return encode_frames(self.encoders["vision"], [frames])[0]
 
     def _features(self, material: _Material, starts, ends, text: str | None):
         """Standardised features of windows as a FeatureSet, and the words of each window.
@@ -590,13 +593,15 @@ class EmiPredictor:
         audio = [None] * len(sounds)
         if "audio" in self.modalities:
             every = self.settings.audio_every
-            audio = extraction.encode_waveforms(self.encoders["audio"], sounds, every)
+            with self._threads():
+                audio = extraction.encode_waveforms(self.encoders["audio"], sounds, every)
         texts = [text] * len(sounds) if text is not None else self._listen(sounds)
         matrix = None
         if "text" in self.modalities:
             matrix = np.full((len(texts), self.encoders["text"].dim), np.nan, np.float32)
             distinct = [t for t in dict.fromkeys(texts) if t]
-            vectors = extraction.encode_texts(self.encoders["text"], distinct)
+            with self._threads():
+                vectors = extraction.encode_texts(self.encoders["text"], distinct)
             by_text = dict(zip(distinct, vectors, strict=True))
             for row, words in enumerate(texts):
                 if words:
@@ -607,6 +612,16 @@ class EmiPredictor:
             raise ValueError(f"The clip has nothing that this model reads ({needed}).")
         data = FeatureSet.from_arrays(range(len(texts)), frames, audio, matrix)
         return data.standardised(self.moments), texts
+
+    def _threads(self):
+        """Small networks take one core: a second one gains nothing, and waits where files that
+        are decoded meanwhile need it."""
+        from .study.training import one_thread
+
+        networks = (*self.encoders.values(), *self.models.values())
+        size = sum(p.numel() for network in networks for p in network.parameters())
+        alone = size < SMALL and self.device.type == "cpu"
+        return one_thread() if alone else contextlib.nullcontext()
 
     def _run(self, data, removed: str | None = None) -> np.ndarray:
         """(S, W, E) intensities, with a modality removed where one is named."""
@@ -625,7 +640,7 @@ class EmiPredictor:
         batch = data.batch(np.arange(len(data)), self.device)
         if removed is not None:
             batch.present[:, MODALITIES.index(removed)] = False
-        with torch.inference_mode(), no_denormals():
+        with torch.inference_mode(), no_denormals(), self._threads():
             return [model(**batch.inputs()) for model in self.models.values()]
 
     def _explained(self, outputs, data, material: _Material):
@@ -818,6 +833,7 @@ def _decoded(path, settings: MediaSettings, threads: int = 1, **what):
         sample_rate=SAMPLE_RATE,
         max_seconds=LONGEST + 1,
         threads=threads,
+        sparse=True,
         **what,
     )
     if found.damaged and threads != 1:

@@ -958,6 +958,7 @@ def _decode(job: _Job) -> dict:
             frames=wants_video,
             sound=wants_sound,
             max_seconds=job.seconds,
+            sparse=True,
         )
         if found is not None:
             frames, waveform = found.images, found.waveform

@@ -276,6 +276,76 @@ def test_a_damaged_frame_gives_its_slot_to_the_next_good_one(tmp_path):
     np.testing.assert_allclose(decode(path).times, list(expected.values()), atol=1e-9)
 
 
+def same(got, expected):
+    for name, value in vars(expected).items():
+        np.testing.assert_array_equal(getattr(got, name), value, err_msg=name)
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Number of pictures that came out of decoders since the last look."""
+    count = [0]
+    add = media._Pictures.add
+
+    def counting(sink, frame):
+        count[0] += 1
+        add(sink, frame)
+
+    def look():
+        found, count[0] = count[0], 0
+        return found
+
+    monkeypatch.setattr(media._Pictures, "add", counting)
+    return look
+
+
+B_FRAMES = {"g": "30", "bf": "3", "b-pyramid": "normal", "sc_threshold": "0"}
+
+
+@pytest.mark.parametrize("threads", [1, 0])
+@pytest.mark.parametrize(("name", "fps"), [("a.mp4", 5), ("a.mkv", 5), ("a.mp4", 12.5)])
+def test_sparse_gives_the_same_from_fewer_pictures(tmp_path, decoded, name, fps, threads):
+    rng = np.random.default_rng(0)
+    times = np.cumsum(rng.choice([1 / 30, 1 / 25, 1 / 10], 150))
+    sound = sine(440, 6, 16000)
+    path = write(tmp_path / name, times, sound, make=noise, options=B_FRAMES)
+    options = {"fps": fps, "size": 48, "threads": threads}
+    expected, full = decode(path, **options), decoded()
+    same(decode(path, **options, sparse=True), expected)
+    assert full == 150
+    assert decoded() < 0.9 * full
+    assert expected.measured_fps == pytest.approx(149 / (times[-1] - times[0]), rel=1e-3)
+    same(
+        decode(path, **options, max_seconds=3.0, sparse=True),
+        decode(path, **options, max_seconds=3.0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.mp4", {"options": {"g": "250", "bf": "0"}}),  # each picture is needed for the next
+        ("a.avi", {"options": B_FRAMES}),  # no time stamps
+        ("a.mpg", {"codec": "mpeg1video", "options": {"bf": "2"}}),  # not H.264
+        ("a.mp4", {"options": B_FRAMES, "rotation": (90, False, False)}),
+    ],
+)
+def test_sparse_of_any_file_is_the_same(tmp_path, name, options):
+    path = write(tmp_path / name, np.arange(60) / 25, **options)
+    same(decode(path, sparse=True), decode(path))
+    same(decode(path, fps=None, sparse=True), decode(path, fps=None))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sparse_gives_up_where_there_is_damage(tmp_path, decoded, seed):
+    path = write(tmp_path / "a.mp4", np.arange(60) / 25, make=noise, options=B_FRAMES)
+    damage(path, 0.3, 0.6, seed=seed)
+    expected, full = decode(path), decoded()
+    assert expected.damaged
+    same(decode(path, sparse=True), expected)
+    assert decoded() > full
+
+
 def test_truncated_file_gives_what_is_there(tmp_path):
     path = write(tmp_path / "a.mp4", np.arange(60) / 25, make=noise)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

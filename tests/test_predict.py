@@ -248,6 +248,17 @@ def test_order_and_company_change_no_number(predictor, mixed, monkeypatch):
     assert first[columns].equals(second.loc[first.index, columns])
 
 
+def test_the_number_of_threads_changes_no_number(predictor, video):
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(next(predictor.predictions([video], text="So good.")).intensity)
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    np.testing.assert_array_equal(*found)
+
+
 @pytest.mark.parametrize(
     ("seconds", "count", "started"), [(0.05, 12, 0), (1.5, 3, 2), (0.2, 40, 39)]
 )

@@ -9,6 +9,7 @@ import math
 import os
 import pickle
 import struct
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +102,7 @@ def decode(
     sound=True,
     max_seconds=None,
     threads=1,
+    sparse=False,
 ):
     """Frames at `fps` and the waveform of a file, in one sequential pass.
 
@@ -118,12 +120,25 @@ def decode(
     max_seconds : decode no further than this. Memory is what is kept, whatever the file's length:
         fps * seconds * H * W * 3 bytes and 64 kB a second of sound, for a moment both twice
     threads : of the video decoder; 0 takes all cores
+    sparse : leave frames of H.264 undecoded that are neither kept nor needed to decode another
+        one. What comes back is the same, but for damage in such a frame, which nobody sees; a
+        file with damage elsewhere or doubtful time stamps is decoded anew, and in full
 
     Returns a Media. Raises MediaError where the file is missing, is no media file, or gives
     neither a frame nor a sample although it was asked for what it says it has.
     """
     if fps is not None and not fps > 0:
         raise ValueError(f"fps must be above 0 or None, not {fps!r}.")
+    asked = (path, fps, size, sample_rate, frames, sound, max_seconds, threads)
+    if sparse and fps is not None:
+        try:
+            return _decode(*asked, sparse=True)
+        except _NotSparse:
+            pass  # it is as if it had not been tried
+    return _decode(*asked)
+
+
+def _decode(path, fps, size, sample_rate, frames, sound, max_seconds, threads, sparse=False):
     with open_media(path) as container:
         video, audio = first_streams(container)
         stated = stated_rates(video)
@@ -131,14 +146,18 @@ def decode(
         limit = math.inf if max_seconds is None else float(max_seconds)
         pictures = _Pictures(fps, size, origin, limit, stated)
         samples = _Sound(sample_rate, origin, limit)
-        sinks = {}
+        sinks, ahead = {}, None
         if frames and video is not None:
             video.codec_context.thread_count = threads
             video.codec_context.thread_type = "AUTO"
             sinks[video.index] = pictures
+            if sparse and video.codec_context.name == "h264":
+                sinks[video.index] = ahead = _Ahead(pictures, video)
         if sound and audio is not None:
             sinks[audio.index] = samples
         read_errors = _drain(container, sinks) if sinks else 0
+        if ahead is not None:
+            ahead.finish(read_errors)
         stated_seconds = stated_duration(container)
     images, waveform = pictures.stacked(), samples.joined()
     problems = [*pictures.problems(), *samples.problems()]
@@ -277,19 +296,6 @@ def packets(container, streams, errors):
                 return
 
 
-def feed(packet, sink):
-    """Decode a packet and give its frames to `sink`; what can't be decoded is counted as lost."""
-    try:
-        decoded = packet.decode()
-    except av.EOFError:  # the decoder was flushed already
-        decoded = []
-    except av.FFmpegError:
-        sink.lost()
-        decoded = []
-    for frame in decoded:
-        sink.add(frame)
-
-
 def _drain(container, sinks):
     """Decode every packet into its stream's sink. Returns how often reading itself failed."""
     streams = [container.streams[index] for index in sinks]
@@ -297,7 +303,7 @@ def _drain(container, sinks):
     for packet in packets(container, streams, errors):
         sink = sinks[packet.stream.index]  # `packet.stream_index` is 0 for the flushing packets
         if not sink.full:
-            feed(packet, sink)
+            sink.feed(packet)
         # Tracks need not be interleaved: one may begin where the other has long passed the limit.
         # So a track that ends before the limit has the rest of the file read, but not decoded.
         if all(sink.full for sink in sinks.values()):
@@ -305,7 +311,21 @@ def _drain(container, sinks):
     return len(errors)
 
 
-class _Pictures:
+class _Sink:
+    def feed(self, packet):
+        """Decode a packet and take its frames; what can't be decoded is counted as lost."""
+        try:
+            decoded = packet.decode()
+        except av.EOFError:  # the decoder was flushed already
+            decoded = []
+        except av.FFmpegError:
+            self.lost()
+            decoded = []
+        for frame in decoded:
+            self.add(frame)
+
+
+class _Pictures(_Sink):
     """Takes all frames in order of presentation, keeps the first good one of each slot."""
 
     def __init__(self, fps, size, origin, limit, stated):
@@ -331,11 +351,14 @@ class _Pictures:
             return
         self.broken = self.broken and not frame.key_frame
         self.traces += self.broken
-        slot = self.seen if self.fps is None else math.floor((time + TIME_TOLERANCE) * self.fps)
+        slot = self.seen if self.fps is None else self.slot_of(time)
         if slot > self.slot:
             self.slot = slot
             self.times.append(time)
             self.images.append(self._upright(frame))
+
+    def slot_of(self, time):
+        return math.floor((time + TIME_TOLERANCE) * self.fps)
 
     def lost(self):
         """A frame that can't be used; what is predicted from it shows traces of that."""
@@ -440,7 +463,69 @@ def _turn(image, matrix):
     return np.ascontiguousarray(image)
 
 
-class _Sound:
+class _NotSparse(Exception):
+    """A file of which a part can't be left undecoded."""
+
+
+class _Ahead:
+    """Stands before `_Pictures` and tells the decoder which frames it may leave out.
+
+    Packets come in order of decoding, and are held back until all frames of their slot are known:
+    no later packet is shown before it is decoded.
+    """
+
+    def __init__(self, sink, video):
+        self.sink, self.context = sink, video.codec_context
+        self.held = deque()
+        self.earliest = {}  # slot → time of its first frame
+        self.times = set()
+        self.decided = -math.inf  # slots before this one have been used
+
+    @property
+    def full(self):
+        return self.sink.full
+
+    def feed(self, packet):
+        if not packet.size:  # the end of the file
+            self._release(math.inf)
+            self.sink.feed(packet)
+            return
+        if packet.pts is None or self.sink.damaged:
+            raise _NotSparse
+        time = self._seconds(packet, packet.pts)
+        slot = self.sink.slot_of(time)
+        if not packet.is_discard:
+            if time in self.times or slot < self.decided:
+                raise _NotSparse
+            self.times.add(time)
+            self.earliest[slot] = min(self.earliest.get(slot, math.inf), time)
+        self.held.append((packet, time, slot))
+        if packet.dts is not None:
+            self._release(self.sink.slot_of(self._seconds(packet, packet.dts)))
+
+    def _seconds(self, packet, stamp):
+        return float(stamp * packet.time_base) - self.sink.origin
+
+    def _release(self, slot):
+        """Decode what lies before a slot; the first frame of each is needed."""
+        while self.held and self.held[0][2] < slot and not self.full:
+            packet, time, own = self.held.popleft()
+            self.decided = max(self.decided, own + 1)
+            wanted = self.earliest.get(own) == time
+            self.context.skip_frame = "DEFAULT" if wanted else "NONREF"
+            self.sink.feed(packet)
+
+    def finish(self, read_errors):
+        """What `_Pictures` had found in all frames; raises _NotSparse where that is in doubt."""
+        sink = self.sink
+        inside = {time for time in self.times if time < sink.limit}
+        wanted = sorted(time for time in self.earliest.values() if time < sink.limit)
+        if read_errors or sink.damaged or sink.made_up or sink.times != wanted or not inside:
+            raise _NotSparse
+        sink.seen, sink.first, sink.last = len(inside), min(inside), max(inside)
+
+
+class _Sound(_Sink):
     """Takes all sound frames in order, gives one mono waveform that keeps time with the picture."""
 
     def __init__(self, sample_rate, origin, limit):

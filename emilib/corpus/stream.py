@@ -80,7 +80,7 @@ def _fed(container, stream, sink, problems) -> Iterator[None]:
     """Give every frame of a stream to `sink`; yields after each packet."""
     errors: list = []
     for packet in media.packets(container, [stream], errors):
-        media.feed(packet, sink)
+        sink.feed(packet)
         yield
     if errors:
         problems.append(f"{len(errors)} places of the file could not be read")

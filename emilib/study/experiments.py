@@ -29,7 +29,7 @@ from emilib.features.media_set import MediaSet
 from emilib.models import for_features, taemi
 from emilib.progress import quietly
 from emilib.study import claims, metrics, training
-from emilib.study.training import Recipe
+from emilib.study.training import Recipe, one_thread
 
 KIND = "result"
 MEDIA = "media"  # the features of an experiment that trains its encoders
@@ -694,7 +694,7 @@ def _train_all(jobs, features, cache, workers, device, finished) -> dict[tuple[s
     if workers > 1:
         return _train_in_processes(jobs, features, cache, workers, device, finished)
     failures = {}
-    with contextlib.nullcontext() if on_gpu else _one_thread():
+    with contextlib.nullcontext() if on_gpu else one_thread():
         for job in jobs:
             try:
                 _train(job, features[job.experiment.features], cache, device)
@@ -708,17 +708,6 @@ def _train_all(jobs, features, cache, workers, device, finished) -> dict[tuple[s
 def _sentence(error: BaseException) -> str:
     lines = traceback.format_exception_only(error)
     return lines[-1].strip()
-
-
-@contextlib.contextmanager
-def _one_thread():
-    """One torch thread: the number of threads changes the last bits of sums."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _train_in_processes(jobs, features, cache, workers, device, finished) -> dict:

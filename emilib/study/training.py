@@ -255,6 +255,17 @@ def no_denormals():
         torch.set_flush_denormal(before)
 
 
+@contextlib.contextmanager
+def one_thread():
+    """One torch thread: the number of threads changes the last bits of sums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def count_parameters(model: nn.Module) -> int:
     """Number of parameters that are trained."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -166,6 +166,8 @@ class Workspace:
     def corpus_key(self) -> str:
         """Hex digest that changes when a CSV, a transcript, or a file's name or size does.
 
+        Of face crops, millions of files, it only counts which clips have a folder of them: for
+        new crops in old folders take a new folder for results.
         Transcripts are those of the text files, and those that Whisper made where there is none.
         The embedded corpus is known by its parameters: its files may differ in bytes while the
         decoded frames do not.
@@ -180,12 +182,12 @@ class Workspace:
         digest.update(b"" if table is None else table.name.encode())
         for path in sorted(self.folder.glob("*.csv")) + sorted(self.folder.rglob("text/*.txt")):
             digest.update(path.relative_to(self.folder).as_posix().encode() + path.read_bytes())
-        for row in self._listed[["id", "video", "audio", "official_vision"]].itertuples(
-            index=False
-        ):
+        files = ["id", "video", "audio", "official_vision", "official_audio"]
+        for row in self._listed[files].itertuples(index=False):
             for path in row[1:]:
                 size = os.path.getsize(path) if isinstance(path, str) else -1
                 digest.update(f"{row.id}:{size}".encode())
+        digest.update(str(self._listed["faces"].notna().tolist()).encode())
         return digest.hexdigest()[:32]
 
     @functools.cached_property

@@ -114,7 +114,25 @@ def test_a_corpus_folder_from_elsewhere_gives_the_same_features(workspace, profi
     assert real.corpus_key != other.corpus_key
 
 
-def test_the_corpus_key_of_a_real_folder_follows_its_labels_and_words(workspace, profile, tmp_path):
+def _append(path):
+    path.write_bytes(path.read_bytes() + b"more")
+
+
+@pytest.mark.parametrize(
+    ("where", "change"),
+    [
+        ("text/*.txt", lambda path: path.write_text(path.read_text() + " indeed")),
+        ("train_split.csv", lambda path: path.write_text(path.read_text().replace("0.", "0.0"))),
+        ("raw/*", _append),
+        ("audio/*.mp3", _append),
+        ("vit/*", _append),
+        ("wav2vec2/*", _append),
+        ("face_images/*", shutil.rmtree),
+    ],
+)
+def test_the_corpus_key_of_a_real_folder_follows_what_is_in_it(
+    workspace, profile, tmp_path, where, change
+):
     folder = tmp_path / "corpus"
     shutil.copytree(workspace.folder, folder)
     (folder / "synthetic.json").unlink()
@@ -124,8 +142,7 @@ def test_the_corpus_key_of_a_real_folder_follows_its_labels_and_words(workspace,
 
     first = key()
     assert key() == first
-    text = next((folder / "text").glob("*.txt"))
-    text.write_text(text.read_text() + " indeed")
+    change(next(path for path in sorted(folder.rglob("*")) if path.match(where)))
     assert key() != first
 
 

@@ -170,7 +170,8 @@ def test_cleaned_outputs_can_be_committed(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(runner.ROOT))
     loud = (
         "import sys\nfrom IPython.display import HTML\nfrom emilib import runner\n"
-        "print(runner.ROOT / 'figures', profile)\nprint('noi' + 'se', file=sys.stderr)\n"
+        "print(runner.ROOT / 'figures', end=' ', flush=True)\n"
+        "print('noi' + 'se', file=sys.stderr, flush=True)\nprint(profile, flush=True)\n"
         "HTML(f'<b>{runner.ROOT}</b>')"
     )
     path = write(tmp_path / "in", "00_a.ipynb", loud, "6 * 7")

@@ -113,7 +113,7 @@ def cleaned(source, executed):
     """The notebook `source` with the outputs of its executed copy, fit to be committed.
 
     The cell that papermill injected, times, stderr, widgets and paths of this machine are gone;
-    cells are counted 1, 2, 3. Raises ValueError when the two are not the same notebook.
+    cells are counted 1, 2, 3, and what was printed in pieces is one. Raises ValueError when the two are not the same notebook.
     """
     result = copy.deepcopy(source)
     run = [cell for cell in executed.cells if INJECTED not in _tags(cell)]
@@ -126,7 +126,8 @@ def cleaned(source, executed):
             continue
         count += 1
         cell.execution_count = count
-        cell.outputs = [_clean_output(o, count) for o in twin.outputs if o.get("name") != "stderr"]
+        said = [_clean_output(o, count) for o in twin.outputs if o.get("name") != "stderr"]
+        cell.outputs = _joined(said)
     result.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -147,6 +148,17 @@ def _clean_output(output, count: int):
             output.data[kind] = _without_paths(value)
     output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     return output
+
+
+def _joined(outputs: list) -> list:
+    """What was printed in one go as one output: where a kernel cuts it is a matter of time."""
+    result: list = []
+    for output in outputs:
+        if result and output.output_type == result[-1].output_type == "stream":
+            result[-1].text += output.text
+        else:
+            result.append(output)
+    return result
 
 
 def _without_paths(text: str) -> str:

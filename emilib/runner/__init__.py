@@ -113,7 +113,8 @@ def cleaned(source, executed):
     """The notebook `source` with the outputs of its executed copy, fit to be committed.
 
     The cell that papermill injected, times, stderr, widgets and paths of this machine are gone;
-    cells are counted 1, 2, 3, and what was printed in pieces is one. Raises ValueError when the two are not the same notebook.
+    cells are counted 1, 2, 3, and what was printed in pieces is one. Raises ValueError when the
+    two are not the same notebook.
     """
     result = copy.deepcopy(source)
     run = [cell for cell in executed.cells if INJECTED not in _tags(cell)]

@@ -367,7 +367,7 @@ class _Pictures(_Sink):
 
     def _time(self, frame):
         """Seconds from the beginning; made up where the stamp is missing or goes backward."""
-        stamp = None if frame.pts is None else float(frame.pts * frame.time_base) - self.origin
+        stamp = None if frame.time is None else frame.time - self.origin
         if stamp is not None and (self.last is None or stamp > self.last):
             return stamp
         self.made_up += 1
@@ -475,7 +475,7 @@ class _Ahead:
     """
 
     def __init__(self, sink, video):
-        self.sink, self.context = sink, video.codec_context
+        self.sink, self.context, self.tick = sink, video.codec_context, video.time_base
         self.held = deque()
         self.earliest = {}  # slot → time of its first frame
         self.times = set()
@@ -492,7 +492,7 @@ class _Ahead:
             return
         if packet.pts is None or self.sink.damaged:
             raise _NotSparse
-        time = self._seconds(packet, packet.pts)
+        time = self._seconds(packet.pts)
         slot = self.sink.slot_of(time)
         if not packet.is_discard:
             if time in self.times or slot < self.decided:
@@ -501,10 +501,11 @@ class _Ahead:
             self.earliest[slot] = min(self.earliest.get(slot, math.inf), time)
         self.held.append((packet, time, slot))
         if packet.dts is not None:
-            self._release(self.sink.slot_of(self._seconds(packet, packet.dts)))
+            self._release(self.sink.slot_of(self._seconds(packet.dts)))
 
-    def _seconds(self, packet, stamp):
-        return float(stamp * packet.time_base) - self.sink.origin
+    def _seconds(self, stamp):
+        """Exactly what PyAV says of the frame that has this stamp."""
+        return stamp * self.tick.numerator / self.tick.denominator - self.sink.origin
 
     def _release(self, slot):
         """Decode what lies before a slot; the first frame of each is needed."""
@@ -548,8 +549,8 @@ class _Sound(_Sink):
             # two equal float channels louder by the root of 2.
             self.resampler = av.AudioResampler("fltp", frame.layout, self.sample_rate)
             self.form = form
-        if frame.pts is not None:
-            self._fill(float(frame.pts * frame.time_base) - self.origin)
+        if frame.time is not None:
+            self._fill(frame.time - self.origin)
         self.expected += frame.samples / frame.sample_rate
         frame.pts = None
         self._keep(self.resampler.resample(frame))
@@ -568,7 +569,8 @@ class _Sound(_Sink):
 
     def _keep(self, frames):
         for frame in frames:
-            self._keep_array(frame.to_ndarray().mean(axis=0, dtype=np.float32))
+            channels = frame.to_ndarray()
+            self._keep_array(channels[0] if len(channels) == 1 else channels.mean(axis=0))
 
     def _keep_array(self, piece):
         self.pieces.append(piece)

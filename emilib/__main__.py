@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from . import ranks
+from emilib.training import distributed as ranks
 
 ProfileName = Annotated[
     Literal["smoke", "embedded", "paper"], tyro.conf.arg(help="sizes, encoders and seeds")
@@ -35,7 +35,7 @@ Visual = Annotated[
 
 
 def _workspace(profile, corpus, visual=None):
-    from .workspace import Workspace
+    from emilib.pipeline import Workspace
 
     return Workspace(profile, corpus, visual=visual)
 
@@ -52,8 +52,8 @@ def corpus(
 
     Example: python -m emilib corpus /tmp/emi --train 40 --validation 24 --test 8
     """
-    from .corpus import synthetic
-    from .progress import Counter
+    from emilib.progress import Counter
+    from emilib.synthetic import film as synthetic
 
     made = synthetic.make(
         folder, train, validation, test, seed=seed, workers=workers, progress=Counter("clips")
@@ -70,8 +70,8 @@ def audit(
 
     Example: python -m emilib audit /data/hume-vidmimic2 --ids
     """
-    from .corpus import audit as run_audit
-    from .corpus.audit import report
+    from emilib.corpus import audit as run_audit
+    from emilib.corpus.defects import report
 
     found = run_audit(folder, workers=workers)
     if ids:
@@ -145,7 +145,7 @@ def tables(
 
     Example: python -m emilib tables B3 B4
     """
-    from .study.tables import render_text
+    from emilib.study.tables import render_text
 
     made = _workspace(profile, corpus, visual).tables()
     unknown = [name for name in names if name not in made]
@@ -182,12 +182,12 @@ def bench(
         torch.set_num_threads(threads)
     print(f"# torch {torch.__version__}, {torch.get_num_threads()} threads")
     if what == "training":
-        from .study.bench import stage_two
+        from emilib.study.bench import stage_two
 
         for row in stage_two(repeats or 9, device).itertuples():
             print(f"{row.what:42s}{1000 * row.seconds:9.1f} ms  x {row.ratio:.3f}")
         return
-    from .features.throughput import throughput
+    from emilib.features.throughput import throughput
 
     wanted = {"float32": None}.get(precision, precision)
     found = throughput(repeats or 3, device, wanted, scale, compile)
@@ -219,7 +219,7 @@ def predict(
       python -m emilib predict clip.mp4 more/*.mp4 --model models/taemi --csv found.csv
       python -m emilib predict talk.mp4 --model models/taemi --window 12 --step 6 --picture pictures
     """
-    from .prediction_files import predict_files
+    from emilib.predict.predictor.report import predict_files
 
     predict_files(clips, model, text, window, step, json, csv, picture, workers)
 
@@ -235,7 +235,7 @@ def export(
 
     Example: python -m emilib export taemi models/taemi --profile embedded
     """
-    from .predict import EmiPredictor
+    from emilib.predict.predictor import EmiPredictor
 
     predictor = EmiPredictor.from_workspace(_workspace(profile, corpus, visual), experiment)
     print(predictor.save_pretrained(folder))
@@ -265,7 +265,7 @@ def submit(
 
     Example: python -m emilib submit --check submission.csv --corpus DIR
     """
-    from . import submission
+    from emilib import submission
 
     if check is not None:
         found, path, stream = submission.validate(check, corpus), check, sys.stdout

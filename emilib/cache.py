@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from . import ranks
+from emilib.training import distributed as ranks
 
 SUMS = "SHA256SUMS.json"
 
@@ -54,7 +54,7 @@ def file_sum(path) -> str:
 def source_sum(*modules: str) -> str:
     """SHA-256 over the source of modules or packages of this project, named below ``emilib``.
 
-    ``source_sum("models", "study/training.py")`` changes when any of these files does. It is the
+    ``source_sum("models", "training/loop.py")`` changes when any of these files does. It is the
     *code version* in a key: results of older code are not taken for results of the present one.
     """
     root = Path(__file__).parent

@@ -6,7 +6,7 @@ A profile fixes encoders, training and seeds; which corpus it runs on is another
 import dataclasses
 import os
 
-from .study.plans import Recipe, StageOne, WarmStart
+from emilib.training.recipes import Recipe, StageOne, WarmStart
 
 # Sizes of the small encoders. They are members of the papers' families: ViT, wav2vec2, BERT.
 SMALL_VISION = {
@@ -63,7 +63,7 @@ class Profile:
     taemi_fine_tune : train the audio network and the text encoder of TAEMI with it, as we read
         paper B; False takes them frozen, from cached features
     dual_stage, taemi : settings of the fusion models beside the widths of their inputs
-    earlier : of the other systems of Table B2, by class in `emilib.models.prior`
+    earlier : of the other systems of Table B2, by class in `emilib.models.earlier`
     workers : processes for decoding and for training runs; None is one a core
     compile_vision : `torch.compile` for the pictures when features are made; for a GPU
     """

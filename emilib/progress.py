@@ -12,7 +12,7 @@ import os
 import sys
 import time
 
-from . import ranks
+from emilib.training import distributed as ranks
 
 
 def report(text: str) -> None:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .cache import atomic_write
-from .corpus import layout
-from .corpus.layout import EMOTIONS, HEADER
+from emilib.cache import atomic_write
+from emilib.corpus import layout
+from emilib.corpus.layout import EMOTIONS, HEADER
 
 COLUMNS = ("Filename", *EMOTIONS)
 WARNING = "Warning: "
@@ -120,7 +120,7 @@ test_ids.__test__ = False  # pytest takes the name for a test
 def make(workspace, run: str, path) -> list[str]:
     """Write the submission of an experiment, trained where it is missing, and validate it.
 
-    workspace : `emilib.workspace.Workspace`
+    workspace : `emilib.pipeline.Workspace`
     run : name of an experiment, as in `workspace.experiments()`
 
     Each clip gets the mean over the seeds of the profile. Returns what `validate` says.

@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image
 from test_media import sine, write
 
-from emilib.corpus import media, read, synthetic
+from emilib.corpus import media, read
 from emilib.corpus.layout import HEADER, face_paths
+from emilib.synthetic import film as synthetic
 
 LABELLED_IDS, TEST_IDS = range(12660), range(12660, 17246)
 SHORT_IDS = ("02404", "10155")  # shorter than wav2vec2's convolutions

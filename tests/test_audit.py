@@ -9,14 +9,7 @@ import pytest
 from test_media import damage, noise, sine, write
 
 from emilib.corpus import media, read
-from emilib.corpus.audit import (
-    DEFECTS,
-    SHORTEST,
-    audit,
-    durations,
-    packet_facts,
-    report,
-)
+from emilib.corpus.defects import DEFECTS, SHORTEST, audit, durations, packet_facts, report
 from emilib.corpus.layout import EMOTIONS, CorpusError
 
 HEADER = "Filename," + ",".join(EMOTIONS)

@@ -17,7 +17,7 @@ from test_media import sine, write
 
 from emilib.features import FeatureSet
 from emilib.models import TAEMI, DualStage
-from emilib.study import browse
+from emilib.plots import browse
 
 CORPUS = "embedded corpus: drawn faces, synthetic voices"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -57,7 +57,7 @@ def test_a_real_kernel_is_live_when_the_request_names_a_cell():
     environment = os.environ | {"JPY_SESSION_NAME": "/some/notebook.ipynb"}
     manager, client = jupyter_client.manager.start_new_kernel(env=environment)
     try:
-        code = "from emilib.study.browse import live\nprint(live())"
+        code = "from emilib.plots.browse import live\nprint(live())"
         assert answers(client, code, {}) == "False"
         assert answers(client, code, {"cellId": "c084", "trusted": True}) == "True"
         with pytest.raises(Empty):

@@ -122,4 +122,4 @@ def test_file_sum_is_sha256(tmp_path):
 def test_source_sum_tells_modules_apart():
     assert source_sum("cache.py") == source_sum("cache.py")
     assert source_sum("cache.py") != source_sum("progress.py")
-    assert source_sum("features") != source_sum("features/batches.py")
+    assert source_sum("features") != source_sum("features/feature_set.py")

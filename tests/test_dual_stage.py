@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from emilib.models import DualStage
-from emilib.models.checks import MODALITIES
 from emilib.models.dual_stage import present_softmax
+from emilib.models.inputs import MODALITIES
 from emilib.models.temporal import positions
 
 SMALL = {

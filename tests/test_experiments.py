@@ -10,14 +10,15 @@ import torch
 from emilib import models
 from emilib.cache import Cache
 from emilib.features import FeatureSet, FeatureSplits
+from emilib.metrics import mean_pearson
 from emilib.models import TAEMI
 from emilib.models.build import build
-from emilib.models.prior import Savchenko2025, search_weights
-from emilib.study import claims, training
+from emilib.models.earlier import Savchenko2025, search_weights
+from emilib.study import claims
 from emilib.study import experiments as study
 from emilib.study.experiments import Experiment, ExperimentError
-from emilib.study.metrics import mean_pearson
-from emilib.study.training import Recipe
+from emilib.training import loop as training
+from emilib.training.loop import Recipe
 
 RECIPE = Recipe(epochs=3, batch_size=8, lr=1e-2)
 PROFILE = types.SimpleNamespace(
@@ -257,7 +258,7 @@ def test_the_key_changes_with_the_code(tmp_path, monkeypatch, trained):
     monkeypatch.setattr(study, "source_sum", changed)
     study.run([LINEAR], (0,), FEATURES, cache, workers=1)
     assert len(trained) == 2
-    assert {"models/prior.py", "models/output.py", "study/training.py"} <= set(files)
+    assert {"models/earlier.py", "models/output.py", "training/loop.py"} <= set(files)
 
 
 class Killed(BaseException):

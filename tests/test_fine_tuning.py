@@ -8,12 +8,12 @@ import small_checkpoints
 import torch
 
 from emilib import profiles
-from emilib.features.batches import FeatureSet
 from emilib.features.extraction import extract
+from emilib.features.feature_set import FeatureSet
 from emilib.features.media_set import MediaSet
+from emilib.pipeline import Workspace
 from emilib.study import Recipe, fit
-from emilib.study.training import predict
-from emilib.workspace import Workspace
+from emilib.training.loop import predict
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from emilib.study import metrics
-from emilib.study.metrics import difference, estimate, mean_pearson, pearson, per_emotion, resample
+from emilib import metrics
+from emilib.metrics import difference, estimate, mean_pearson, pearson, per_emotion, resample
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel, Wav2Vec2Config, Wav2Vec2Model
 
 from emilib import environment, profiles
+from emilib.pipeline import Workspace
 from emilib.study import claims, needs
-from emilib.workspace import Workspace
 
 REAL = pd.DataFrame(
     {

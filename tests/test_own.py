@@ -11,7 +11,7 @@ import pytest
 
 from emilib.corpus import CorpusError, read
 from emilib.corpus.layout import FILE_COLUMNS, read_with_findings
-from emilib.corpus.own import table_of
+from emilib.corpus.user_dataset import table_of
 
 
 def make(folder, text, names=("a", "b", "c", "d"), inside="raw", suffix=".mp4"):

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from emilib.features import FeatureSet
-from emilib.models import for_features, prior
+from emilib.models import earlier as prior
+from emilib.models import for_features
 from emilib.models.build import CLASSES
-from emilib.study import Recipe, fit, fit_savchenko, training
+from emilib.study import Recipe, fit, fit_savchenko
+from emilib.training import loop as training
 
 WIDTHS = {"frames": 5, "audio": 3, "text": 7}
 CLIPS = 24

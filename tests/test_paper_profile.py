@@ -17,7 +17,7 @@ import pytest
 import real_layout
 import small_checkpoints
 
-from emilib import ranks
+from emilib.training import distributed as ranks
 
 TESTS = Path(__file__).parent
 NUMBERS = ("A2", "A3", "A4", "B2", "B3", "B4")
@@ -27,7 +27,7 @@ import dataclasses, sys
 from pathlib import Path
 from emilib import profiles, ranks
 from emilib.study import tables
-from emilib.workspace import Workspace
+from emilib.pipeline import Workspace
 
 RECIPES = [f"{name}_recipe" for name in ("dual_stage", "taemi", "baseline", "earlier", "savchenko")]
 

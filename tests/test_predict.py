@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from emilib import __main__ as command_line
-from emilib import predict as predict_module
-from emilib import prediction_files, profiles
+from emilib import profiles
 from emilib.corpus import media, stream
 from emilib.corpus.layout import EMOTIONS
 from emilib.corpus.media import MediaError
-from emilib.predict import Clip, EmiPredictor
-from emilib.study import predict_plots
-from emilib.study.training import predict as predict_features
-from emilib.workspace import Workspace
+from emilib.pipeline import Workspace
+from emilib.plots import predict_plots
+from emilib.predict import predictor as predict_module
+from emilib.predict.predictor import Clip, EmiPredictor
+from emilib.predict.predictor import report as prediction_files
+from emilib.training.loop import predict as predict_features
 
 E, SPREADS = list(EMOTIONS), [f"{e} sd" for e in EMOTIONS]
 

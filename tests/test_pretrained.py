@@ -32,10 +32,11 @@ from transformers import (
 )
 
 from emilib import profiles
-from emilib.features import encoders, manifest
+from emilib.features import checkpoints as manifest
+from emilib.features import encoders
 from emilib.models.end_to_end import EndToEnd
 from emilib.models.taemi import TAEMI
-from emilib.workspace import Workspace
+from emilib.pipeline import Workspace
 
 SIZES = {
     "hidden_size": 16,

@@ -12,7 +12,7 @@ from scipy.stats import pearsonr
 from torch import nn
 
 from emilib.features import FeatureSet
-from emilib.models import prior
+from emilib.models import earlier as prior
 
 DIMS = {"frames": 6, "audio": 7, "text": 5}
 LENGTHS = {"frames": torch.tensor([4, 1, 6, 3]), "audio": torch.tensor([2, 9, 5, 1])}

@@ -6,8 +6,9 @@ import pytest
 
 from emilib.corpus.layout import EMOTIONS
 from emilib.features import FeatureSet, FeatureSplits
-from emilib.study import corpus_plots, notebook, probes
-from emilib.study.metrics import pearson
+from emilib.metrics import pearson
+from emilib.plots import corpus_plots, notebook
+from emilib.study import probes
 
 
 @pytest.fixture

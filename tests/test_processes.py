@@ -11,7 +11,8 @@ import nbformat
 import psutil
 import pytest
 
-from emilib import processes, runner
+from emilib import runner
+from emilib import workers as processes
 
 
 def known(names):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emilib import ranks
+from emilib.training import distributed as ranks
 
 TESTS = Path(__file__).parent
 
@@ -53,7 +53,7 @@ def test_every_item_is_some_ranks(world, monkeypatch):
 STAGE_ONE = """
 import dataclasses, hashlib, json, sys, torch
 from emilib import ranks
-from emilib.study.stage_one import pretrain
+from emilib.training.contrastive_pretraining import pretrain
 import test_stage_one as t
 
 ranks.join()

@@ -17,9 +17,9 @@ from sklearn.preprocessing import StandardScaler
 
 from emilib import __main__ as command_line
 from emilib import environment, profiles, runner
-from emilib.corpus import script
 from emilib.models.build import CLASSES
 from emilib.study import claims, experiments, mean_pearson
+from emilib.synthetic import generative_model as script
 
 ROOT = environment.ROOT
 README = ROOT / "README.md"

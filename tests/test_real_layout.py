@@ -13,7 +13,7 @@ from PIL import Image
 from test_media import all_frames
 
 from emilib.corpus import EMOTIONS, audit, media, read
-from emilib.corpus.audit import durations
+from emilib.corpus.defects import durations
 from emilib.corpus.layout import face_paths
 
 

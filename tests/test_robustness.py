@@ -11,7 +11,8 @@ from emilib import profiles
 from emilib.cache import Cache
 from emilib.features import FeatureSet, FeatureSplits
 from emilib.models import TAEMI, DualStage
-from emilib.study import Recipe, experiments, metrics, predict, robustness, robustness_plots
+from emilib.plots import robustness_plots
+from emilib.study import Recipe, experiments, metrics, predict, robustness
 from emilib.study.experiments import Experiment
 from emilib.study.robustness import CLAIMS, MISSING, SPOILT, Answers, Damage
 

@@ -13,7 +13,8 @@ from test_media import sine, write
 from whisper.model import ModelDimensions
 
 from emilib.cache import Cache
-from emilib.features import speech, store
+from emilib.features import store
+from emilib.features import transcripts as speech
 
 
 def write_whisper(path):

@@ -13,10 +13,19 @@ from emilib.corpus.layout import EMOTIONS
 from emilib.features import FeatureSet
 from emilib.features.encoders import AudioEncoder, small_audio, small_text, small_vision
 from emilib.models.contrastive import recall_at
-from emilib.study import alignment, pretraining, stage_one
-from emilib.study.pretraining import WarmStart, log_mel, warm_audio, warm_text, warm_vision
-from emilib.study.stage_one import Clips, StageOne, drawn_frames, encoded_frames, pretrain, usable
-from emilib.workspace import Workspace
+from emilib.pipeline import Workspace
+from emilib.study import representation as alignment
+from emilib.training import contrastive_pretraining as stage_one
+from emilib.training import self_supervised as pretraining
+from emilib.training.contrastive_pretraining import (
+    Clips,
+    StageOne,
+    drawn_frames,
+    encoded_frames,
+    pretrain,
+    usable,
+)
+from emilib.training.self_supervised import WarmStart, log_mel, warm_audio, warm_text, warm_vision
 
 SIZE = {
     "hidden_size": 16,

@@ -13,8 +13,8 @@ from emilib import profiles, submission
 from emilib.corpus.layout import EMOTIONS
 from emilib.features import FeatureSet
 from emilib.models.build import build
+from emilib.pipeline import Workspace
 from emilib.study import experiments
-from emilib.workspace import Workspace
 
 HEADER = "Filename,Admiration,Amusement,Determination,Empathic Pain,Excitement,Joy"
 IDS = ["12660", "12661", "12662", "12663"]

@@ -13,10 +13,11 @@ from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from emilib.corpus import face, synthetic
 from emilib.corpus.layout import EMOTIONS, CorpusError, read
 from emilib.corpus.media import decode, load_features
-from emilib.corpus.script import (
+from emilib.synthetic import face
+from emilib.synthetic import film as synthetic
+from emilib.synthetic.generative_model import (
     ACTION_UNITS,
     DEFECT_RATES,
     FACE,
@@ -27,7 +28,7 @@ from emilib.corpus.script import (
     draw,
     sentence,
 )
-from emilib.corpus.voice import Speaker, SpeechError, Utterance
+from emilib.synthetic.voice import Speaker, SpeechError, Utterance
 
 COUNTS = dict(train=12, validation=6, test=3, unlabelled=1)
 MODALITIES = {

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from emilib.study import claims, metrics, plots, tables
+from emilib.plots import style as plots
+from emilib.study import claims, metrics, tables
 from emilib.study.experiments import Outcome, Results, experiments
-from emilib.study.training import Recipe
+from emilib.training.loop import Recipe
 
 CORPUS = "embedded corpus: drawn faces and synthetic voices; not comparable with the paper's number"
 PROFILE = types.SimpleNamespace(

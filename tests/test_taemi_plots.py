@@ -9,9 +9,9 @@ import torch
 from scipy.stats import entropy
 
 from emilib.features import FeatureSet
+from emilib.metrics import mean_pearson
 from emilib.models import TAEMI
-from emilib.study import taemi_plots
-from emilib.study.metrics import mean_pearson
+from emilib.plots import taemi_plots
 
 CORPUS = "embedded corpus: drawn faces, synthetic voices"
 

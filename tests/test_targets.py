@@ -14,13 +14,15 @@ from test_training import RECIPE, TRAIN, VALID, clips, small
 from emilib import profiles, submission
 from emilib.cache import Cache
 from emilib.corpus import EMOTIONS, CorpusError, read
-from emilib.corpus.synthetic import make
 from emilib.features import FeatureSet
-from emilib.features.batches import FeatureSplits
-from emilib.predict import EmiPredictor
-from emilib.study import corpus_plots, experiments, fit, mean_pearson, plots, stage_plots, tables
-from emilib.study.training import TargetScale
-from emilib.workspace import Workspace
+from emilib.features.feature_set import FeatureSplits
+from emilib.pipeline import Workspace
+from emilib.plots import corpus_plots, stage_plots
+from emilib.plots import style as plots
+from emilib.predict.predictor import EmiPredictor
+from emilib.study import experiments, fit, mean_pearson, tables
+from emilib.synthetic.film import make
+from emilib.training.loop import TargetScale
 
 WIDE = np.array([6.0, 1.0, 1e4, 0.001, 20.0, 1.0])
 FROM = np.array([1.0, 0.0, -3e3, -7.0, 0.5, 0.0])

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from emilib.features import FeatureSet
+from emilib.metrics import mean_pearson, pearson
 from emilib.models import TAEMI, DualStage, Output
-from emilib.study import training
-from emilib.study.metrics import mean_pearson, pearson
-from emilib.study.training import Recipe, ema_decay, epochs, fit, pearson_loss, predict
+from emilib.training import loop as training
+from emilib.training.loop import Recipe, ema_decay, epochs, fit, pearson_loss, predict
 
 
 class Small(nn.Module):

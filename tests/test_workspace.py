@@ -7,7 +7,7 @@ import pytest
 
 from emilib import profiles
 from emilib.corpus.layout import EMOTIONS
-from emilib.workspace import SYNTHETIC, Workspace
+from emilib.pipeline import SYNTHETIC, Workspace
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_a_second_workspace_makes_nothing_again(workspace, profile, monkeypatch)
 
     for name in ("_make_start", "_make_contrast"):
         monkeypatch.setattr(again, name, refuse)
-    monkeypatch.setattr("emilib.workspace._decode", refuse)
+    monkeypatch.setattr("emilib.pipeline._decode", refuse)
     assert again.features("ours").fingerprint == workspace.features("ours").fingerprint
 
 

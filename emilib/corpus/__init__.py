@@ -1,6 +1,6 @@
 """A corpus folder as a table of clips, its media, and what is broken in it. Needs no torch."""
 
-from .audit import audit
-from .layout import EMOTIONS, CorpusError, read
+from emilib.corpus.defects import audit
+from emilib.corpus.layout import EMOTIONS, CorpusError, read
 
 __all__ = ["EMOTIONS", "CorpusError", "audit", "read"]

@@ -3,8 +3,8 @@
 from collections import Counter
 from pathlib import Path
 
-from . import layout, media
-from .layout import CorpusError
+from emilib.corpus import layout, media
+from emilib.corpus.layout import CorpusError
 
 OFFICIAL = {"official_vision": "vit", "official_audio": "wav2vec2"}
 

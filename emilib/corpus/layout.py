@@ -57,7 +57,7 @@ def read(folder, strict=True):
     """One row a clip of a corpus folder, ordered by split (train, validation, test), then id.
 
     folder : a folder in the layout at the head of this module, or one of videos with a CSV of
-        your own (see `emilib.corpus.own`); of several CSVs the path of the one that is meant
+        your own (see `emilib.corpus.user_dataset`); of several CSVs the path of the one meant
     strict : False reads on where a row contradicts itself: a label that is not a number
         becomes NaN, and the first of several rows with one id counts. `audit` lists them.
 
@@ -76,7 +76,7 @@ def read(folder, strict=True):
 
 def read_with_findings(folder, strict=False):
     """`read`, and a Findings of what had to be set aside."""
-    from . import own  # which builds on this module
+    from emilib.corpus import user_dataset as own
 
     if table := own.table_of(folder):
         return own.read_with_findings(table, strict)

@@ -19,7 +19,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from .layout import face_paths
+from emilib.corpus.layout import face_paths
 
 # Containers with a clock in milliseconds round a frame's time down: a frame that is less than
 # this early still counts as on time.

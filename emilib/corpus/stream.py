@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import av
 import numpy as np
 
-from . import media
+from emilib.corpus import media
 
 BLOCK = 128  # pictures handed on at once
 

@@ -1,9 +1,9 @@
 """From clips to features: encoders, the feature store, batches with masks."""
 
 _HOME = {
-    "Batch": "batches",
-    "FeatureSet": "batches",
-    "FeatureSplits": "batches",
+    "Batch": "feature_set",
+    "FeatureSet": "feature_set",
+    "FeatureSplits": "feature_set",
 }
 __all__ = sorted(_HOME)
 

@@ -38,7 +38,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from . import manifest
+from emilib.features import checkpoints as manifest
 
 # The bars of a loaded checkpoint would be saved into notebooks.
 transformers_logging.disable_progress_bar()

@@ -15,10 +15,10 @@ from itertools import groupby, islice, pairwise
 import numpy as np
 import torch
 
-from .. import ranks
-from ..progress import report
-from .encoders import SAMPLE_RATE, VisionEncoder, padded
-from .store import SHARD
+from emilib.features.encoders import SAMPLE_RATE, VisionEncoder, padded
+from emilib.features.store import SHARD
+from emilib.progress import report
+from emilib.training import distributed as ranks
 
 LONGEST = 30.0  # s of sound that a network sees at once; attention grows with the square of it
 # Root mean square of the difference to single precision on a CPU, over the standard deviation of

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from .batches import FeatureSet, batch_order, to_device
+from emilib.features.feature_set import FeatureSet, batch_order, to_device
 
 
 @dataclasses.dataclass

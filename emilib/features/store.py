@@ -16,8 +16,8 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from .. import ranks
-from ..cache import Cache, atomic_write, file_sum
+from emilib.cache import Cache, atomic_write, file_sum
+from emilib.training import distributed as ranks
 
 SHARD = 32  # clips
 

@@ -16,15 +16,22 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModel, Wav2Vec2Config, Wav2Vec2Model
 
-from .. import ranks
-from .encoders import CLIP_MEAN, CLIP_STD, SAMPLE_RATE, AudioEncoder, VisionEncoder, small_text
-from .extraction import (
+from emilib.features.encoders import (
+    CLIP_MEAN,
+    CLIP_STD,
+    SAMPLE_RATE,
+    AudioEncoder,
+    VisionEncoder,
+    small_text,
+)
+from emilib.features.extraction import (
     Batching,
     compiled,
     encode_frames,
     encode_texts,
     encode_waveforms,
 )
+from emilib.training import distributed as ranks
 
 VIT = {  # openai/clip-vit-base-patch16
     "image_size": 224,

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from emilib.models import dual_stage, prior, taemi
-from emilib.models.checks import MODALITIES
+from emilib.models import dual_stage, taemi
+from emilib.models import earlier as prior
+from emilib.models.inputs import MODALITIES
 
 CLASSES = {
     cls.__name__: cls

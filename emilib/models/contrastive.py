@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from .. import ranks
-from .checks import check_features, check_finite, check_mask
-from .temporal import pool_segments
+from emilib.models.inputs import check_features, check_finite, check_mask
+from emilib.models.temporal import pool_segments
+from emilib.training import distributed as ranks
 
 TEMPERATURE = 0.07  # where CLIP begins; not stated in the paper
 HIGHEST_SCALE = 100.0  # bound of the logit scale, as in CLIP; not stated in the paper

@@ -16,9 +16,9 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from .checks import MODALITIES, Inputs, check_inputs
-from .output import Output
-from .temporal import TCN, BiLSTM, DifferenceGate, pool_steps, positions
+from emilib.models.inputs import MODALITIES, Inputs, check_inputs
+from emilib.models.output import Output
+from emilib.models.temporal import TCN, BiLSTM, DifferenceGate, pool_steps, positions
 
 
 class DualStage(nn.Module, PyTorchModelHubMixin):

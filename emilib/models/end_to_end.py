@@ -30,7 +30,7 @@ from emilib.features.encoders import (
     load_encoder,
     save_encoder,
 )
-from emilib.models.checks import check_mask
+from emilib.models.inputs import check_mask
 from emilib.models.output import Output
 from emilib.models.taemi import MAX_AUDIO_SECONDS, TAEMI
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from emilib.models.checks import MODALITIES, Inputs, check_inputs
+from emilib.models.inputs import MODALITIES, Inputs, check_inputs
 from emilib.models.output import Output
 
 # Paper B, 3.2: the vision sequence is clipped to 400 frames, the waveform to 12 s. The convolution

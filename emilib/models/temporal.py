@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import check_mask, check_prefix
+from emilib.models.inputs import check_mask, check_prefix
 
 
 class TCN(nn.Module):

@@ -26,7 +26,8 @@ from pathlib import Path
 import nbformat
 import psutil
 
-from emilib import cache, environment, processes
+from emilib import cache, environment
+from emilib import workers as processes
 
 ROOT = environment.ROOT
 PROFILES = ("smoke", "embedded", "paper")
@@ -396,7 +397,7 @@ def _run(options) -> int:
     os.environ.setdefault("PYTHONPATH", str(ROOT))  # the kernels import emilib too
     processes.start()  # imports what the kernels need while this process does its own
     from emilib.corpus import check
-    from emilib.workspace import Workspace
+    from emilib.pipeline import Workspace
 
     for note in check.before_a_run(options.corpus) if options.corpus else ():
         _say(note)
@@ -483,7 +484,7 @@ def unfinished_rows(figures) -> list[str]:
 
 
 def _check(options) -> int:
-    from emilib.workspace import Workspace
+    from emilib.pipeline import Workspace
 
     figures = Workspace(options.profile, corpus=options.corpus).figures
     bad = unfinished_rows(figures)

@@ -1,5 +1,5 @@
 import sys
 
-from . import main
+from emilib.runner import main
 
 sys.exit(main())

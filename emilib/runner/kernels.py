@@ -1,6 +1,6 @@
 """How notebooks are executed headless: kernels that start at once, and few writes.
 
-Kernels are forked from the server of `emilib.processes`, so they start without importing. The
+Kernels are forked from the server of `emilib.workers`, so they start without importing. The
 engine of papermill writes a notebook when it is finished, not twice a cell.
 """
 
@@ -12,7 +12,7 @@ from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvision
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.iorw import write_ipynb
 
-from emilib import processes
+from emilib import workers as processes
 
 NAME = "emilib-forked"
 ENGINE = "emilib-once"

@@ -6,17 +6,17 @@ Names are loaded when first used, so that importing this package does not import
 from importlib import import_module
 
 _HOME = {
-    "Experiment": "experiments",
-    "ExperimentError": "experiments",
-    "Results": "experiments",
-    "run": "experiments",
-    "Recipe": "plans",
-    "Result": "training",
-    "fit": "training",
-    "fit_savchenko": "training",
-    "predict": "training",
-    "mean_pearson": "metrics",
-    "pearson": "metrics",
+    "Experiment": "emilib.study.experiments",
+    "ExperimentError": "emilib.study.experiments",
+    "Results": "emilib.study.experiments",
+    "run": "emilib.study.experiments",
+    "Recipe": "emilib.training.recipes",
+    "Result": "emilib.training.loop",
+    "fit": "emilib.training.loop",
+    "fit_savchenko": "emilib.training.loop",
+    "predict": "emilib.training.loop",
+    "mean_pearson": "emilib.metrics",
+    "pearson": "emilib.metrics",
 }
 __all__ = sorted(_HOME)
 
@@ -24,7 +24,7 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

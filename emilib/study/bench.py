@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from emilib.models import DualStage
-from emilib.study.training import no_denormals
+from emilib.training.loop import no_denormals
 
 BATCH, FRAMES, STEPS = 32, 60, 600  # 12 s of video at 5 frames a second, of sound at 50 a second
 FRAMES_DIM, AUDIO_DIM, TEXT_DIM, TARGETS = 768, 1024, 768, 6

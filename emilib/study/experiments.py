@@ -21,15 +21,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from emilib import models, processes, ranks
+from emilib import models
+from emilib import workers as processes
 from emilib.cache import Cache, key, source_sum
 from emilib.corpus.layout import EMOTIONS
-from emilib.features.batches import FeatureSet, FeatureSplits
+from emilib.features.feature_set import FeatureSet, FeatureSplits
 from emilib.features.media_set import MediaSet
 from emilib.models import for_features, taemi
 from emilib.progress import quietly
-from emilib.study import claims, metrics, training
-from emilib.study.training import Recipe, one_thread
+from emilib.study import claims, metrics
+from emilib.training import distributed as ranks
+from emilib.training import loop as training
+from emilib.training.loop import Recipe, one_thread
 
 KIND = "result"
 MEDIA = "media"  # the features of an experiment that trains its encoders
@@ -424,7 +427,7 @@ def run(
         One worker is this process. The number changes no bit of the result on a CPU.
     progress : called with (runs done, runs in all), results that were there included
 
-    Several ranks (see `emilib.ranks`) deal the runs out among them.
+    Several ranks (see `emilib.training.distributed`) deal the runs out among them.
 
     A run that was killed goes on from its last epoch. Where runs fail the others are finished
     first; then ExperimentError names the failures. Raises ValueError for missing features.
@@ -535,7 +538,7 @@ def _code(experiment: Experiment) -> str:
     files = [name.removeprefix("emilib.").replace(".", "/") + ".py" for name in sorted(found)]
     if experiment.features == MEDIA:
         files += ["models/end_to_end.py", "features/media_set.py"]
-    shared = ("study/training.py", "study/metrics.py", "features/batches.py", "models/build.py")
+    shared = ("training/loop.py", "study/metrics.py", "features/feature_set.py", "models/build.py")
     sources = source_sum(*shared, *files)
     trained_by = [inspect.getsource(f) for f in (_train, _train_savchenko, with_encoders)]
     return key(files=sources, train=trained_by)

@@ -9,7 +9,7 @@ import math
 
 import pandas as pd
 
-from ..features import manifest
+from emilib.features import checkpoints as manifest
 
 SUSTAINED = 100e12  # operations a second in bf16: a third of an A100's peak, an eighth of an H200's
 RECURRENT = 2e12  # the same for Stage II, which waits for an LSTM's hundreds of small steps
@@ -144,7 +144,7 @@ def _features(profile, clips: float, seconds: float, cores: int) -> dict:
 
 def _stage_two(profile, clips: float, seconds: float) -> list[dict]:
     """Fusion on kept features, and with encoders that are trained where there are such."""
-    from .experiments import MEDIA, experiments
+    from emilib.study.experiments import MEDIA, experiments
 
     listed = [e for e in experiments(profile).values() if e.model is not None]
     tuned = [e for e in listed if e.features == MEDIA]

@@ -14,8 +14,8 @@ from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ..features.batches import MODALITIES, FeatureSet, FeatureSplits
-from .metrics import pearson
+from emilib.features.feature_set import MODALITIES, FeatureSet, FeatureSplits
+from emilib.metrics import pearson
 
 ALPHAS = np.logspace(-1, 5, 25)  # penalties on standardised columns
 GAMMAS = (0.1, 0.3, 1.0)  # inverse widths of the kernel, in units of 1 / D

@@ -17,14 +17,14 @@ import pandas as pd
 import torch
 from scipy.ndimage import gaussian_filter
 
-from .. import ranks
-from ..cache import source_sum
-from ..features.batches import MODALITIES, FeatureSet, Standardised
-from ..features.store import Rows
-from ..progress import Counter
-from . import metrics
-from .experiments import Results
-from .training import no_denormals
+from emilib import metrics
+from emilib.cache import source_sum
+from emilib.features.feature_set import MODALITIES, FeatureSet, Standardised
+from emilib.features.store import Rows
+from emilib.progress import Counter
+from emilib.study.experiments import Results
+from emilib.training import distributed as ranks
+from emilib.training.loop import no_denormals
 
 GREY = 128  # of what covers a face
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from emilib.cache import atomic_write
-from emilib.models import prior
+from emilib.models import earlier as prior
 from emilib.study import claims
 from emilib.study.experiments import Experiment, Results
 

@@ -11,7 +11,7 @@ import pandas as pd
 from IPython.display import Image, Markdown
 from matplotlib.figure import Figure
 
-from .plots import STYLE
+from emilib.plots.style import STYLE
 
 DPI = 110  # dots an inch of a figure shown in a notebook
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..cache import file_sum, key
+from emilib.cache import file_sum, key
 
 WEIGHTS = "EMI_WEIGHTS"  # environment variable: a folder with checkpoints in it
 
@@ -206,7 +206,7 @@ def how_to_get(source: str, revision: str | None = None) -> str:
 def here(entry: Checkpoint) -> str:
     """Whether a checkpoint is on this machine: "folder", "hub cache", "file" or "no"."""
     if entry.role == "speech":
-        from .speech import find_weights
+        from emilib.features.transcripts import find_weights
 
         return "no" if find_weights() is None else "file"
     if folder(entry.name) is not None:

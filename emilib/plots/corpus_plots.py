@@ -16,10 +16,10 @@ from matplotlib.ticker import NullLocator, PercentFormatter
 from scipy.signal import ShortTimeFFT
 from scipy.signal.windows import hann
 
-from ..corpus.audit import RATE_RATIO, packet_facts
-from ..corpus.layout import EMOTIONS
-from ..corpus.media import Media, MediaError
-from .plots import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, sheet
+from emilib.corpus.defects import RATE_RATIO, packet_facts
+from emilib.corpus.layout import EMOTIONS
+from emilib.corpus.media import Media, MediaError
+from emilib.plots.style import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, sheet
 
 FLOOR_DB = -80.0  # of spectrograms, below their loudest point
 MOST_FACES = 10  # side by side in a strip

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .corpus_plots import envelope, shown_frames
-from .plots import CYCLE, GREY, STYLE, sheet
-from .robustness import KINDS
+from emilib.plots.corpus_plots import envelope, shown_frames
+from emilib.plots.style import CYCLE, GREY, STYLE, sheet
+from emilib.study.robustness import KINDS
 
 MARKERS = "osD^vP"
 

@@ -16,11 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .. import ranks
-from ..cache import atomic_write, key
-from ..features.encoders import SAMPLE_RATE, AudioEncoder, TextEncoder, VisionEncoder, padded
-from ..models.contrastive import ContrastivePair, contrastive_loss, sgdr, text_groups
-from .plans import StageOne
+from emilib.cache import atomic_write, key
+from emilib.features.encoders import SAMPLE_RATE, AudioEncoder, TextEncoder, VisionEncoder, padded
+from emilib.models.contrastive import ContrastivePair, contrastive_loss, sgdr, text_groups
+from emilib.training import distributed as ranks
+from emilib.training.recipes import StageOne
 
 # Frames a clip that one step of training looks at, one of each stretch.
 STRETCHES = 8  # not stated in the paper
@@ -71,8 +71,8 @@ def pretrain(
     progress : called with (steps done, steps in all)
     device : None is the GPU of this rank where there is one, else the CPU; the result is on the CPU
 
-    Several ranks (`emilib.ranks`) divide each batch and come to the result of one process: to the
-    rounding of sums on a CPU where `plan.chunk` is set, and otherwise with other dropout.
+    Several ranks (`emilib.training.distributed`) divide each batch and come to the result of
+    one process, to the rounding of sums on a CPU where `plan.chunk` is set.
     Clips without words or without this modality are left out, and so is the last, smaller batch
     of an epoch, whose loss has fewer negatives. Raises ValueError when fewer than two clips are
     left, or when the checkpoint is of another run.

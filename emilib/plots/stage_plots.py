@@ -16,8 +16,8 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from ..corpus.layout import EMOTIONS
-from .plots import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, YELLOW, sheet
+from emilib.corpus.layout import EMOTIONS
+from emilib.plots.style import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, YELLOW, sheet
 
 MODALITIES = ("frames", "audio", "text")
 COLOURS = {"frames": BLUE, "audio": ORANGE, "text": GREEN}

@@ -16,10 +16,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import processes, profiles, ranks
-from .cache import Cache, key, source_sum
-from .corpus import check, layout, media, own
-from .progress import Counter, quietly
+from emilib import profiles
+from emilib import workers as processes
+from emilib.cache import Cache, key, source_sum
+from emilib.corpus import check, layout, media
+from emilib.corpus import user_dataset as own
+from emilib.progress import Counter, quietly
+from emilib.training import distributed as ranks
 
 # No progress bars of libraries: they would be saved into notebooks. Read when these are imported.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -38,7 +41,7 @@ class Workspace:
 
     profile : name, Profile, or None for that of ``EMI_PROFILE`` (else smoke)
     corpus : folder in the layout of Hume-Vidmimic2, or one of your own with a CSV (see
-        `emilib.corpus.own`), or that CSV; None for the embedded corpus
+        `emilib.corpus.user_dataset`), or that CSV; None for the embedded corpus
     home : where generated things go; None for ``EMI_HOME``, else ``runs/`` of the checkout
     visual : "faces" or "video" in place of what the profile says; None for ``EMI_VISUAL``
     seeds : how many, in place of the profile's; None for ``EMI_SEEDS``
@@ -97,7 +100,7 @@ class Workspace:
         """The corpus folder; the embedded corpus is made, or finished, when first asked for."""
         if self._source is not None:
             return self._source.parent if self._source.is_file() else self._source
-        from .corpus import synthetic
+        from emilib.synthetic import film as synthetic
 
         folder, parts = self.home / self.profile.name / "corpus", self.profile.corpus_size
         if ranks.first():
@@ -142,7 +145,7 @@ class Workspace:
 
     @functools.cached_property
     def _transcripts(self):
-        from .features import speech
+        from emilib.features import transcripts as speech
 
         heard = Counter("words by Whisper: clips")
         return speech.transcripts(
@@ -172,7 +175,7 @@ class Workspace:
         The embedded corpus is known by its parameters: its files may differ in bytes while the
         decoded frames do not.
         """
-        from .features import speech
+        from emilib.features import transcripts as speech
 
         digest = hashlib.sha256(speech.heard_key(self._listed).encode())
         if self._synthetic:
@@ -193,12 +196,12 @@ class Workspace:
     @functools.cached_property
     def seconds(self) -> pd.Series:
         """Length of each clip in seconds, by id; NaN where neither picture nor sound opens."""
-        from .corpus.audit import durations
+        from emilib.corpus.defects import durations
 
         def make(folder: Path) -> None:
             durations(self._listed, self.workers).to_json(folder / "seconds.json", orient="index")
 
-        parts = {"corpus": self.corpus_key, "code": source_sum("corpus/audit.py")}
+        parts = {"corpus": self.corpus_key, "code": source_sum("corpus/defects.py")}
         folder = self.cache.shared_step("durations", parts, make)
         found = json.loads((folder / "seconds.json").read_text())
         return pd.Series({id_: found[id_] for id_ in self._listed["id"]}, dtype=float)
@@ -225,12 +228,12 @@ class Workspace:
         for stage in stages:
             for role, config in self._configs(stage).items():
                 if "checkpoint" in config:
-                    from .features import encoders  # seconds, which the small profiles save
+                    from emilib.features import encoders
 
                     encoders.check(role, config["checkpoint"], config.get("revision"))
         if self.profile.corpus_size is None:
-            from . import environment
-            from .study import needs
+            from emilib import environment
+            from emilib.study import needs
 
             room = needs.needs(self.profile, self._used())["disk"].sum()
             done = self.cache.size_gb()
@@ -238,7 +241,7 @@ class Workspace:
 
     def _require_words(self) -> None:
         """Stage I has nothing to align sound and frames with where no clip has words."""
-        from .features import speech
+        from emilib.features import transcripts as speech
 
         given = self._listed.loc[self._listed["split"] == "train", "transcript"]
         count = int(given.fillna("").str.strip().ne("").sum())
@@ -252,8 +255,8 @@ class Workspace:
 
     def needs(self) -> str:
         """What a run takes, as text: operations, hours, disk and GPU memory by stage."""
-        from .features import speech
-        from .study import needs
+        from emilib.features import transcripts as speech
+        from emilib.study import needs
 
         silent = int(self._listed["transcript"].isna().sum())
         heard = silent if silent and speech.find_weights() is not None else 0
@@ -286,7 +289,7 @@ class Workspace:
         they can't be read, or where the corpus has face crops and none of this clip: a face was
         looked for and not found. Where the corpus has no face crops at all, video is taken.
         """
-        from .features import store
+        from emilib.features import store
 
         clips = pd.concat([self.clips, self.unlabelled], ignore_index=True)
         kept = self.profile.stored_frames
@@ -359,7 +362,7 @@ class Workspace:
 
         Raises ValueError for another stage, or "paper_b" where the profile has none.
         """
-        from .features.encoders import load_encoder
+        from emilib.features.encoders import load_encoder
 
         if stage not in STAGES:
             raise ValueError(f"stage: expected one of {', '.join(STAGES)}, came {stage!r}")
@@ -391,9 +394,9 @@ class Workspace:
 
     def contrast(self, side: str):
         """Stage I of one side, "frames" or "audio": encoders, heads and history."""
-        from .features.encoders import load_encoder
-        from .models.contrastive import ContrastivePair
-        from .study.stage_one import Contrast
+        from emilib.features.encoders import load_encoder
+        from emilib.models.contrastive import ContrastivePair
+        from emilib.training.contrastive_pretraining import Contrast
 
         self.align()
         folder = self._contrast_folder(side)
@@ -423,7 +426,7 @@ class Workspace:
     def _untrained(self, role: str, config: dict):
         import torch
 
-        from .features import encoders
+        from emilib.features import encoders
 
         if "checkpoint" in config:
             settings = self._text_settings(role, config)
@@ -449,13 +452,13 @@ class Workspace:
         config = self._configs(stage)[role]
         if "checkpoint" not in config:
             return config
-        from .features import manifest
+        from emilib.features import checkpoints as manifest
 
         weights = manifest.identity(config["checkpoint"], config.get("revision"))
         return {**config, "weights": weights}
 
     def _start(self, role: str):
-        from .features.encoders import load_encoder
+        from emilib.features.encoders import load_encoder
 
         if self.profile.warm_start is None:
             return self._untrained(role, self._configs()[role])
@@ -497,7 +500,7 @@ class Workspace:
             "pool": self.profile.text_pool if role == "text" else None,
             "clips": self._seen(role),
             "plan": plan,
-            "code": source_sum("study/pretraining.py", "features/encoders.py"),
+            "code": source_sum("training/self_supervised.py", "features/encoders.py"),
         }
 
     def _start_folder(self, role: str) -> Path:
@@ -507,8 +510,8 @@ class Workspace:
     def _make_start(self, role: str, folder: Path) -> None:
         import torch
 
-        from .features.encoders import save_encoder
-        from .study import pretraining
+        from emilib.features.encoders import save_encoder
+        from emilib.training import self_supervised as pretraining
 
         encoder, plan = self._untrained(role, self._configs()[role]), self.profile.warm_start
         progress = Counter(f"self-supervised start, {role}: step")
@@ -531,8 +534,8 @@ class Workspace:
         """What pretraining may see: training and unlabelled clips, without their labels."""
         import torch
 
-        from .features.store import Rows
-        from .study.stage_one import Clips
+        from emilib.features.store import Rows
+        from emilib.training.contrastive_pretraining import Clips
 
         clips = pd.concat([self.clips[self.clips["split"] == "train"], self.unlabelled])
         ids = clips["id"].tolist()
@@ -564,8 +567,8 @@ class Workspace:
             "warm_start": self.profile.warm_start,
             "plan": plan,
             "code": source_sum(
-                "study/pretraining.py",
-                "study/stage_one.py",
+                "training/self_supervised.py",
+                "training/contrastive_pretraining.py",
                 "models/contrastive.py",
                 "features/encoders.py",
             ),
@@ -577,8 +580,8 @@ class Workspace:
         return self.cache.step("stage-one", parts, make)
 
     def _make_contrast(self, run: str, folder: Path) -> None:
-        from .features.encoders import save_encoder
-        from .study import stage_one
+        from emilib.features.encoders import save_encoder
+        from emilib.training import contrastive_pretraining as stage_one
 
         side, plan = self._contrast_plan(run)
         media = self._start("vision" if side == "frames" else "audio")
@@ -610,7 +613,7 @@ class Workspace:
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - a workspace lives as long as its process
     def _features(self, kind: str, stage: str | None, standardised: bool):
-        from .features.batches import FeatureSplits
+        from emilib.features.feature_set import FeatureSplits
 
         moments = None
         if standardised:
@@ -631,8 +634,8 @@ class Workspace:
         return FeatureSplits(**splits, fingerprint=fingerprint, name=kind, moments=moments)
 
     def _feature_set(self, split: str, stores: dict, dims: dict | None):
-        from .features.batches import FeatureSet
-        from .features.store import Rows
+        from emilib.features.feature_set import FeatureSet
+        from emilib.features.store import Rows
 
         clips = self.clips[self.clips["split"] == split]
         ids = clips["id"].tolist()
@@ -663,7 +666,10 @@ class Workspace:
             flat = {f"{m} {n}": v for m, pair in found.items() for n, v in enumerate(pair)}
             np.savez(folder / "moments.npz", **flat)
 
-        parts = {"features": self._digest(kind, stage), "code": source_sum("features/batches.py")}
+        parts = {
+            "features": self._digest(kind, stage),
+            "code": source_sum("features/feature_set.py"),
+        }
         folder = self.cache.shared_step("moments", parts, make)
         with np.load(folder / "moments.npz") as found:
             names = dict.fromkeys(name.split()[0] for name in found.files)
@@ -675,7 +681,7 @@ class Workspace:
         return key(kind=kind, parts=parts, targets=self.corpus_key)
 
     def _official(self) -> dict:
-        from .features import store
+        from emilib.features import store
 
         check.official_features(self.clips)  # one sentence now, not an odd shape later
         columns = {"frames": "official_vision", "audio": "official_audio"}
@@ -727,7 +733,7 @@ class Workspace:
         return self._encoded("spoilt", stage, parts, ids, produce, (modality,))[modality]
 
     def _encoded(self, kind: str, stage: str, parts: dict, ids, produce, names: tuple) -> dict:
-        from .features import store
+        from emilib.features import store
 
         if stage in _RUNS:
             self.align(stage)  # all ranks together, whichever shards each has to make
@@ -735,7 +741,7 @@ class Workspace:
         return store.build(self.cache, kind, parts, ids, produce, names, progress=progress)
 
     def _extract(self, stage: str, ids, frames, sounds, words) -> Iterator[dict]:
-        from .features.extraction import Batching, extract
+        from emilib.features.extraction import Batching, extract
 
         longest, every = self._sampling(stage)
         batching = Batching.on(ranks.device(), compile=self.profile.compile_vision)
@@ -768,8 +774,8 @@ class Workspace:
         """Samples of a waveform that are encoded (None: all of them), and `audio_every`."""
         if stage != "paper_b":
             return None, self.profile.audio_every
-        from .features.encoders import SAMPLE_RATE
-        from .models.taemi import MAX_AUDIO_SECONDS
+        from emilib.features.encoders import SAMPLE_RATE
+        from emilib.models.taemi import MAX_AUDIO_SECONDS
 
         return round(MAX_AUDIO_SECONDS * SAMPLE_RATE), 1
 
@@ -793,7 +799,7 @@ class Workspace:
 
     def _media_features(self):
         """Waveforms and tokens for encoders that are trained, with features of the frames."""
-        from .features.batches import FeatureSplits
+        from emilib.features.feature_set import FeatureSplits
 
         cached = self.features("ours", "paper_b")
         splits = {
@@ -808,8 +814,8 @@ class Workspace:
         )
 
     def _media_set(self, features, moments):
-        from .features.media_set import MediaSet
-        from .features.store import Rows
+        from emilib.features.media_set import MediaSet
+        from emilib.features.store import Rows
 
         tokenizer = self._tokens_of_paper_b
         texts = self.clips.set_index("id")["transcript"]
@@ -847,13 +853,13 @@ class Workspace:
 
     def experiments(self) -> dict:
         """Every experiment of this profile, by name."""
-        from .study.experiments import experiments
+        from emilib.study.experiments import experiments
 
         return experiments(self.profile)
 
     def results(self, names: Sequence[str] | None = None):
         """Results of these experiments (all that are built, by default), trained where missing."""
-        from .study.experiments import Results, lacking, run
+        from emilib.study.experiments import Results, lacking, run
 
         listed = self.experiments()
         chosen = list(listed) if names is None else list(names)
@@ -913,7 +919,7 @@ class Workspace:
 
     def _kept(self, experiments: Sequence) -> list:
         """(name, seed) of the results that are there."""
-        from .study.experiments import KIND, result_parts
+        from emilib.study.experiments import KIND, result_parts
 
         found = []
         for experiment in experiments:
@@ -925,7 +931,7 @@ class Workspace:
 
     def tables(self) -> dict:
         """Every table of both papers as DataFrames, by name; trains what is missing."""
-        from .study.tables import tables
+        from emilib.study.tables import tables
 
         return tables(self.results(), self.partitions, self.corpus_name)
 

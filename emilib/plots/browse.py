@@ -18,11 +18,11 @@ from IPython.core.formatters import DisplayFormatter
 from IPython.display import Audio, Markdown, Video
 from matplotlib.figure import Figure
 
-from ..corpus import media
-from ..corpus.audit import SAMPLE_RATE
-from ..corpus.layout import EMOTIONS
-from . import corpus_plots, stage_plots, taemi_plots
-from .notebook import show
+from emilib.corpus import media
+from emilib.corpus.defects import SAMPLE_RATE
+from emilib.corpus.layout import EMOTIONS
+from emilib.plots import corpus_plots, stage_plots, taemi_plots
+from emilib.plots.notebook import show
 
 SWITCH = "EMI_WIDGETS"  # on or off overrides what `live` finds
 LARGEST_MB = 16  # of a file that is sent to the browser

@@ -16,10 +16,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..corpus.layout import EMOTIONS
-from .corpus_plots import envelope
-from .plots import CYCLE, GREY, STYLE, sheet
-from .taemi_plots import COLOURS, MODALITIES
+from emilib.corpus.layout import EMOTIONS
+from emilib.plots.corpus_plots import envelope
+from emilib.plots.style import CYCLE, GREY, STYLE, sheet
+from emilib.plots.taemi_plots import COLOURS, MODALITIES
 
 CALLED = {"frames": "frames", "audio": "sound", "text": "words"}
 PICTURES = 9  # frames a strip has room for

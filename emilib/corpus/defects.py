@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .. import processes
-from . import media
-from .layout import EMOTIONS, FACE_NAME, SPLITS, has_files, read_with_findings
+from emilib import workers as processes
+from emilib.corpus import media
+from emilib.corpus.layout import EMOTIONS, FACE_NAME, SPLITS, has_files, read_with_findings
 
 DEFECTS = {
     "unreadable": "a video, sound or face file that can't be opened, or gives nothing",

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from ..corpus.layout import EMOTIONS
-from .store import Rows
+from emilib.corpus.layout import EMOTIONS
+from emilib.features.store import Rows
 
 MODALITIES = ("frames", "audio", "text")
 

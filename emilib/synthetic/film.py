@@ -30,10 +30,10 @@ from PIL import Image
 from scipy.signal import lfilter, resample_poly
 from threadpoolctl import threadpool_limits
 
-from emilib import processes
-from emilib.corpus import face
+from emilib import workers as processes
 from emilib.corpus.layout import EMOTIONS, CorpusError
-from emilib.corpus.script import (
+from emilib.synthetic import face
+from emilib.synthetic.generative_model import (
     ACTION_UNITS,
     PROSODY,
     TOPICS,
@@ -42,7 +42,7 @@ from emilib.corpus.script import (
     draw,
     sentence,
 )
-from emilib.corpus.voice import FEMININE, VOICES, Speaker, Utterance
+from emilib.synthetic.voice import FEMININE, VOICES, Speaker, Utterance
 
 __all__ = ["Design", "Filming", "Performances", "draw", "make"]
 

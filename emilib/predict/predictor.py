@@ -28,12 +28,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import __version__, processes
-from .cache import atomic_write
-from .corpus import media, stream
-from .corpus.layout import EMOTIONS
-from .corpus.media import MediaError
-from .features import manifest
+from emilib import __version__
+from emilib import workers as processes
+from emilib.cache import atomic_write
+from emilib.corpus import media, stream
+from emilib.corpus.layout import EMOTIONS
+from emilib.corpus.media import MediaError
+from emilib.features import checkpoints as manifest
 
 MODALITIES = ("frames", "audio", "text")
 SPOKEN = {"frames": "frames", "audio": "sound", "text": "words"}
@@ -299,7 +300,7 @@ class EmiPredictor:
         """Write weights (safetensors), config.json and a model card into `folder`."""
         from safetensors.numpy import save
 
-        from .features.encoders import save_encoder
+        from emilib.features.encoders import save_encoder
 
         folder = Path(folder)
         for role, encoder in self.encoders.items():
@@ -345,8 +346,8 @@ class EmiPredictor:
         """
         from safetensors.numpy import load_file
 
-        from .features.encoders import load_encoder
-        from .study.training import TargetScale
+        from emilib.features.encoders import load_encoder
+        from emilib.training.loop import TargetScale
 
         folder = _folder_of(source)
         config = _read_config(folder)
@@ -563,7 +564,7 @@ class EmiPredictor:
         )
 
     def _encode_frames(self, frames: np.ndarray) -> np.ndarray:
-        from .features.extraction import encode_frames
+        from emilib.features.extraction import encode_frames
 
         with self._threads():
             return encode_frames(self.encoders["vision"], [frames])[0]
@@ -573,8 +574,8 @@ class EmiPredictor:
 
         text : the words; None to have Whisper listen to each window
         """
-        from .features import extraction
-        from .features.batches import FeatureSet
+        from emilib.features import extraction
+        from emilib.features.feature_set import FeatureSet
 
         encoded = material.encoded
         if encoded is None and material.frames is not None and "frames" in self.modalities:
@@ -616,7 +617,7 @@ class EmiPredictor:
     def _threads(self):
         """Small networks take one core: a second one gains nothing, and waits where files that
         are decoded meanwhile need it."""
-        from .study.training import one_thread
+        from emilib.training.loop import one_thread
 
         networks = (*self.encoders.values(), *self.models.values())
         size = sum(p.numel() for network in networks for p in network.parameters())
@@ -635,7 +636,7 @@ class EmiPredictor:
     def _outputs(self, data, removed: str | None = None) -> list:
         import torch
 
-        from .study.training import no_denormals
+        from emilib.training.loop import no_denormals
 
         batch = data.batch(np.arange(len(data)), self.device)
         if removed is not None:
@@ -682,13 +683,13 @@ class EmiPredictor:
     @functools.cached_property
     def _whisper(self):
         """Path and model of Whisper, or None where its weights are not on this machine."""
-        from .features import speech
+        from emilib.features import transcripts as speech
 
         path = speech.find_weights()
         return None if path is None else (path, speech.load_whisper(path, self.device))
 
     def _listen(self, sounds: Sequence) -> list[str]:
-        from .features import speech
+        from emilib.features import transcripts as speech
 
         waveforms = [None if s is None else s.astype(np.float32) / 32768 for s in sounds]
         return speech.transcribe(self._whisper[1], waveforms)
@@ -1021,8 +1022,8 @@ def _check_plain(folder: Path) -> None:
 
 
 def _load_model(kind: str, folder: Path):
-    from . import models
-    from .progress import quietly
+    from emilib import models
+    from emilib.progress import quietly
 
     if kind not in models.__all__ or kind in ("Output", "ContrastivePair"):
         raise ValueError(f"model {kind!r} is unknown to this version ({__version__})")
@@ -1040,7 +1041,7 @@ def _licence(source: str) -> str:
 
 
 def _facts(workspace, results, experiment: str) -> dict:
-    from .study import metrics
+    from emilib import metrics
 
     outcome, rho = results[experiment], results.summary(experiment)
     each = np.mean([metrics.pearson(outcome.target, p) for p in outcome.predictions], axis=0)

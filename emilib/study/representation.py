@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..features.batches import FeatureSet
-from ..models.contrastive import (
+from emilib.features.feature_set import FeatureSet
+from emilib.models.contrastive import (
     ContrastivePair,
     alignment,
     contrastive_loss,
@@ -25,7 +25,7 @@ from ..models.contrastive import (
     text_groups,
     uniformity,
 )
-from .stage_one import StageOne
+from emilib.training.contrastive_pretraining import StageOne
 
 RANKS = (1, 5, 10)
 

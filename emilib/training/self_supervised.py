@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..features.encoders import SAMPLE_RATE, AudioEncoder, TextEncoder, VisionEncoder
-from .plans import WarmStart
+from emilib.features.encoders import SAMPLE_RATE, AudioEncoder, TextEncoder, VisionEncoder
+from emilib.training.recipes import WarmStart
 
 Progress = Callable[[int, int], None]
 

@@ -24,7 +24,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from emilib.models.checks import MODALITIES, Inputs, check_inputs, check_prefix
+from emilib.models.inputs import MODALITIES, Inputs, check_inputs, check_prefix
 from emilib.models.output import Output
 from emilib.models.taemi import TOKEN_STD, complete_inputs, masked_mean, stand_in
 from emilib.models.temporal import TCN, BiLSTM, pool_steps, positions

@@ -26,16 +26,16 @@ from multiprocessing.context import (
     SpawnProcess,
 )
 
-from . import ranks
+from emilib.training import distributed as ranks
 
 # What notebooks and workers import in any case. emilib's own modules last: they set variables
 # that libraries read when they are imported.
 PRELOADED = (
-    "emilib.workspace",
-    "emilib.study.notebook",
+    "emilib.pipeline",
+    "emilib.plots.notebook",
     "emilib.study.experiments",
     "emilib.features.encoders",
-    "emilib.study.plots",
+    "emilib.plots.style",
     "ipykernel.kernelapp",
 )
 

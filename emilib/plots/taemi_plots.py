@@ -15,11 +15,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import binom
 
-from .corpus_plots import envelope
-from .experiments import Results
-from .metrics import mean_pearson
-from .plots import BLUE, CYCLE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, YELLOW, sheet
-from .training import predict
+from emilib.metrics import mean_pearson
+from emilib.plots.corpus_plots import envelope
+from emilib.plots.style import BLUE, CYCLE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, YELLOW, sheet
+from emilib.study.experiments import Results
+from emilib.training.loop import predict
 
 MODALITIES = ("frames", "audio", "text")
 LETTERS = {"frames": "V", "audio": "A", "text": "T"}

@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from emilib import ranks
 from emilib.cache import atomic_write, canonical
-from emilib.features.batches import MODALITIES, Batch, FeatureSet
-from emilib.models.prior import FOLDS, Savchenko2025
-from emilib.models.prior import fit_savchenko as fit_members
+from emilib.features.feature_set import MODALITIES, Batch, FeatureSet
+from emilib.metrics import pearson
+from emilib.models.earlier import FOLDS, Savchenko2025
+from emilib.models.earlier import fit_savchenko as fit_members
 from emilib.progress import epoch_bar
-from emilib.study.metrics import pearson
-from emilib.study.plans import Recipe
+from emilib.training import distributed as ranks
+from emilib.training.recipes import Recipe
 
 
 @dataclasses.dataclass

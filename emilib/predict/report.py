@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from .cache import atomic_write
-from .predict import SPOKEN, EmiPredictor, Prediction
-from .progress import report
+from emilib.cache import atomic_write
+from emilib.predict.predictor import SPOKEN, EmiPredictor, Prediction
+from emilib.progress import report
 
 
 def predict_files(
@@ -79,7 +79,7 @@ def words_of(paths: Sequence[Path], text: str | None) -> list[str | None]:
 
 def draw(predictor: EmiPredictor, found: Sequence[Prediction], folder: Path) -> None:
     """A picture of each clip that could be read: NAME.png, and NAME-over-time.png of windows."""
-    from .study import predict_plots
+    from emilib.plots import predict_plots
 
     names = _distinct([Path(p.clip.name).stem for p in found])
     for name, prediction in zip(names, found, strict=True):
@@ -95,7 +95,7 @@ def draw(predictor: EmiPredictor, found: Sequence[Prediction], folder: Path) -> 
 
 
 def _write(figure, path: Path) -> None:
-    from .study.predict_plots import png
+    from emilib.plots.predict_plots import png
 
     atomic_write(path, png(figure))
     report(f"wrote {path}")

@@ -28,8 +28,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import layout
-from .layout import AUDIO_SUFFIXES, FILE_COLUMNS, SOURCES, SPLITS, VIDEO_SUFFIXES, CorpusError
+from emilib.corpus import layout
+from emilib.corpus.layout import (
+    AUDIO_SUFFIXES,
+    FILE_COLUMNS,
+    SOURCES,
+    SPLITS,
+    VIDEO_SUFFIXES,
+    CorpusError,
+)
 
 GROUP_NAMES = ("group", "speaker", "person", "subject")
 TEXT_NAMES = ("text", "transcript")

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from emilib import processes
+from emilib import workers as processes
 from emilib.cache import Cache, file_sum, key, source_sum
 from emilib.corpus import media
-from emilib.features import manifest, store
+from emilib.features import checkpoints as manifest
+from emilib.features import store
 
 SAMPLE_RATE = 16000  # Hz, what Whisper takes
 WINDOW = 30 * SAMPLE_RATE  # samples, what Whisper takes at once
@@ -128,7 +129,7 @@ def _parts(clips, path, language) -> dict:
         "language": language,
         "clips": key(ids=clips["id"].tolist(), sizes=sizes),
         "whisper": version("openai-whisper"),
-        "code": source_sum("features/speech.py", "corpus/media.py"),
+        "code": source_sum("features/transcripts.py", "corpus/media.py"),
     }
 
 
@@ -227,7 +228,7 @@ def _loud_windows(waveform, silence):
 
 def _decode_batch(model, windows, language, texts):
     """Append the words of each window to those of its clip."""
-    from .extraction import within_memory
+    from emilib.features.extraction import within_memory
 
     def decode(batch, room):
         return decode_windows(model, batch, language)

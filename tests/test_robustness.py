@@ -7,12 +7,12 @@ import pytest
 import torch
 from scipy.ndimage import convolve1d
 
-from emilib import profiles
+from emilib import metrics, profiles
 from emilib.cache import Cache
 from emilib.features import FeatureSet, FeatureSplits
 from emilib.models import TAEMI, DualStage
 from emilib.plots import robustness_plots
-from emilib.study import Recipe, experiments, metrics, predict, robustness
+from emilib.study import Recipe, experiments, predict, robustness
 from emilib.study.experiments import Experiment
 from emilib.study.robustness import CLAIMS, MISSING, SPOILT, Answers, Damage
 

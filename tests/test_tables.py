@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from emilib import metrics
 from emilib.plots import style as plots
-from emilib.study import claims, metrics, tables
+from emilib.study import claims, tables
 from emilib.study.experiments import Outcome, Results, experiments
 from emilib.training.loop import Recipe
 

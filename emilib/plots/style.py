@@ -15,8 +15,9 @@ import pandas as pd
 import seaborn
 from matplotlib.figure import Figure
 
+from emilib import metrics
 from emilib.cache import atomic_write
-from emilib.study import claims, metrics
+from emilib.study import claims
 from emilib.study.experiments import Results
 
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"

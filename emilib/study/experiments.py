@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from emilib import models
+from emilib import metrics, models
 from emilib import workers as processes
 from emilib.cache import Cache, key, source_sum
 from emilib.corpus.layout import EMOTIONS
@@ -29,7 +29,7 @@ from emilib.features.feature_set import FeatureSet, FeatureSplits
 from emilib.features.media_set import MediaSet
 from emilib.models import for_features, taemi
 from emilib.progress import quietly
-from emilib.study import claims, metrics
+from emilib.study import claims
 from emilib.training import distributed as ranks
 from emilib.training import loop as training
 from emilib.training.loop import Recipe, one_thread

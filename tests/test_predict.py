@@ -18,7 +18,7 @@ from emilib.pipeline import Workspace
 from emilib.plots import predict_plots
 from emilib.predict import predictor as predict_module
 from emilib.predict.predictor import Clip, EmiPredictor
-from emilib.predict.predictor import report as prediction_files
+from emilib.predict import report as prediction_files
 from emilib.training.loop import predict as predict_features
 
 E, SPREADS = list(EMOTIONS), [f"{e} sd" for e in EMOTIONS]

@@ -17,8 +17,8 @@ from emilib.corpus.media import MediaError
 from emilib.pipeline import Workspace
 from emilib.plots import predict_plots
 from emilib.predict import predictor as predict_module
-from emilib.predict.predictor import Clip, EmiPredictor
 from emilib.predict import report as prediction_files
+from emilib.predict.predictor import Clip, EmiPredictor
 from emilib.training.loop import predict as predict_features
 
 E, SPREADS = list(EMOTIONS), [f"{e} sd" for e in EMOTIONS]

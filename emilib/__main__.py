@@ -16,7 +16,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from emilib.training import distributed as ranks
+from emilib import cache
+from emilib.training import distributed
 
 ProfileName = Annotated[
     Literal["smoke", "embedded", "paper"], tyro.conf.arg(help="sizes, encoders and seeds")
@@ -303,8 +304,8 @@ def main() -> int:
     """Run the command of `sys.argv`; returns the exit code."""
     commands = {command.__name__: command for command in COMMANDS}
     try:
-        ranks.join(relaunch=True)
-        if not ranks.first():
+        distributed.join(relaunch=True)
+        if cache.rank() != 0:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - to the end of the process
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m emilib", description=__doc__)
     except (ValueError, RuntimeError, OSError) as error:

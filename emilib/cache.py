@@ -2,21 +2,85 @@
 
 A finished step is a folder. It is made under another name and renamed when complete, so a kill
 at any moment leaves either the whole step or none of it; SHA-256 sums of its files stand inside,
-because a flipped bit is noticed neither by safetensors nor by ``torch.load``.
+because neither safetensors nor ``torch.load`` notices a flipped bit.
+
+Several processes at one job (ranks), on one machine or many, as ``accelerate launch`` starts them,
+share what is costly through the cache, which lies on a disk they all see. Divisible work is dealt
+out by `share`; indivisible steps run on rank 0, and the others wait for the cached result. Nothing
+is sent, so no rank runs into a timeout and no order of messages matters.
 """
 
+import ast
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-from emilib.training import distributed as ranks
+from typing import TypeVar
 
 SUMS = "SHA256SUMS.json"
+RANK_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+Item = TypeVar("Item")
+_single = False
+
+
+def world_size() -> int:
+    """How many processes share the work; 1 where nothing started several."""
+    return 1 if _single else int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return 0 if world_size() == 1 else int(os.environ["RANK"])
+
+
+def is_main() -> bool:
+    """True on the process that logs, within `single_process` too."""
+    return int(os.environ.get("RANK") or 0) == 0
+
+
+def local_rank() -> int:
+    """The number of this process among those of this machine."""
+    return int(os.environ.get("LOCAL_RANK") or 0)
+
+
+def local_world_size() -> int:
+    """How many of the processes run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+
+
+def share(items: Sequence[Item]) -> Sequence[Item]:
+    """This rank's part of `items`: every world_size-th, from its number on."""
+    return items[rank() :: world_size()]
+
+
+@contextlib.contextmanager
+def single_process() -> Iterator[None]:
+    """Within this block the process works without the others: a world of one."""
+    global _single
+    before, _single = _single, True
+    try:
+        yield
+    finally:
+        _single = before
+
+
+def in_single_process() -> bool:
+    """Whether this is within `single_process`."""
+    return _single
+
+
+def wait_until(condition: Callable[[], bool], pause: float = 0.2) -> None:
+    """Wait for what another rank makes. If that one fails, the launcher ends them all."""
+    while not condition():
+        time.sleep(pause)
+        pause = min(2 * pause, 5.0)
 
 
 def canonical(value):
@@ -36,7 +100,7 @@ def canonical(value):
         return value
     if hasattr(value, "item"):  # a NumPy scalar
         return value.item()
-    raise TypeError(f"a key can't be made from a {type(value).__name__}: {value!r:.80}")
+    raise TypeError(f"expected plain data for a key, got {type(value).__name__} {value!r:.80}")
 
 
 def key(**parts) -> str:
@@ -51,20 +115,31 @@ def file_sum(path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def source_sum(*modules: str) -> str:
-    """SHA-256 over the source of modules or packages of this project, named below ``emilib``.
+def code_version(*modules: str) -> str:
+    """Hex digest of what modules or packages of this project do, named below ``emilib``.
 
-    ``source_sum("models", "training/loop.py")`` changes when any of these files does. It is the
-    *code version* in a key: results of older code are not taken for results of the present one.
+    ``code_version("models", "training/loop.py")`` changes when any of these files does, so that
+    results of older code are not taken for those of the present one. It is made from the syntax
+    trees: comments, docstrings and layout do not count.
     """
     root = Path(__file__).parent
     digest = hashlib.sha256()
     for name in modules:
         path = root / name
-        files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
-        for file in files:
-            digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            tree = _syntax_digest(file, file.stat().st_mtime_ns)
+            digest.update(f"{file.relative_to(root)}\0{tree}\0".encode())
     return digest.hexdigest()[:32]
+
+
+@functools.cache
+def _syntax_digest(file: Path, modified: int) -> str:
+    tree = ast.parse(file.read_bytes())
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 def atomic_write(path, content: str | bytes) -> None:
@@ -96,7 +171,7 @@ class Cache:
         """Whether the step is finished and its files are what was written."""
         return self._intact(self.folder(kind, key(**parts)))
 
-    def there(self, kind: str, parts: dict) -> bool:
+    def exists(self, kind: str, parts: dict) -> bool:
         """Whether the step is finished, without reading its files."""
         return (self.folder(kind, key(**parts)) / SUMS).exists()
 
@@ -141,12 +216,12 @@ class Cache:
         return final
 
     def shared_step(self, kind: str, parts: dict, make: Callable[[Path], None]) -> Path:
-        """`step`, made by the first of several ranks; the others wait for it."""
-        if not ranks.first():
-            ranks.wait_until(lambda: self.has(kind, parts))
+        """`step` on rank 0; the other ranks wait for the result."""
+        if rank() != 0:
+            wait_until(lambda: self.has(kind, parts))
         return self.step(kind, parts, make)
 
-    def sweep(self) -> Iterable[Path]:
+    def sweep(self) -> list[Path]:
         """Remove what killed processes left half made; returns what was removed."""
         removed = [p for p in self.root.glob("*/.*") if p.is_dir()]
         for path in removed:

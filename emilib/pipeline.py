@@ -18,11 +18,10 @@ import pandas as pd
 
 from emilib import profiles
 from emilib import workers as processes
-from emilib.cache import Cache, key, source_sum
+from emilib.cache import Cache, code_version, key, rank, wait_until, world_size
 from emilib.corpus import check, layout, media
 from emilib.corpus import user_dataset as own
 from emilib.progress import Counter, quietly
-from emilib.training import distributed as ranks
 
 # No progress bars of libraries: they would be saved into notebooks. Read when these are imported.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -103,7 +102,7 @@ class Workspace:
         from emilib.synthetic import film as synthetic
 
         folder, parts = self.home / self.profile.name / "corpus", self.profile.corpus_size
-        if ranks.first():
+        if rank() == 0:
             synthetic.make(
                 folder,
                 **self.profile.corpus_size,
@@ -111,7 +110,7 @@ class Workspace:
                 progress=Counter("embedded corpus: clips made"),
             )
             self.cache.step("corpus", parts, lambda note: None)
-        ranks.wait_until(lambda: self.cache.there("corpus", parts))
+        wait_until(lambda: self.cache.exists("corpus", parts))
         return folder
 
     @functools.cached_property
@@ -201,7 +200,7 @@ class Workspace:
         def make(folder: Path) -> None:
             durations(self._listed, self.workers).to_json(folder / "seconds.json", orient="index")
 
-        parts = {"corpus": self.corpus_key, "code": source_sum("corpus/defects.py")}
+        parts = {"corpus": self.corpus_key, "code": code_version("corpus/defects.py")}
         folder = self.cache.shared_step("durations", parts, make)
         found = json.loads((folder / "seconds.json").read_text())
         return pd.Series({id_: found[id_] for id_ in self._listed["id"]}, dtype=float)
@@ -269,8 +268,7 @@ class Workspace:
     @property
     def workers(self) -> int:
         """Processes for decoding and training: one a core, shared by the ranks of this machine."""
-        cores = len(os.sched_getaffinity(0)) // ranks.local()[1]
-        return self.profile.workers or max(1, cores)
+        return self.profile.workers or processes.count()
 
     @property
     def figures(self) -> Path:
@@ -315,7 +313,7 @@ class Workspace:
             "corpus": self.corpus_key,
             "frames": self._seen("vision"),
             "sound": self._seen("audio"),
-            "code": source_sum("corpus/media.py"),
+            "code": code_version("corpus/media.py"),
         }
 
     def _seen(self, role: str) -> list | None:
@@ -481,7 +479,7 @@ class Workspace:
         import torch
 
         few = len(arguments) < 2 or self.workers < 2
-        if few or torch.cuda.is_available() or ranks.world() > 1:
+        if few or torch.cuda.is_available() or world_size() > 1:
             for argument in arguments:
                 getattr(self, method)(argument)
             return
@@ -500,7 +498,7 @@ class Workspace:
             "pool": self.profile.text_pool if role == "text" else None,
             "clips": self._seen(role),
             "plan": plan,
-            "code": source_sum("training/self_supervised.py", "features/encoders.py"),
+            "code": code_version("training/self_supervised.py", "features/encoders.py"),
         }
 
     def _start_folder(self, role: str) -> Path:
@@ -566,7 +564,7 @@ class Workspace:
             "clips": self._seen(side),
             "warm_start": self.profile.warm_start,
             "plan": plan,
-            "code": source_sum(
+            "code": code_version(
                 "training/self_supervised.py",
                 "training/contrastive_pretraining.py",
                 "models/contrastive.py",
@@ -668,7 +666,7 @@ class Workspace:
 
         parts = {
             "features": self._digest(kind, stage),
-            "code": source_sum("features/feature_set.py"),
+            "code": code_version("features/feature_set.py"),
         }
         folder = self.cache.shared_step("moments", parts, make)
         with np.load(folder / "moments.npz") as found:
@@ -697,7 +695,7 @@ class Workspace:
         return store.build(self.cache, "official", parts, ids, produce, tuple(columns))
 
     def _official_parts(self) -> dict:
-        return {"corpus": self.corpus_key, "code": source_sum("corpus/media.py")}
+        return {"corpus": self.corpus_key, "code": code_version("corpus/media.py")}
 
     def _ours(self, stage: str) -> dict:
         texts = dict(zip(self.clips["id"], self.clips["transcript"], strict=True))
@@ -744,7 +742,7 @@ class Workspace:
         from emilib.features.extraction import Batching, extract
 
         longest, every = self._sampling(stage)
-        batching = Batching.on(ranks.device(), compile=self.profile.compile_vision)
+        batching = Batching.on(processes.device(), compile=self.profile.compile_vision)
         sounds = (None if sound is None else sound[:longest] for sound in sounds)
         made = extract(self.encoders(stage), frames, sounds, words, every, batching=batching)
         for id_, row in zip(ids, made, strict=True):
@@ -767,7 +765,7 @@ class Workspace:
             "media": self._media_parts(),
             "sampling": self._sampling(stage),
             "words": [self.profile.text_pool, self.profile.max_tokens],
-            "code": source_sum("features/extraction.py", "features/encoders.py"),
+            "code": code_version("features/extraction.py", "features/encoders.py"),
         }
 
     def _sampling(self, stage: str) -> tuple[int | None, int]:
@@ -891,10 +889,10 @@ class Workspace:
         Columns step, there, all: numbers of parts. An embedded corpus that is not made yet has
         nothing.
         """
-        if self.embedded and not self.cache.there("corpus", self.profile.corpus_size):
+        if self.embedded and not self.cache.exists("corpus", self.profile.corpus_size):
             clips = sum(self.profile.corpus_size.values())
             return pd.DataFrame([("embedded corpus, clips", 0, clips)], columns=_STEP_COLUMNS)
-        rows = [("decoded media", self.cache.there("media", self._media_parts()), 1)]
+        rows = [("decoded media", self.cache.exists("media", self._media_parts()), 1)]
         if self.profile.warm_start is not None:
             parts = [self._start_parts(role) for role in ("audio", "vision", "text")]
             rows.append(("self-supervised starts", self._count("start", parts), 3))
@@ -907,7 +905,7 @@ class Workspace:
             name, _, stage = ("ours, paper_b" if kind == "media" else kind).partition(", ")
             official = name == "official"
             parts = self._official_parts() if official else self._feature_parts(stage or "aligned")
-            if there := self.cache.there("official" if official else "features", parts):
+            if there := self.cache.exists("official" if official else "features", parts):
                 complete.add(kind)
             rows.append((f"features, {kind}", there, 1))
         done = len(self._kept([e for e in listed if e.features in complete]))
@@ -915,7 +913,7 @@ class Workspace:
         return pd.DataFrame(rows, columns=_STEP_COLUMNS).astype({"there": int})
 
     def _count(self, kind: str, parts: list[dict]) -> int:
-        return sum(self.cache.there(kind, p) for p in parts)
+        return sum(self.cache.exists(kind, p) for p in parts)
 
     def _kept(self, experiments: Sequence) -> list:
         """(name, seed) of the results that are there."""
@@ -925,7 +923,7 @@ class Workspace:
         for experiment in experiments:
             splits = self._features_of_kind(experiment.features)
             for seed in self.profile.seeds:
-                if self.cache.there(KIND, result_parts(experiment, seed, splits)):
+                if self.cache.exists(KIND, result_parts(experiment, seed, splits)):
                     found.append((experiment.name, seed))
         return found
 

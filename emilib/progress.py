@@ -12,12 +12,12 @@ import os
 import sys
 import time
 
-from emilib.training import distributed as ranks
+from emilib import cache
 
 
 def report(text: str) -> None:
     """Say `text` as one line; of several ranks only the first speaks."""
-    if not ranks.speaks():
+    if not cache.is_main():
         return
     target = os.environ.get("EMI_PROGRESS")
     if target:
@@ -56,7 +56,7 @@ def epoch_bar(total: int):
     settings = {"total": total, "desc": "training", "unit": "epoch", "file": sys.stderr}
     log = not (sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ)
     settings["mininterval"] = 10.0 if log else 0.1
-    with tqdm(disable=_unwatched() or not ranks.first(), **settings) as bar:
+    with tqdm(disable=_unwatched() or cache.rank() != 0, **settings) as bar:
 
         def tell(record: dict) -> None:
             rho = record["rho"]

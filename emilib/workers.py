@@ -26,7 +26,7 @@ from multiprocessing.context import (
     SpawnProcess,
 )
 
-from emilib.training import distributed as ranks
+from emilib import cache
 
 # What notebooks and workers import in any case. emilib's own modules last: they set variables
 # that libraries read when they are imported.
@@ -38,6 +38,20 @@ PRELOADED = (
     "emilib.plots.style",
     "ipykernel.kernelapp",
 )
+
+
+def count() -> int:
+    """How many workers to use: the cores of this process, shared by the ranks of the machine."""
+    return max(1, len(os.sched_getaffinity(0)) // cache.local_world_size())
+
+
+def device():
+    """The GPU of this rank where there is one, else the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda", cache.local_rank() % torch.cuda.device_count())
+    return torch.device("cpu")
 
 
 @contextlib.contextmanager
@@ -103,7 +117,7 @@ def pool(
         that imports for itself is then there in half a second, the server in several
     """
     # A worker is a part of this rank, not a rank.
-    environment = {k: v for k, v in os.environ.items() if k not in ranks.VARIABLES}
+    environment = {k: v for k, v in os.environ.items() if k not in cache.RANK_VARIABLES}
     initial = (environment, start, given)
     spawned = light and not _server().get("_forkserver_address")
     found = _Spawned() if spawned else context()

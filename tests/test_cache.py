@@ -1,12 +1,15 @@
 import dataclasses
+import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
 
 import pytest
 
-from emilib.cache import SUMS, Cache, atomic_write, file_sum, key, source_sum
+from emilib import cache
+from emilib.cache import SUMS, Cache, atomic_write, code_version, file_sum, key
 
 
 @dataclasses.dataclass
@@ -25,7 +28,7 @@ def test_key_changes_with_every_part():
 
 
 def test_key_refuses_what_has_no_one_spelling():
-    with pytest.raises(TypeError, match="key can't be made"):
+    with pytest.raises(TypeError, match="plain data"):
         key(a=object())
 
 
@@ -67,21 +70,21 @@ def test_a_spoilt_step_is_noticed_and_made_again(tmp_path, harm):
 
 
 def test_a_failing_step_leaves_nothing_but_its_scratch(tmp_path):
-    cache = Cache(tmp_path)
+    kept = Cache(tmp_path)
 
     def make(folder):
-        (cache.scratch("kind", {"a": 1}) / "half").write_text("done")
+        (kept.scratch("kind", {"a": 1}) / "half").write_text("done")
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
-        cache.step("kind", {"a": 1}, make)
-    assert not cache.has("kind", {"a": 1})
+        kept.step("kind", {"a": 1}, make)
+    assert not kept.has("kind", {"a": 1})
     assert [p.name for p in (tmp_path / "kind").iterdir()] == [key(a=1) + ".unfinished"]
 
     def finish(folder):
-        (folder / "half").write_text((cache.scratch("kind", {"a": 1}) / "half").read_text())
+        (folder / "half").write_text((kept.scratch("kind", {"a": 1}) / "half").read_text())
 
-    folder = cache.step("kind", {"a": 1}, finish)
+    folder = kept.step("kind", {"a": 1}, finish)
     assert (folder / "half").read_text() == "done"
     assert [p.name for p in (tmp_path / "kind").iterdir()] == [key(a=1)]
 
@@ -98,9 +101,9 @@ def test_a_killed_step_is_not_taken_for_a_finished_one(tmp_path):
         """
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == -9
-    cache = Cache(tmp_path)
-    assert not cache.has("kind", {"a": 1})
-    assert len(list(cache.sweep())) == 1
+    kept = Cache(tmp_path)
+    assert not kept.has("kind", {"a": 1})
+    assert len(list(kept.sweep())) == 1
     assert list((tmp_path / "kind").iterdir()) == []
 
 
@@ -119,7 +122,40 @@ def test_file_sum_is_sha256(tmp_path):
     assert file_sum(tmp_path / "x") == expected
 
 
-def test_source_sum_tells_modules_apart():
-    assert source_sum("cache.py") == source_sum("cache.py")
-    assert source_sum("cache.py") != source_sum("progress.py")
-    assert source_sum("features") != source_sum("features/feature_set.py")
+def version_of(tmp_path, source):
+    """`code_version` of a module with this source, in a package that holds cache.py and it."""
+    shutil.copy(cache.__file__, tmp_path / "cache.py")
+    (tmp_path / "module.py").write_text(source)
+    spec = importlib.util.spec_from_file_location("copied", tmp_path / "cache.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.code_version(".") != module.code_version("cache.py")
+    return module.code_version("module.py")
+
+
+SOURCE = '"""What it does."""\n\ndef f(x):\n    """One."""\n    return x + 1  # more\n'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("What it does", "Other words", True),
+        ("# more", "# less", True),
+        ("    return", "\n\n    return", True),
+        ('    """One."""\n', "", True),
+        ("x + 1", "x + 2", False),
+        ("x + 1", "x - 1", False),
+        ("f(x)", "f(x, y=0)", False),
+        ("return x", 'return "One."', False),
+    ],
+)
+def test_code_version_changes_with_what_code_does_alone(tmp_path, old, new, same):
+    assert old in SOURCE
+    version, changed = (version_of(tmp_path, s) for s in (SOURCE, SOURCE.replace(old, new)))
+    assert (version == changed) is same
+
+
+def test_code_version_tells_modules_apart():
+    versions = [code_version(n) for n in ("cache.py", "progress.py", "features", "models")]
+    assert len({*versions, code_version("features", "models")}) == 5
+    assert code_version("features") == code_version("features")

@@ -248,14 +248,14 @@ def test_name_and_rows_are_no_part_of_the_key_and_settings_are(tmp_path, trained
 def test_the_key_changes_with_the_code(tmp_path, monkeypatch, trained):
     cache = Cache(tmp_path)
     study.run([LINEAR], (0,), FEATURES, cache, workers=1)
-    original = study.source_sum
+    original = study.code_version
     files = []
 
     def changed(*names):
         files.extend(names)
         return original(*names) + "x"
 
-    monkeypatch.setattr(study, "source_sum", changed)
+    monkeypatch.setattr(study, "code_version", changed)
     study.run([LINEAR], (0,), FEATURES, cache, workers=1)
     assert len(trained) == 2
     assert {"models/earlier.py", "models/output.py", "training/loop.py"} <= set(files)

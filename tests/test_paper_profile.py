@@ -17,7 +17,7 @@ import pytest
 import real_layout
 import small_checkpoints
 
-from emilib.training import distributed as ranks
+from emilib.cache import RANK_VARIABLES
 
 TESTS = Path(__file__).parent
 NUMBERS = ("A2", "A3", "A4", "B2", "B3", "B4")
@@ -25,9 +25,10 @@ NUMBERS = ("A2", "A3", "A4", "B2", "B3", "B4")
 SCRIPT = """
 import dataclasses, sys
 from pathlib import Path
-from emilib import profiles, ranks
-from emilib.study import tables
+from emilib import cache, profiles
 from emilib.pipeline import Workspace
+from emilib.study import tables
+from emilib.training import distributed
 
 RECIPES = [f"{name}_recipe" for name in ("dual_stage", "taemi", "baseline", "earlier", "savchenko")]
 
@@ -43,9 +44,9 @@ def main(corpus, home):
     profile = dataclasses.replace(
         paper, stage_one=plans, seeds=(0,), max_seconds=6.0, **changes, **narrow
     )
-    ranks.join()
+    distributed.join()
     made = Workspace(profile, corpus, home).tables()
-    if ranks.first():
+    if cache.rank() == 0:
         tables.write(made, Path(home) / "tables", endings=("csv",))
 
 
@@ -65,7 +66,7 @@ def place(tmp_path_factory):
 
 def start(place, home, processes=1):
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = {k: v for k, v in os.environ.items() if k not in ranks.VARIABLES}
+    environment = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
     environment |= {
         "EMI_WEIGHTS": str(place / "weights"),
         "HF_HUB_OFFLINE": "1",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emilib.training import distributed as ranks
+from emilib import cache as ranks
 
 TESTS = Path(__file__).parent
 
@@ -16,7 +16,7 @@ TESTS = Path(__file__).parent
 def launch(processes: int, *command: str) -> str:
     """Run a Python command on this many processes; returns what the first one printed."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = {k: v for k, v in os.environ.items() if k not in ranks.VARIABLES}
+    environment = {k: v for k, v in os.environ.items() if k not in ranks.RANK_VARIABLES}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
     done = subprocess.run(
         [sys.executable, *(launcher if processes > 1 else []), *command],
@@ -31,9 +31,9 @@ def launch(processes: int, *command: str) -> str:
 
 
 def test_one_process_is_the_first_of_one(monkeypatch):
-    for name in ranks.VARIABLES:
+    for name in ranks.RANK_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    assert (ranks.world(), ranks.rank(), ranks.first(), ranks.local()) == (1, 0, True, (0, 1))
+    assert (ranks.world_size(), ranks.rank(), ranks.is_main()) == (1, 0, True)
     assert ranks.share([3, 4, 5]) == [3, 4, 5]
 
 
@@ -44,19 +44,20 @@ def test_every_item_is_some_ranks(world, monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", str(world))
         monkeypatch.setenv("RANK", str(rank))
         dealt.append(list(ranks.share(range(13))))
-        with ranks.alone():
-            assert (ranks.world(), ranks.rank()) == (1, 0)
+        with ranks.single_process():
+            assert (ranks.world_size(), ranks.rank()) == (1, 0)
     assert sorted(item for part in dealt for item in part) == list(range(13))
     assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
 
 
 STAGE_ONE = """
 import dataclasses, hashlib, json, sys, torch
-from emilib import ranks
+from emilib import cache
+from emilib.training import distributed
 from emilib.training.contrastive_pretraining import pretrain
 import test_stage_one as t
 
-ranks.join()
+distributed.join()
 found = {}
 for side in ("frames", "audio"):
     torch.manual_seed(0)
@@ -68,7 +69,7 @@ for side in ("frames", "audio"):
         for value in module.state_dict().values():
             digest.update(value.numpy().tobytes())
     found[side] = [digest.hexdigest(), [row["loss"] for row in done.history]]
-if ranks.first():
+if cache.rank() == 0:
     print(json.dumps(found))
 """
 
@@ -83,11 +84,11 @@ def test_two_processes_share_the_batches_of_stage_one(tmp_path):
 
 STORE = """
 import json, os, sys, numpy as np
-from emilib import ranks
-from emilib.cache import Cache
+from emilib.training import distributed
+from emilib.cache import Cache, rank
 from emilib.features import store
 
-ranks.join()
+distributed.join()
 made = []
 
 def produce(ids):
@@ -99,7 +100,7 @@ ids = [f"{i:05d}" for i in range(50)]
 cache = Cache(sys.argv[1])
 kept = store.build(cache, "demo", {"a": 1}, ids, produce, ("x",), shard_size=8)["x"]
 assert kept.ids == ids and all(int(kept[i][0, 0]) == int(i) for i in ids)
-with open(f"{sys.argv[1]}/{ranks.rank()}.json", "w") as stream:
+with open(f"{sys.argv[1]}/{rank()}.json", "w") as stream:
     json.dump(made, stream)
 """
 

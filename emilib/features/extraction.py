@@ -15,10 +15,10 @@ from itertools import groupby, islice, pairwise
 import numpy as np
 import torch
 
+from emilib import workers
 from emilib.features.encoders import SAMPLE_RATE, VisionEncoder, padded
 from emilib.features.store import SHARD
 from emilib.progress import report
-from emilib.training import distributed as ranks
 
 LONGEST = 30.0  # s of sound that a network sees at once; attention grows with the square of it
 # Root mean square of the difference to single precision on a CPU, over the standard deviation of
@@ -85,7 +85,7 @@ def extract(
     `frames` and `waveforms` are asked for `store.SHARD` clips at a time, and no more are held.
     Yields {"frames": (T, D), "audio": (T, D), "text": (1, D)}.
     """
-    device = torch.device(device or ranks.device())
+    device = torch.device(device or workers.device())
     batching = batching or Batching.on(device)
     for encoder in encoders.values():
         encoder.to(device).eval()

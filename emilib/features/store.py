@@ -16,8 +16,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from emilib.cache import Cache, atomic_write, file_sum
-from emilib.training import distributed as ranks
+from emilib.cache import Cache, atomic_write, file_sum, rank, share, wait_until
 
 SHARD = 32  # clips
 
@@ -172,9 +171,9 @@ def build(
     pieces = [ids[i : i + shard_size] for i in range(0, len(ids), shard_size)]
 
     def make_shards(scratch: Path) -> None:
-        mine = ranks.share(range(len(pieces)))
+        mine = share(range(len(pieces)))
         missing = [i for i in mine if not _finished(scratch, i, names)]
-        if not ranks.first() and cache.has(kind, parts):
+        if rank() != 0 and cache.has(kind, parts):
             return  # the first rank found all shards there, and has put them together
         made = produce([id_ for i in missing for id_ in pieces[i]]) if missing else iter(())
         total = sum(len(pieces[i]) for i in mine)
@@ -197,14 +196,14 @@ def build(
         scratch = cache.scratch(kind, parts)
         make_shards(scratch)
         for i in range(len(pieces)):
-            ranks.wait_until(lambda i=i: _finished(scratch, i, names))
+            wait_until(lambda i=i: _finished(scratch, i, names))
         for name in names:
             (folder / name).mkdir()
             for i in range(len(pieces)):
                 shard = f"{i:05d}.safetensors"
                 _link(scratch / name / shard, folder / name / shard)
 
-    if not ranks.first() and not cache.has(kind, parts):
+    if rank() != 0 and not cache.has(kind, parts):
         make_shards(cache.scratch(kind, parts))
     folder = cache.shared_step(kind, parts, make)
     return {name: Store(folder / name) for name in names}

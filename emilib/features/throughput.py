@@ -16,6 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModel, Wav2Vec2Config, Wav2Vec2Model
 
+from emilib import workers
 from emilib.features.encoders import (
     CLIP_MEAN,
     CLIP_STD,
@@ -31,7 +32,6 @@ from emilib.features.extraction import (
     encode_texts,
     encode_waveforms,
 )
-from emilib.training import distributed as ranks
 
 VIT = {  # openai/clip-vit-base-patch16
     "image_size": 224,
@@ -81,7 +81,7 @@ def throughput(
     Columns: what, items (a pass), rate (a second), unit, gflop (an item), tflops (a second), share
     (of the measured peak in the same precision). FLOPs are counted by torch on the forward pass.
     """
-    device = torch.device(device or ranks.device())
+    device = torch.device(device or workers.device())
     fields = {} if precision == "default" else {"precision": precision}
     batching = _scaled(Batching.on(device, compile=compile, **fields), scale)
     rows = []

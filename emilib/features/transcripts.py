@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from emilib import workers as processes
-from emilib.cache import Cache, file_sum, key, source_sum
+from emilib.cache import Cache, code_version, file_sum, key
 from emilib.corpus import media
 from emilib.features import checkpoints as manifest
 from emilib.features import store
@@ -129,7 +129,7 @@ def _parts(clips, path, language) -> dict:
         "language": language,
         "clips": key(ids=clips["id"].tolist(), sizes=sizes),
         "whisper": version("openai-whisper"),
-        "code": source_sum("features/transcripts.py", "corpus/media.py"),
+        "code": code_version("features/transcripts.py", "corpus/media.py"),
     }
 
 

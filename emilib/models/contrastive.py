@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from emilib.cache import in_single_process
 from emilib.models.inputs import check_features, check_finite, check_mask
 from emilib.models.temporal import pool_segments
-from emilib.training import distributed as ranks
 
 TEMPERATURE = 0.07  # where CLIP begins; not stated in the paper
 HIGHEST_SCALE = 100.0  # bound of the logit scale, as in CLIP; not stated in the paper
@@ -173,7 +173,7 @@ def contrastive_loss(
     Raises ValueError where shapes disagree.
     """
     _check_pairs(media_embedding, text_embedding, same_text)
-    if not ranks.is_alone() and dist.is_initialized() and dist.get_world_size() > 1:
+    if not in_single_process() and dist.is_initialized() and dist.get_world_size() > 1:
         media_embedding, text_embedding, same_text = _gather(
             media_embedding, text_embedding, same_text
         )

@@ -410,7 +410,7 @@ def _run(options) -> int:
     environment.require_room(home)
     made_from = keys(
         discover(notebooks),
-        package=cache.source_sum("."),
+        package=cache.code_version("."),
         dependencies=environment.dependencies(),
         python=sys.version,
         profile=workspace.profile,

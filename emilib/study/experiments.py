@@ -23,14 +23,13 @@ import torch
 
 from emilib import metrics, models
 from emilib import workers as processes
-from emilib.cache import Cache, key, source_sum
+from emilib.cache import Cache, code_version, key, share, single_process, wait_until
 from emilib.corpus.layout import EMOTIONS
 from emilib.features.feature_set import FeatureSet, FeatureSplits
 from emilib.features.media_set import MediaSet
 from emilib.models import for_features, taemi
 from emilib.progress import quietly
 from emilib.study import claims
-from emilib.training import distributed as ranks
 from emilib.training import loop as training
 from emilib.training.loop import Recipe, one_thread
 
@@ -436,7 +435,7 @@ def run(
         experiments = {experiment.name: experiment for experiment in experiments}
     seeds = tuple(int(seed) for seed in seeds)
     jobs = _jobs(experiments, seeds, features)
-    mine = dict(ranks.share(list(jobs.items())))
+    mine = dict(share(list(jobs.items())))
     done = {k for k, job in mine.items() if cache.has(KIND, job.parts)}
     missing = [job for k, job in mine.items() if k not in done]
     count = len(done)
@@ -449,12 +448,12 @@ def run(
 
     if progress is not None:
         progress(count, len(mine))
-    with ranks.alone():  # a run is one rank's, not all of theirs
+    with single_process():  # a run is one rank's, not all of theirs
         failures = _train_all(missing, features, cache, workers, device, finished)
     if failures:
         raise ExperimentError(failures, len(mine))
     for job in jobs.values():
-        ranks.wait_until(lambda parts=job.parts: cache.has(KIND, parts))
+        wait_until(lambda parts=job.parts: cache.has(KIND, parts))
     return collect(experiments, seeds, features, cache)
 
 
@@ -539,7 +538,7 @@ def _code(experiment: Experiment) -> str:
     if experiment.features == MEDIA:
         files += ["models/end_to_end.py", "features/media_set.py"]
     shared = ("training/loop.py", "study/metrics.py", "features/feature_set.py", "models/build.py")
-    sources = source_sum(*shared, *files)
+    sources = code_version(*shared, *files)
     trained_by = [inspect.getsource(f) for f in (_train, _train_savchenko, with_encoders)]
     return key(files=sources, train=trained_by)
 

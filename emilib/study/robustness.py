@@ -18,12 +18,11 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from emilib import metrics
-from emilib.cache import source_sum
+from emilib.cache import code_version, single_process
 from emilib.features.feature_set import MODALITIES, FeatureSet, Standardised
 from emilib.features.store import Rows
 from emilib.progress import Counter
 from emilib.study.experiments import Results
-from emilib.training import distributed as ranks
 from emilib.training.loop import no_denormals
 
 GREY = 128  # of what covers a face
@@ -262,7 +261,7 @@ def damaged(ws, damage: Damage, kind: str = "ours", seed: int = 0) -> FeatureSet
         stage,
         damage.modality,
         lambda id_, medium: spoil(damage, id_, medium, seed),
-        {"damage": damage, "seed": seed, "code": source_sum("study/robustness.py")},
+        {"damage": damage, "seed": seed, "code": code_version("study/robustness.py")},
     )
     spoilt = replaced(plain.validation, damage.modality, Rows(encoded, plain.validation.ids))
     return spoilt.standardised(ws.features("ours", stage).moments)
@@ -346,11 +345,11 @@ def answers(ws, results: Results, asked: Mapping[Damage | None, Sequence[str]]) 
         parts = {
             "damage": damage,
             "results": {name: [folder.name for folder in results[name].folders] for name in names},
-            "code": source_sum("study/robustness.py"),
+            "code": code_version("study/robustness.py"),
         }
 
         def make(folder: Path, damage=damage, names=names) -> None:
-            with ranks.alone():  # the other ranks wait for this step, and make no shards of it
+            with single_process():  # the other ranks wait for this step, and make no shards of it
                 arrays = _asked(ws, results, damage, names, trained)
             np.savez(folder / "answers.npz", **arrays)
 

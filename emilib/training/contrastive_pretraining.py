@@ -16,10 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from emilib.cache import atomic_write, key
+from emilib import workers
+from emilib.cache import atomic_write, key, rank, share, single_process, world_size
 from emilib.features.encoders import SAMPLE_RATE, AudioEncoder, TextEncoder, VisionEncoder, padded
 from emilib.models.contrastive import ContrastivePair, contrastive_loss, sgdr, text_groups
-from emilib.training import distributed as ranks
+from emilib.training import distributed
 from emilib.training.recipes import StageOne
 
 # Frames a clip that one step of training looks at, one of each stretch.
@@ -78,16 +79,16 @@ def pretrain(
     left, or when the checkpoint is of another run.
     """
     if device is None:
-        device = ranks.device()
+        device = workers.device()
     with torch.random.fork_rng():  # the caller's draws stay what they were
         run = _Run(media, text, clips, plan, seed, torch.device(device))
         if checkpoint is not None:
             run.restore(Path(checkpoint))
         while run.epoch < plan.epochs:
             run.one_epoch(progress)
-            if checkpoint is not None and ranks.first():
+            if checkpoint is not None and rank() == 0:
                 run.store(Path(checkpoint))
-        ranks.barrier()  # the first rank has its last checkpoint written
+        distributed.barrier()  # the first rank has its last checkpoint written
     modules = (module.cpu().eval() for module in (run.media, run.text, run.pair))
     return Contrast(*modules, run.history)
 
@@ -166,7 +167,7 @@ class _Run:
         """Add the gradient of the batch to `.grad`; returns its loss."""
         cuts = [self.cut(i) for i in rows]  # drawn for the whole batch, on every rank
         groups = text_groups([self.clips.texts[i] for i in rows]).to(self.device)
-        size = self.plan.chunk or math.ceil(len(rows) / ranks.world())
+        size = self.plan.chunk or math.ceil(len(rows) / world_size())
         chunks = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
         if len(chunks) == 1:
             media, text = self.embed(rows, cuts)
@@ -183,7 +184,7 @@ class _Run:
         from a generator of its own, and chunks are summed in double precision: so neither depends
         on which rank has which chunk.
         """
-        mine = ranks.share(list(enumerate(chunks)))
+        mine = share(list(enumerate(chunks)))
         once = len(mine) == 1  # a single chunk's graph may as well be kept
         width = self.plan.width
         embeddings = torch.zeros(2, len(rows), width, device=self.device)
@@ -235,7 +236,7 @@ class _Run:
 
     def loss(self, media, text, scale, groups) -> torch.Tensor:
         """Eq. 1 over the whole batch. Equal transcripts are not negatives of each other."""
-        with ranks.alone():  # the embeddings of all ranks are here already
+        with single_process():  # the embeddings of all ranks are here already
             return contrastive_loss(
                 media, text, scale, symmetric=self.plan.symmetric, same_text=groups
             )
@@ -315,7 +316,7 @@ def encoded_frames(encoder: VisionEncoder, clips: Sequence[torch.Tensor]):
 
 
 def _sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    if ranks.world() > 1:
+    if world_size() > 1:
         dist.all_reduce(values)
     return values
 

@@ -1,94 +1,22 @@
-"""Several processes at one job, on one machine or many, as ``accelerate launch`` starts them.
+"""The group of processes that ``accelerate launch`` or ``torchrun`` starts.
 
-Ranks share what is costly through the cache, which must lie on a disk they all see (``EMI_HOME``):
-shards of features, and runs of experiments, are dealt out by number; of what can't be divided the
-first rank makes it and the others wait for the finished step. Nothing is sent, so no rank's
-patience runs out and no order of messages matters. Only Stage I and `study.fit`, whose batches are
-divided, talk to each other, through torch.distributed.
+Most work is divided through the cache alone (see `emilib.cache`). Only Stage I and `fit`, whose
+batches are divided, talk to each other, through torch.distributed.
 """
 
 import atexit
-import contextlib
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
 
-VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-Item = TypeVar("Item")
-_alone = False
-
-
-def world() -> int:
-    """How many processes there are; 1 where nothing started several, and within `alone`."""
-    return 1 if _alone else int(os.environ.get("WORLD_SIZE") or 1)
-
-
-def rank() -> int:
-    """The number of this process, from 0."""
-    return 0 if world() == 1 else int(os.environ["RANK"])
-
-
-def first() -> bool:
-    """Whether this process is the one that makes what can't be divided."""
-    return rank() == 0
-
-
-def speaks() -> bool:
-    """Whether this process tells people how it goes; the same within `alone`."""
-    return int(os.environ.get("RANK") or 0) == 0
-
-
-def local() -> tuple[int, int]:
-    """This process's number among those of this machine, and how many these are."""
-    count = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-    return int(os.environ.get("LOCAL_RANK") or 0), count
-
-
-def share(items: Sequence[Item]) -> Sequence[Item]:
-    """This rank's part of `items`: every world-th, from its number on."""
-    return items[rank() :: world()]
-
-
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Within this, the process does what it does without the others."""
-    global _alone
-    before, _alone = _alone, True
-    try:
-        yield
-    finally:
-        _alone = before
-
-
-def is_alone() -> bool:
-    """Whether this is within `alone`."""
-    return _alone
-
-
-def wait_until(there: Callable[[], bool], pause: float = 0.2) -> None:
-    """Wait for what another rank makes. Should that one fail, the launcher ends them all."""
-    while not there():
-        time.sleep(pause)
-        pause = min(2 * pause, 5.0)
+from emilib.cache import world_size
 
 
 def barrier() -> None:
     """Wait until every rank is here."""
-    if world() > 1:
+    if world_size() > 1:
         from accelerate import PartialState
 
         PartialState().wait_for_everyone()
-
-
-def device():
-    """The GPU of this rank where there is one, else the CPU."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.device("cuda", local()[0] % torch.cuda.device_count())
-    return torch.device("cpu")
 
 
 def join(relaunch: bool = False) -> None:
@@ -103,7 +31,7 @@ def join(relaunch: bool = False) -> None:
         launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={asked}"]
         rest = [f"--master_port={os.environ['MASTER_PORT']}", "-m", "emilib", *sys.argv[1:]]
         os.execv(sys.executable, launcher + rest)
-    if world() > 1:
+    if world_size() > 1:
         from accelerate import PartialState
 
         state = PartialState()

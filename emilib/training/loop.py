@@ -25,13 +25,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from emilib.cache import atomic_write, canonical
+from emilib import workers
+from emilib.cache import atomic_write, canonical, in_single_process
 from emilib.features.feature_set import MODALITIES, Batch, FeatureSet
 from emilib.metrics import pearson
 from emilib.models.earlier import FOLDS, Savchenko2025
 from emilib.models.earlier import fit_savchenko as fit_members
 from emilib.progress import epoch_bar
-from emilib.training import distributed as ranks
+from emilib.training import distributed
 from emilib.training.recipes import Recipe
 
 
@@ -299,7 +300,7 @@ class _Trainer:
                 "share a batch: train on one process, or with loss 'mse'"
             )
         if device is None:
-            device = ranks.device()
+            device = workers.device()
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.steps_per_epoch = math.ceil(
@@ -627,8 +628,8 @@ def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
 
 def _ranks() -> tuple[int, int]:
     """This process's number and how many there are; joins the group a launcher started."""
-    ranks.join()
-    if not ranks.is_alone() and dist.is_available() and dist.is_initialized():
+    distributed.join()
+    if not in_single_process() and dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 

@@ -7,7 +7,7 @@ import pytest
 from emilib.corpus.layout import EMOTIONS
 from emilib.features import FeatureSet, FeatureSplits
 from emilib.metrics import pearson
-from emilib.plots import corpus_plots, notebook
+from emilib.plots import corpus_plots, notebook, style
 from emilib.study import probes
 
 
@@ -188,7 +188,7 @@ def test_spectrogram_has_a_tone_where_it_sounds():
 
 def test_envelope_holds_every_peak(rng):
     waveform = rng.standard_normal(10_007)
-    time, low, high = corpus_plots.envelope(waveform, 1000, points=90)
+    time, low, high = style.envelope(waveform, 1000, points=90)
     assert len(time) == 90
     assert (low.min(), high.max()) == (waveform.min(), waveform.max())
     for start, bottom, top in zip(time, low, high, strict=True):

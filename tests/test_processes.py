@@ -171,7 +171,7 @@ def test_a_notebooks_kernel_and_its_workers_are_forked_of_one_server(tmp_path, m
     monkeypatch.setenv("PYTHONPATH", str(runner.ROOT))
     v4 = nbformat.v4
     code = (
-        "import os, sys\nimported = [m for m in ('torch', 'seaborn') if m in sys.modules]\n"
+        "import os, sys\nimported = [m for m in ('torch', 'matplotlib') if m in sys.modules]\n"
         "from emilib import processes\n"
         "with processes.pool(1) as pool:\n    parent = pool.submit(os.getppid).result()\n"
         "print(imported, parent == os.getppid(), os.getcwd(), os.getsid(0) == os.getpid())"
@@ -182,7 +182,7 @@ def test_a_notebooks_kernel_and_its_workers_are_forked_of_one_server(tmp_path, m
     paths = runner.discover(source)
     runner.run_notebooks(paths, out, {}, runner.keys(paths))
     made = nbformat.read(out / "00_a.ipynb", as_version=4).cells[0].outputs[0].text
-    assert made == f"['torch', 'seaborn'] True {source} True\n"
+    assert made == f"['torch', 'matplotlib'] True {source} True\n"
 
 
 def test_light_work_asks_a_server_only_where_one_runs(tmp_path):

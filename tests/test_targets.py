@@ -18,7 +18,6 @@ from emilib.features import FeatureSet
 from emilib.features.feature_set import FeatureSplits
 from emilib.pipeline import Workspace
 from emilib.plots import corpus_plots, stage_plots
-from emilib.plots import style as plots
 from emilib.predict.predictor import EmiPredictor
 from emilib.study import experiments, fit, mean_pearson, tables
 from emilib.synthetic.film import make
@@ -142,7 +141,6 @@ def test_savchenko_is_brought_into_the_range_of_its_sigmoid_and_back(features, t
         results["yu_2024"].predictions[0],
         atol=1e-4,
     )
-    assert plots.emotion_rho(results).columns.tolist() == ["valence", "size"]
 
 
 def test_rows_that_cannot_be_trained_say_why(features):

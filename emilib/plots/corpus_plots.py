@@ -19,7 +19,18 @@ from scipy.signal.windows import hann
 from emilib.corpus.defects import RATE_RATIO, packet_facts
 from emilib.corpus.layout import EMOTIONS
 from emilib.corpus.media import Media, MediaError
-from emilib.plots.style import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, sheet
+from emilib.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    SKY,
+    STYLE,
+    envelope,
+    sheet,
+    shown_frames,
+)
 
 FLOOR_DB = -80.0  # of spectrograms, below their loudest point
 MOST_FACES = 10  # side by side in a strip
@@ -238,11 +249,6 @@ def _draw_words(axes, words, defects: Sequence[str]) -> None:
         y -= (len(shown) + 1.9) * step
 
 
-def shown_frames(count: int) -> np.ndarray:
-    """Positions of the frames a strip has room for, evenly spread, first and last among them."""
-    return np.unique(np.linspace(0, count - 1, min(count, MOST_FACES)).round().astype(int))
-
-
 def _draw_strip(axes, media: Media) -> None:
     axes.axis("off")
     if media.images is None:
@@ -273,14 +279,6 @@ def _draw_waveform(axes, media: Media) -> None:
     axes.fill_between(time, low, high, color=ORANGE, lw=0.4)
     reach = max(0.01, float(np.abs(media.waveform).max())) * 1.05
     axes.set_ylim(-reach, reach)
-
-
-def envelope(waveform, sample_rate: int, points: int = 900):
-    """Time in s, lowest and highest sample of each of up to `points` pieces of a waveform."""
-    pieces = np.array_split(np.asarray(waveform), min(points, len(waveform)))
-    starts = np.cumsum([0] + [len(piece) for piece in pieces[:-1]])
-    low, high = (np.array([f(piece) for piece in pieces]) for f in (np.min, np.max))
-    return starts / sample_rate, low, high
 
 
 def _draw_spectrogram(figure: Figure, axes, media: Media) -> None:

@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from emilib.corpus.layout import EMOTIONS
-from emilib.plots.corpus_plots import envelope
-from emilib.plots.style import CYCLE, GREY, STYLE, sheet
+from emilib.plots.style import CYCLE, GREY, STYLE, envelope, sheet
 from emilib.plots.taemi_plots import COLOURS, MODALITIES
 
 CALLED = {"frames": "frames", "audio": "sound", "text": "words"}

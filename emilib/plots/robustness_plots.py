@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from emilib.plots.corpus_plots import envelope, shown_frames
-from emilib.plots.style import CYCLE, GREY, STYLE, sheet
+from emilib.plots.style import CYCLE, GREY, STYLE, envelope, sheet, shown_frames
 from emilib.study.robustness import KINDS
 
 MARKERS = "osD^vP"

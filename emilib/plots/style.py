@@ -1,7 +1,12 @@
-"""Figures as pure functions of results. Each returns a matplotlib Figure; `save` keeps it.
+"""The style of all figures, and the pieces that several of them share.
 
-Figures are made without pyplot, so no global state is touched and no window is needed. Colours
-are those of Okabe and Ito, which colour-blind readers tell apart, and markers differ too.
+Functions take arrays and tables and return a matplotlib Figure; `save` writes it. Figures are made
+without pyplot, so drawing one changes no global state and needs no window. A notebook that draws
+in its own cells applies the style first: ``matplotlib.rcParams.update(STYLE)``.
+
+Blue, orange and green are frames, audio and text, and nothing else; everything else takes its
+colours from `CYCLE`. Colours are those of Okabe and Ito, which colour-blind readers tell apart,
+and markers differ too.
 """
 
 import io
@@ -12,20 +17,20 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from emilib import metrics
 from emilib.cache import atomic_write
-from emilib.study import claims
-from emilib.study.experiments import Results
 
-BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-SKY, YELLOW, GREY = "#56B4E9", "#E69F00", "#666666"
-CYCLE = (BLUE, ORANGE, GREEN, PINK, SKY, YELLOW, "#000000")
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+BLACK, PINK, SKY, YELLOW, GREY = "#000000", "#CC79A7", "#56B4E9", "#E69F00", "#666666"
+COLOURS = {"frames": BLUE, "audio": ORANGE, "text": GREEN}
+CYCLE = (BLACK, PINK, SKY, YELLOW, "#6A3D9A", "#8C6239", "#9A9A9A")
+MARKERS = "osD^vPX"
 
 STYLE = {
     "font.size": 9.5,
+    "axes.prop_cycle": matplotlib.cycler(color=CYCLE),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -38,156 +43,10 @@ STYLE = {
     "svg.hashsalt": "emilib",  # ids in the file are then the same each time
 }
 
-
-def reported_and_here(table: pd.DataFrame, corpus: str = "") -> Figure:
-    """Paper's ρ beside ours with its interval, a line a row of a result table."""
-    with matplotlib.rc_context(STYLE):
-        title = _table_title(table, "reported and here")
-        figure, axes = _canvas(7.2, 1.1 + 0.36 * len(table), title, corpus)
-        y = np.arange(len(table))[::-1]
-        axes.scatter(
-            table["paper"], y + 0.14, marker="D", s=34, color=GREY, label="paper (Hume-Vidmimic2)"
-        )
-        here = table["here"].notna().to_numpy()
-        rows = table[here]
-        axes.errorbar(
-            rows["here"],
-            y[here] - 0.14,
-            xerr=_reach(rows["here"], rows["low"], rows["high"]),
-            fmt="o",
-            markersize=6,
-            capsize=3,
-            color=BLUE,
-            label="here, 95 % over clips",
-        )
-        for row, height in zip(table[~here].itertuples(), y[~here], strict=True):
-            axes.text(0.005, height - 0.14, row.status, color=GREY, va="center", style="italic")
-        axes.set_yticks(y, table["row"])
-        axes.set_xlim(min(0.0, float(rows["low"].min()) - 0.02 if len(rows) else 0.0))
-        axes.set_xlabel("mean Pearson ρ on validation")
-        axes.set_ylim(-0.6, len(table) - 0.4)
-        axes.grid(axis="y", visible=False)
-        _legend_below(figure, axes)
-        return figure
+# ------------------------------------------------------------------------- a figure and its files
 
 
-def differences(table: pd.DataFrame, corpus: str = "") -> Figure:
-    """Differences to the table's reference row, ours with the paired interval, and the paper's."""
-    rows = table[table["delta_here"].notna()]
-    if rows.empty:
-        raise ValueError(f"{table.attrs['name']} has no differences to draw: train its rows first")
-    with matplotlib.rc_context(STYLE):
-        title = _table_title(table, "differences")
-        figure, axes = _canvas(7.2, 1.1 + 0.36 * len(rows), title, corpus)
-        y = np.arange(len(rows))[::-1]
-        axes.axvline(0, color="#000000", linewidth=0.9)
-        if rows["delta_paper"].notna().any():
-            axes.scatter(rows["delta_paper"], y + 0.14, marker="D", s=34, color=GREY, label="paper")
-        axes.errorbar(
-            rows["delta_here"],
-            y - 0.14,
-            xerr=_reach(rows["delta_here"], rows["delta_low"], rows["delta_high"]),
-            fmt="o",
-            markersize=6,
-            capsize=3,
-            color=ORANGE,
-            label="here, 95 % over clips, paired",
-        )
-        references = rows["reference"].unique()
-        same = len(references) == 1
-        labels = rows["row"] if same else rows["row"] + " − " + rows["reference"]
-        axes.set_yticks(y, labels)
-        axes.set_ylim(-0.6, len(rows) - 0.4)
-        axes.set_xlabel(f"ρ minus that of {references[0]}" if same else "difference in ρ")
-        axes.grid(axis="y", visible=False)
-        _legend_below(figure, axes)
-        return figure
-
-
-def emotion_rho(results: Results, names: Sequence[str] | None = None) -> pd.DataFrame:
-    """ρ of each emotion, mean over seeds: a row an experiment; the data of `emotion_map`."""
-    names = results.names if names is None else list(names)
-    rows = {}
-    for name in names:
-        outcome = results[name]
-        rows[name] = np.mean([metrics.pearson(outcome.target, p) for p in outcome.predictions], 0)
-    columns = list(results[names[0]].targets)
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
-
-
-def row_labels(results: Results) -> dict[str, str]:
-    """Experiment → the first row it serves, e.g. "A3 V+A+T"."""
-    served = {name: e.rows for name, e in results.experiments.items() if e.rows}
-    return {name: " ".join(rows[0]) for name, rows in served.items()}
-
-
-def emotion_map(
-    rho: pd.DataFrame, corpus: str = "", labels: Mapping[str, str] | None = None
-) -> Figure:
-    """Heat map of `emotion_rho`; `labels` renames experiments, as `row_labels` does."""
-    with matplotlib.rc_context(STYLE):
-        title = "ρ of each emotion on validation"
-        figure, axes = _canvas(9.4, 0.8 + 0.3 * len(rho), title, corpus)
-        values = rho.to_numpy()
-        seaborn.heatmap(
-            rho,
-            ax=axes,
-            cmap="viridis",
-            vmin=min(0.0, float(values.min())),
-            vmax=max(0.1, float(values.max())),
-            annot=[[f"{value:.2f}".replace("-", "−") for value in row] for row in values],
-            fmt="",
-            annot_kws={"size": 8.5},
-            cbar_kws={"label": "Pearson ρ", "fraction": 0.04, "pad": 0.02},
-        )
-        columns = [str(column).replace(" ", "\n") for column in rho.columns]
-        axes.set_xticklabels(columns, size=9, rotation=0)
-        axes.set_yticklabels([(labels or {}).get(name, name) for name in rho.index], rotation=0)
-        axes.set(xlabel="", ylabel="")
-        axes.grid(visible=False)
-        axes.tick_params(length=0)
-        return figure
-
-
-def learning_curves(histories: Mapping[str, Sequence[pd.DataFrame]], corpus: str = "") -> Figure:
-    """Training loss and validation ρ over epochs; a colour a model, a thin line a seed.
-
-    histories : name → a history a seed, as in `Outcome.histories`; the thick line is the mean over
-        the seeds still running, the dot the best epoch of a seed
-    """
-    with matplotlib.rc_context(STYLE):
-        figure, panels = _canvas(8.2, 3.2, "Learning curves", corpus, columns=2)
-        for number, (name, runs) in enumerate(histories.items()):
-            color = CYCLE[number % len(CYCLE)]
-            for axes, column in zip(panels, ("loss", "rho"), strict=True):
-                for history in runs:
-                    axes.plot(history["epoch"], history[column], color=color, lw=0.7, alpha=0.45)
-                mean = pd.concat(runs).groupby("epoch")[column].mean()
-                axes.plot(mean.index, mean, color=color, label=name)
-            for history in runs:
-                if history["rho"].notna().any():
-                    best = history.loc[history["rho"].idxmax()]
-                    panels[1].plot(best["epoch"], best["rho"], "o", color=color, markersize=4.5)
-        for axes, label in zip(panels, ("training loss", "mean ρ on validation"), strict=True):
-            axes.set_xlabel("epoch")
-            axes.set_ylabel(label)
-            axes.xaxis.get_major_locator().set_params(integer=True)
-        panels[0].legend()
-        return figure
-
-
-def save(figure: Figure, folder, name: str, data: pd.DataFrame) -> tuple[Path, Path]:
-    """NAME.svg and NAME.csv, what is drawn in numbers; the same bytes for the same results."""
-    picture, numbers = Path(folder) / f"{name}.svg", Path(folder) / f"{name}.csv"
-    stream = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    index = not isinstance(data.index, pd.RangeIndex)
-    atomic_write(picture, stream.getvalue())
-    atomic_write(numbers, data.to_csv(index=index, float_format="%.6g"))
-    return picture, numbers
-
-
+@rc_context(STYLE)
 def sheet(width: float, height: float, title: str, corpus: str = "") -> Figure:
     """An empty figure with its title, and below it the corpus in grey; sizes in inches."""
     lines = textwrap.wrap(corpus, int(width * 13))
@@ -201,23 +60,200 @@ def sheet(width: float, height: float, title: str, corpus: str = "") -> Figure:
     return figure
 
 
-def _canvas(width: float, height: float, title: str, corpus: str, columns: int = 1):
-    """A `sheet` and axes on it, side by side."""
+@rc_context(STYLE)
+def canvas(width: float, height: float, title: str, corpus: str = "", rows=1, columns=1, **options):
+    """A `sheet` and its axes, as `Figure.subplots` returns them; `options` are passed on to it."""
     figure = sheet(width, height, title, corpus)
-    return figure, figure.subplots(1, columns)
+    return figure, figure.subplots(rows, columns, **options)
 
 
-def _table_title(table: pd.DataFrame, what: str) -> str:
-    name = table.attrs["name"]
-    where = f"{name[1]} of paper {name[0]}" if name in claims.PAPER_TABLES else name
-    return f"Table {where}: {what}"
+def save(figure: Figure, folder, name: str, data: pd.DataFrame) -> tuple[Path, Path]:
+    """NAME.svg and NAME.csv, what is drawn in numbers; the same bytes for the same results."""
+    picture, numbers = Path(folder) / f"{name}.svg", Path(folder) / f"{name}.csv"
+    stream = io.BytesIO()
+    with rc_context(STYLE):
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    index = not isinstance(data.index, pd.RangeIndex)
+    atomic_write(picture, stream.getvalue())
+    atomic_write(numbers, data.to_csv(index=index, float_format="%.6g"))
+    return picture, numbers
 
 
-def _legend_below(figure: Figure, axes) -> None:
+# ---------------------------------------------------------------------------------- pieces of axes
+
+
+def bare(axes) -> None:
+    """Axes without ticks, grid and frame, for a picture."""
+    axes.set(xticks=[], yticks=[])
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+
+
+def say(axes, text: str) -> None:
+    """A grey sentence in place of what can't be drawn."""
+    axes.text(0.5, 0.5, text, ha="center", va="center", color=GREY, transform=axes.transAxes)
+    axes.set(xticks=[], yticks=[])
+    axes.grid(visible=False)
+
+
+def legend_below(figure: Figure, axes, columns: int = 2) -> None:
+    """One legend below all axes, of what `axes` holds."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    with rc_context(STYLE):
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
-def _reach(value, low, high) -> np.ndarray:
-    """(2, N) lengths of the bars; an interval of percentiles may leave the mean at its edge."""
+def reach(value, low, high) -> np.ndarray:
+    """(2, N) lengths of error bars; an interval of percentiles may leave the mean at its edge."""
     return np.maximum(0.0, np.stack([value - low, high - value]))
+
+
+def shown_frames(count: int, most: int = 10) -> np.ndarray:
+    """Positions of the frames a strip has room for, evenly spread, first and last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+
+
+def frame_strip(axes, frames: np.ndarray | None, most: int = 6) -> None:
+    """Up to `most` frames of a clip side by side.
+
+    frames : (T, 3, S, S) uint8; None for a clip without
+    """
+    bare(axes)
+    if frames is None:
+        say(axes, "no face")
+        return
+    chosen = frames[shown_frames(len(frames), most)].transpose(0, 2, 3, 1)
+    axes.imshow(np.concatenate(list(chosen), axis=1))
+
+
+def envelope(waveform, sample_rate: int, points: int = 900):
+    """Time in s, lowest and highest sample of each of up to `points` pieces of a waveform."""
+    pieces = np.array_split(np.asarray(waveform, float), min(points, len(waveform)))
+    starts = np.cumsum([0] + [len(piece) for piece in pieces[:-1]])
+    low, high = (np.array([f(piece) for piece in pieces]) for f in (np.min, np.max))
+    return starts / sample_rate, low, high
+
+
+def sound_wave(axes, waveform: np.ndarray | None, sample_rate: int, start: float = 0.0) -> None:
+    """The envelope of a waveform over time in s, on its own scale: a quiet clip shows too.
+
+    waveform : (S,); None for a clip without; start : time of its first sample
+    """
+    if waveform is None or not np.any(waveform):
+        say(axes, "no sound" if waveform is None else "silent")
+        return
+    time, low, high = envelope(waveform, sample_rate)
+    top = max(high.max(), -low.min())
+    axes.fill_between(start + time, low / top, high / top, color=ORANGE, linewidth=0.4)
+    axes.set(yticks=[], ylim=(-1.05, 1.05), xlim=(start, start + len(waveform) / sample_rate))
+
+
+# ------------------------------------------------------------------------------ figures of results
+
+
+def reported_and_here(table: pd.DataFrame, corpus: str = "", title: str = "") -> Figure:
+    """Paper's ρ beside ours with its interval, a line a row of a result table."""
+    figure, axes = _forest(
+        table, ("paper", "here", "low", "high"), title or "paper and here", corpus
+    )
+    for number, row in enumerate(table[::-1].itertuples()):
+        if np.isnan(row.here):
+            axes.text(0.005, number - 0.14, row.status, color=GREY, va="center", style="italic")
+    lowest = table["low"].min()
+    axes.set_xlim(left=min(0.0, lowest - 0.02) if lowest == lowest else 0.0)
+    axes.set_xlabel("mean Pearson ρ on validation")
+    return figure
+
+
+def differences(table: pd.DataFrame, corpus: str = "", title: str = "") -> Figure:
+    """Differences to the table's reference row, ours with the paired interval, and the paper's.
+
+    Raises ValueError for a table without a single difference.
+    """
+    rows = table[table["delta_here"].notna()]
+    if rows.empty:
+        raise ValueError(f"{table.attrs['name']} has no differences to draw: train its rows first")
+    references = rows["reference"].unique()
+    if len(references) > 1:
+        rows = rows.assign(row=rows["row"] + " − " + rows["reference"])
+    columns = ("delta_paper", "delta_here", "delta_low", "delta_high")
+    figure, axes = _forest(rows, columns, title or "differences", corpus)
+    axes.axvline(0, color=BLACK, linewidth=0.9, zorder=0)
+    one = len(references) == 1
+    axes.set_xlabel(f"ρ minus that of {references[0]}" if one else "difference in ρ")
+    return figure
+
+
+def _forest(table: pd.DataFrame, columns: Sequence[str], title: str, corpus: str):
+    """A line a row: the paper's number as a diamond, ours as a dot with its interval."""
+    paper, here, low, high = (table[name] for name in columns)
+    name = table.attrs.get("name", "")
+    if len(name) == 2:  # A2 is Table 2 of paper A; A4 is beyond the papers
+        name = f"Table {name[1]} of paper {name[0]}" if paper.notna().any() else f"Table {name}"
+    with rc_context(STYLE):
+        figure, axes = canvas(7.2, 1.1 + 0.36 * len(table), f"{name}: {title}", corpus)
+        y = np.arange(len(table))[::-1]
+        if paper.notna().any():
+            label = "paper (Hume-Vidmimic2)"
+            axes.scatter(paper, y + 0.14, marker="D", s=34, color=GREY, label=label)
+        bars = {"fmt": "o", "markersize": 6, "capsize": 3, "color": BLACK}
+        label = "here, 95 % over clips" + (", paired" if columns[1] == "delta_here" else "")
+        axes.errorbar(here, y - 0.14, xerr=reach(here, low, high), **bars, label=label)
+        axes.set_yticks(y, table["row"])
+        axes.set_ylim(-0.6, len(table) - 0.4)
+        axes.grid(axis="y", visible=False)
+        legend_below(figure, axes)
+    return figure, axes
+
+
+@rc_context(STYLE)
+def emotion_map(
+    rho: pd.DataFrame, corpus: str = "", labels: Mapping[str, str] | None = None
+) -> Figure:
+    """ρ of each emotion as a heat map, 0 in white.
+
+    rho : a row an experiment, a column an emotion; labels : what to call an experiment
+    """
+    title = "ρ of each emotion on validation"
+    figure, axes = canvas(9.4, 0.8 + 0.3 * len(rho), title, corpus)
+    values = rho.to_numpy()
+    top = max(0.1, float(np.nanmax(np.abs(values))))
+    image = axes.imshow(values, cmap="RdGy_r", vmin=-top, vmax=top, aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        colour = "white" if abs(value) > 0.7 * top else BLACK
+        text = f"{value:.2f}".replace("-", "−")
+        axes.text(j, i, text, ha="center", va="center", size=8.5, color=colour)
+    axes.set_xticks(range(rho.shape[1]), [str(c).replace(" ", "\n") for c in rho.columns])
+    axes.set_yticks(range(len(rho)), [(labels or {}).get(name, name) for name in rho.index])
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="Pearson ρ", fraction=0.04, pad=0.02)
+    return figure
+
+
+@rc_context(STYLE)
+def learning_curves(
+    histories: Mapping[str, Sequence[pd.DataFrame]], corpus: str = "", title="Learning curves"
+) -> Figure:
+    """Training loss and validation ρ over epochs; a colour a model, a thin line a seed.
+
+    histories : name → a history a seed, as in `Outcome.histories`; the thick line is the mean over
+        the seeds still running, the dot the best epoch of a seed
+    """
+    figure, panels = canvas(8.2, 3.2, title, corpus, columns=2)
+    for (name, runs), color in zip(histories.items(), CYCLE * len(histories), strict=False):
+        for axes, column in zip(panels, ("loss", "rho"), strict=True):
+            for history in runs:
+                axes.plot(history["epoch"], history[column], color=color, lw=0.7, alpha=0.45)
+            mean = pd.concat(runs).groupby("epoch")[column].mean()
+            axes.plot(mean.index, mean, color=color, label=name)
+        for history in runs:
+            if history["rho"].notna().any():
+                best = history.loc[history["rho"].idxmax()]
+                panels[1].plot(best["epoch"], best["rho"], "o", color=color, markersize=4.5)
+    for axes, label in zip(panels, ("training loss", "mean ρ on validation"), strict=True):
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    legend_below(figure, panels[0], columns=min(7, len(histories)))
+    return figure

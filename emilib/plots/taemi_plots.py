@@ -16,8 +16,19 @@ from matplotlib.figure import Figure
 from scipy.stats import binom
 
 from emilib.metrics import mean_pearson
-from emilib.plots.corpus_plots import envelope
-from emilib.plots.style import BLUE, CYCLE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, YELLOW, sheet
+from emilib.plots.style import (
+    BLUE,
+    CYCLE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    SKY,
+    STYLE,
+    YELLOW,
+    envelope,
+    sheet,
+)
 from emilib.study.experiments import Results
 from emilib.training.loop import predict
 

@@ -227,9 +227,9 @@ class Workspace:
         for stage in stages:
             for role, config in self._configs(stage).items():
                 if "checkpoint" in config:
-                    from emilib.features import encoders
+                    from emilib.features import loading
 
-                    encoders.check(role, config["checkpoint"], config.get("revision"))
+                    loading.check(role, config["checkpoint"], config.get("revision"))
         if self.profile.corpus_size is None:
             from emilib import environment
             from emilib.study import needs
@@ -360,7 +360,7 @@ class Workspace:
 
         Raises ValueError for another stage, or "paper_b" where the profile has none.
         """
-        from emilib.features.encoders import load_encoder
+        from emilib.features.loading import load_encoder
 
         if stage not in STAGES:
             raise ValueError(f"stage: expected one of {', '.join(STAGES)}, came {stage!r}")
@@ -392,7 +392,7 @@ class Workspace:
 
     def contrast(self, side: str):
         """Stage I of one side, "frames" or "audio": encoders, heads and history."""
-        from emilib.features.encoders import load_encoder
+        from emilib.features.loading import load_encoder
         from emilib.models.contrastive import ContrastivePair
         from emilib.training.contrastive_pretraining import Contrast
 
@@ -424,20 +424,20 @@ class Workspace:
     def _untrained(self, role: str, config: dict):
         import torch
 
-        from emilib.features import encoders
+        from emilib.features import loading
 
         if "checkpoint" in config:
             settings = self._text_settings(role, config)
             source = settings.pop("checkpoint")
-            return encoders.pretrained(role, source, **settings)
+            return loading.pretrained(role, source, **settings)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             if role == "vision":
-                return encoders.small_vision(config)
+                return loading.small_vision(config)
             if role == "audio":
-                return encoders.small_audio(config)
+                return loading.small_audio(config)
             pool, longest = self.profile.text_pool, self.profile.max_tokens
-            return encoders.small_text(config, self._texts(), pool, longest)
+            return loading.small_text(config, self._texts(), pool, longest)
 
     def _text_settings(self, role: str, config: dict) -> dict:
         """The configuration of a checkpoint, of a text encoder with what the profile says of it."""
@@ -456,7 +456,7 @@ class Workspace:
         return {**config, "weights": weights}
 
     def _start(self, role: str):
-        from emilib.features.encoders import load_encoder
+        from emilib.features.loading import load_encoder
 
         if self.profile.warm_start is None:
             return self._untrained(role, self._configs()[role])
@@ -498,7 +498,9 @@ class Workspace:
             "pool": self.profile.text_pool if role == "text" else None,
             "clips": self._seen(role),
             "plan": plan,
-            "code": code_version("training/self_supervised.py", "features/encoders.py"),
+            "code": code_version(
+                "training/self_supervised.py", "features/encoders.py", "features/loading.py"
+            ),
         }
 
     def _start_folder(self, role: str) -> Path:
@@ -508,7 +510,7 @@ class Workspace:
     def _make_start(self, role: str, folder: Path) -> None:
         import torch
 
-        from emilib.features.encoders import save_encoder
+        from emilib.features.loading import save_encoder
         from emilib.training import self_supervised as pretraining
 
         encoder, plan = self._untrained(role, self._configs()[role]), self.profile.warm_start
@@ -569,6 +571,7 @@ class Workspace:
                 "training/contrastive_pretraining.py",
                 "models/contrastive.py",
                 "features/encoders.py",
+                "features/loading.py",
             ),
         }
 
@@ -578,7 +581,7 @@ class Workspace:
         return self.cache.step("stage-one", parts, make)
 
     def _make_contrast(self, run: str, folder: Path) -> None:
-        from emilib.features.encoders import save_encoder
+        from emilib.features.loading import save_encoder
         from emilib.training import contrastive_pretraining as stage_one
 
         side, plan = self._contrast_plan(run)
@@ -765,7 +768,9 @@ class Workspace:
             "media": self._media_parts(),
             "sampling": self._sampling(stage),
             "words": [self.profile.text_pool, self.profile.max_tokens],
-            "code": code_version("features/extraction.py", "features/encoders.py"),
+            "code": code_version(
+                "features/extraction.py", "features/encoders.py", "features/loading.py"
+            ),
         }
 
     def _sampling(self, stage: str) -> tuple[int | None, int]:

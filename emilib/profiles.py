@@ -51,7 +51,7 @@ class Profile:
 
     corpus_size : clips of the embedded corpus; None where a corpus has to be given
     vision, audio, text : a configuration of a small network, or {"checkpoint": name or folder} and
-        with it what `emilib.features.encoders.pretrained` takes, such as "pool" or "revision"
+        with it what `emilib.features.loading.pretrained` takes, such as "pool" or "revision"
     visual : "faces", the corpus's face crops, or "video", whole frames by time stamp
     audio_every : hidden states of the sound that are averaged into one step of the store
     stored_frames : frames a clip kept decoded for Stage I; None keeps all at `fps`

@@ -34,7 +34,7 @@ PRELOADED = (
     "emilib.pipeline",
     "emilib.plots.notebook",
     "emilib.study.experiments",
-    "emilib.features.encoders",
+    "emilib.features.loading",
     "emilib.plots.style",
     "ipykernel.kernelapp",
 )

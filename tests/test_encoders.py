@@ -18,7 +18,7 @@ from transformers import (
     Wav2Vec2Model,
 )
 
-from emilib.features import encoders
+from emilib.features import encoders, loading
 from emilib.profiles import SMALL_AUDIO, SMALL_TEXT, SMALL_VISION
 
 VIT = {
@@ -119,8 +119,8 @@ def test_attention_is_torchs_own():
     assert model.config._attn_implementation == "eager"
     encoder = encoders.VisionEncoder(model)
     assert encoder.model.config._attn_implementation == "sdpa"
-    sound = encoders.small_audio(SMALL_AUDIO)
-    words = encoders.small_text(SMALL_TEXT, TEXTS)
+    sound = loading.small_audio(SMALL_AUDIO)
+    words = loading.small_text(SMALL_TEXT, TEXTS)
     assert {e.model.config._attn_implementation for e in (sound, words)} == {"sdpa"}
 
 
@@ -150,7 +150,7 @@ def test_a_padded_masked_waveform_equals_the_clip_alone(config):
 
 @torch.no_grad()
 def test_what_lies_in_the_padding_changes_nothing():
-    encoder = encoders.small_audio(SMALL_AUDIO).eval()
+    encoder = loading.small_audio(SMALL_AUDIO).eval()
     waveform, valid, _ = sounds()
     hidden, steps = encoder(waveform, valid)
     other, _ = encoder(waveform.masked_fill(~valid, 7.0), valid)
@@ -174,7 +174,7 @@ def test_shortest_is_what_the_convolutions_need():
     published = encoders.AudioEncoder(Wav2Vec2Model(Wav2Vec2Config(**LARGE_STYLE)))
     assert published.shortest == 400  # the figure of wav2vec 2.0
     assert published.stride == 320
-    for encoder in (published, encoders.small_audio(SMALL_AUDIO)):
+    for encoder in (published, loading.small_audio(SMALL_AUDIO)):
         shortest = encoder.shortest
         assert int(encoder.steps(torch.tensor(shortest))) == 1
         assert int(encoder.steps(torch.tensor(shortest - 1))) == 0
@@ -184,17 +184,17 @@ def test_shortest_is_what_the_convolutions_need():
 
 @torch.no_grad()
 def test_text_is_pooled_over_real_tokens():
-    encoder = encoders.small_text(SMALL_TEXT, TEXTS, pool="mean", max_tokens=64).eval()
+    encoder = loading.small_text(SMALL_TEXT, TEXTS, pool="mean", max_tokens=64).eval()
     together = encoder(**encoder.tokens(TEXTS))
     alone = torch.cat([encoder(**encoder.tokens([t])) for t in TEXTS])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
 
 def test_the_vocabulary_is_the_same_whatever_the_order_of_texts():
-    first = encoders.wordpiece(TEXTS, 80).get_vocab()
-    assert encoders.wordpiece(TEXTS[::-1], 80).get_vocab() == first
+    first = loading.wordpiece(TEXTS, 80).get_vocab()
+    assert loading.wordpiece(TEXTS[::-1], 80).get_vocab() == first
     assert len(first) <= 80
-    tokenizer = encoders.wordpiece(TEXTS, 80)
+    tokenizer = loading.wordpiece(TEXTS, 80)
     assert tokenizer.decode(tokenizer("Oh NO")["input_ids"], skip_special_tokens=True) == "oh no"
 
 
@@ -202,14 +202,14 @@ def test_the_vocabulary_is_the_same_whatever_the_order_of_texts():
 @pytest.mark.parametrize("role", ["vision", "audio", "text"])
 def test_saved_and_read_back_gives_the_same_features(tmp_path, role):
     if role == "vision":
-        encoder, inputs = encoders.small_vision(SMALL_VISION, pool="mean"), (pictures(side=64),)
+        encoder, inputs = loading.small_vision(SMALL_VISION, pool="mean"), (pictures(side=64),)
     elif role == "audio":
-        encoder, inputs = encoders.small_audio(SMALL_AUDIO), sounds()[:2]
+        encoder, inputs = loading.small_audio(SMALL_AUDIO), sounds()[:2]
     else:
-        encoder = encoders.small_text(SMALL_TEXT, TEXTS, max_tokens=64)
+        encoder = loading.small_text(SMALL_TEXT, TEXTS, max_tokens=64)
         inputs = tuple(encoder.tokens(TEXTS).values())
-    encoders.save_encoder(encoder, tmp_path)
-    again = encoders.load_encoder(tmp_path)
+    loading.save_encoder(encoder, tmp_path)
+    again = loading.load_encoder(tmp_path)
     assert again.settings == encoder.settings
     first, second = encoder.eval()(*inputs), again.eval()(*inputs)
     if role == "audio":
@@ -228,13 +228,13 @@ def test_a_checkpoint_folder_gives_what_transformers_gives(tmp_path, family):
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (encoders.CLIP_MEAN, encoders.CLIP_STD))
         pixels = (pictures() / 255 - mean) / std
         expected = model.eval()(pixel_values=pixels).last_hidden_state[:, 0]
-        found = encoders.pretrained("vision", str(tmp_path)).eval()(pictures())
+        found = loading.pretrained("vision", str(tmp_path)).eval()(pictures())
     elif family == "vit":
         model = ViTModel(ViTConfig(**VIT), add_pooling_layer=False)
         model.save_pretrained(tmp_path)
         pixels = (pictures() / 255 - 0.5) / 0.5
         expected = model.eval()(pixel_values=pixels).last_hidden_state[:, 0]
-        found = encoders.pretrained("vision", str(tmp_path)).eval()(pictures())
+        found = loading.pretrained("vision", str(tmp_path)).eval()(pictures())
     elif family == "wav2vec2":
         model = Wav2Vec2Model(Wav2Vec2Config(**LARGE_STYLE))
         model.save_pretrained(tmp_path)
@@ -242,9 +242,9 @@ def test_a_checkpoint_folder_gives_what_transformers_gives(tmp_path, family):
         scaled = (waveform - waveform.mean(1, keepdim=True)) / waveform.std(1, keepdim=True)
         expected = model.eval()(scaled).last_hidden_state
         valid = torch.ones(3, 8000, dtype=torch.bool)
-        found = encoders.pretrained("audio", str(tmp_path)).eval()(waveform, valid)[0]
+        found = loading.pretrained("audio", str(tmp_path)).eval()(waveform, valid)[0]
     else:
-        tokenizer = encoders.wordpiece(TEXTS, 80)
+        tokenizer = loading.wordpiece(TEXTS, 80)
         sizes = {k: v for k, v in SMALL_TEXT.items() if k != "vocab_size"}
         model = BertModel(BertConfig(vocab_size=len(tokenizer), **sizes), add_pooling_layer=False)
         model.save_pretrained(tmp_path)
@@ -253,7 +253,7 @@ def test_a_checkpoint_folder_gives_what_transformers_gives(tmp_path, family):
         expected = model.eval()(
             input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
         ).last_hidden_state[:, 0]
-        encoder = encoders.pretrained("text", str(tmp_path)).eval()
+        encoder = loading.pretrained("text", str(tmp_path)).eval()
         found = encoder(**encoder.tokens(TEXTS))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
@@ -261,12 +261,12 @@ def test_a_checkpoint_folder_gives_what_transformers_gives(tmp_path, family):
 def test_a_checkpoint_of_another_family_is_refused(tmp_path):
     ViTModel(ViTConfig(**VIT), add_pooling_layer=False).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="expected weights for audio"):
-        encoders.pretrained("audio", str(tmp_path))
+        loading.pretrained("audio", str(tmp_path))
 
 
 def test_a_missing_checkpoint_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="put the checkpoint's folder on disk") as caught:
-        encoders.pretrained("vision", str(tmp_path / "nothing"))
+        loading.pretrained("vision", str(tmp_path / "nothing"))
     assert "\n" not in str(caught.value)
 
 
@@ -274,15 +274,15 @@ def test_an_unknown_folder_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     (tmp_path / "encoder.json").write_text("{}")
     with pytest.raises(ValueError, match="expected a vit, clip, wav2vec2 or bert"):
-        encoders.load_encoder(tmp_path)
+        loading.load_encoder(tmp_path)
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(1, 3, 8, 8), torch.zeros(3, 8, 8, dtype=torch.uint8)])
 def test_pictures_of_another_kind_are_refused(bad):
     with pytest.raises(ValueError, match="uint8"):
-        encoders.small_vision(SMALL_VISION)(bad)
+        loading.small_vision(SMALL_VISION)(bad)
 
 
 def test_an_unknown_pooling_is_refused():
     with pytest.raises(ValueError, match="pool"):
-        encoders.small_vision(SMALL_VISION, pool="max")
+        loading.small_vision(SMALL_VISION, pool="max")

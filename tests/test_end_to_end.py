@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from emilib.features.encoders import small_audio, small_text
+from emilib.features.loading import small_audio, small_text
 from emilib.models.end_to_end import EmotionHead, EndToEnd, pad_waveforms
 from emilib.models.taemi import TAEMI
 

@@ -15,9 +15,6 @@ from emilib.features import extraction
 from emilib.features.encoders import (
     AudioEncoder,
     VisionEncoder,
-    small_audio,
-    small_text,
-    small_vision,
 )
 from emilib.features.extraction import (
     Batching,
@@ -26,6 +23,7 @@ from emilib.features.extraction import (
     encode_waveforms,
     extract,
 )
+from emilib.features.loading import small_audio, small_text, small_vision
 from emilib.features.store import SHARD, build
 from emilib.profiles import SMALL_AUDIO, SMALL_TEXT, SMALL_VISION
 

@@ -33,7 +33,7 @@ from transformers import (
 
 from emilib import profiles
 from emilib.features import checkpoints as manifest
-from emilib.features import encoders
+from emilib.features import encoders, loading
 from emilib.models.end_to_end import EndToEnd
 from emilib.models.taemi import TAEMI
 from emilib.pipeline import Workspace
@@ -150,7 +150,7 @@ def emotion_folder(folder, legacy=False):
 
 
 def text_folder(folder, model_class, config_class):
-    tokenizer = encoders.wordpiece(TEXTS, 80)
+    tokenizer = loading.wordpiece(TEXTS, 80)
     model = model_class(config_class(vocab_size=len(tokenizer), pad_token_id=0, **SIZES)).eval()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -168,7 +168,7 @@ def test_pictures_of_the_right_size_give_what_transformers_gives(tmp_path, make,
     images = smooth(32, 32)
     hidden = model(pixel_values=processed(processor, images)).last_hidden_state
     expected = hidden[:, 0] if pool == "cls" else hidden.mean(dim=1)
-    encoder = encoders.pretrained("vision", str(tmp_path), pool=pool).eval()
+    encoder = loading.pretrained("vision", str(tmp_path), pool=pool).eval()
     assert encoder.dim == 16
     torch.testing.assert_close(encoder(images), expected, atol=1e-5, rtol=1e-4)
 
@@ -179,7 +179,7 @@ def test_pictures_of_the_right_size_give_what_transformers_gives(tmp_path, make,
 def test_other_sizes_are_resized_and_cut_as_the_processor_does(tmp_path, make, shape):
     """Within one grey level of PIL; the ViT stretches, CLIP cuts the middle out."""
     _, processor = make(tmp_path)
-    encoder = encoders.pretrained("vision", str(tmp_path))
+    encoder = loading.pretrained("vision", str(tmp_path))
     images = smooth(*shape)
     difference = (encoder.pixels(images) - processed(processor, images)) * encoder.std
     assert difference.abs().max() <= 1.01
@@ -188,9 +188,9 @@ def test_other_sizes_are_resized_and_cut_as_the_processor_does(tmp_path, make, s
 @torch.no_grad()
 def test_settings_given_win_and_are_kept_when_saved(tmp_path):
     clip_folder(tmp_path / "a")
-    encoder = encoders.pretrained("vision", tmp_path / "a", pool="mean", shortest_edge=40).eval()
-    encoders.save_encoder(encoder, tmp_path / "b")
-    again = encoders.load_encoder(tmp_path / "b").eval()
+    encoder = loading.pretrained("vision", tmp_path / "a", pool="mean", shortest_edge=40).eval()
+    loading.save_encoder(encoder, tmp_path / "b")
+    again = loading.load_encoder(tmp_path / "b").eval()
     images = smooth(50, 60)
     assert again.settings["shortest_edge"] == 40
     torch.testing.assert_close(again(images), encoder(images), atol=0, rtol=0)
@@ -199,7 +199,7 @@ def test_settings_given_win_and_are_kept_when_saved(tmp_path):
 def test_without_a_preprocessor_file_the_family_decides(tmp_path):
     clip_folder(tmp_path)
     (tmp_path / "preprocessor_config.json").unlink()
-    settings = encoders.pretrained("vision", tmp_path).settings
+    settings = loading.pretrained("vision", tmp_path).settings
     assert settings["mean"] == encoders.CLIP_MEAN
     assert settings["resample"] == "bicubic"
 
@@ -213,7 +213,7 @@ def test_preprocessing_that_is_not_offered_is_refused(tmp_path, change, words):
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ValueError, match=words):
-        encoders.pretrained("vision", tmp_path)
+        loading.pretrained("vision", tmp_path)
 
 
 # -------------------------------------------------------------------------------------- audio
@@ -227,7 +227,7 @@ def test_sound_gives_what_transformers_gives(tmp_path, normalise):
     clips = [w[v].numpy() for w, v in zip(waveform, valid, strict=True)]
     inputs = extractor(clips, sampling_rate=16000, padding=True, return_tensors="pt")
     expected = model(**inputs).last_hidden_state
-    encoder = encoders.pretrained("audio", tmp_path).eval()
+    encoder = loading.pretrained("audio", tmp_path).eval()
     hidden, steps = encoder(waveform, valid)
     assert type(encoder) is encoders.AudioEncoder
     assert encoder.settings["normalise"] is normalise
@@ -241,7 +241,7 @@ def test_a_network_with_group_norm_hears_each_clip_alone(tmp_path):
         tmp_path, feat_extract_norm="group", do_stable_layer_norm=False, conv_bias=False
     )
     waveform, valid = sounds()
-    hidden, steps = encoders.pretrained("audio", tmp_path).eval()(waveform, valid)
+    hidden, steps = loading.pretrained("audio", tmp_path).eval()(waveform, valid)
     for row in range(3):
         clip = waveform[row][valid[row]].numpy()
         inputs = extractor(clip, sampling_rate=16000, return_tensors="pt")
@@ -254,7 +254,7 @@ def test_a_network_with_group_norm_hears_each_clip_alone(tmp_path):
 def test_emotion_logits_are_the_head_of_every_step(tmp_path, legacy):
     network, head = emotion_folder(tmp_path, legacy)
     waveform, valid = sounds()
-    encoder = encoders.pretrained("audio", tmp_path).eval()
+    encoder = loading.pretrained("audio", tmp_path).eval()
     found, steps = encoder(waveform, valid)
     assert encoder.dim == found.shape[-1] == 16 + 3
     w1, b1, w2, b2 = (value.double().numpy() for value in head.values())
@@ -272,7 +272,7 @@ def test_emotion_logits_are_the_head_of_every_step(tmp_path, legacy):
 @torch.no_grad()
 def test_pooling_before_the_head_is_what_the_published_network_does_and_differs(tmp_path):
     network, head = emotion_folder(tmp_path)
-    model = encoders.pretrained("audio", tmp_path).eval().model
+    model = loading.pretrained("audio", tmp_path).eval().model
     hidden = network(torch.randn(1, 6000)).last_hidden_state
     w1, b1, w2, b2 = head.values()
     expected = torch.tanh(hidden.mean(dim=1) @ w1.T + b1) @ w2.T + b2
@@ -283,13 +283,13 @@ def test_pooling_before_the_head_is_what_the_published_network_does_and_differs(
 @torch.no_grad()
 def test_an_emotion_encoder_is_saved_and_goes_into_taemi(tmp_path):
     emotion_folder(tmp_path / "a")
-    encoder = encoders.pretrained("audio", tmp_path / "a").eval()
-    encoders.save_encoder(encoder, tmp_path / "b")
-    again = encoders.load_encoder(tmp_path / "b").eval()
+    encoder = loading.pretrained("audio", tmp_path / "a").eval()
+    loading.save_encoder(encoder, tmp_path / "b")
+    again = loading.load_encoder(tmp_path / "b").eval()
     waveform, valid = sounds()
     assert torch.equal(again(waveform, valid)[0], encoder(waveform, valid)[0])
     text_folder(tmp_path / "t", GteModel, GteConfig)
-    text = encoders.pretrained("text", tmp_path / "t")
+    text = loading.pretrained("text", tmp_path / "t")
     fusion = TAEMI(frames_dim=5, audio_dim=19, text_dim=16, width=16, heads=2)
     model = EndToEnd(again, text, fusion, frozen=("audio", "text")).eval()
     out = model(torch.randn(3, 4, 5), waveform, text.tokens(TEXTS), waveform_valid=valid)
@@ -299,32 +299,32 @@ def test_an_emotion_encoder_is_saved_and_goes_into_taemi(tmp_path):
 def test_a_head_that_is_not_in_the_checkpoint_is_not_made_up(tmp_path):
     sound_folder(tmp_path)
     with pytest.raises(ValueError, match=r"4 are not in the checkpoint, classifier\.dense"):
-        encoders.pretrained("audio", tmp_path, emotion=True)
+        loading.pretrained("audio", tmp_path, emotion=True)
     other = Wav2Vec2ForSequenceClassification(Wav2Vec2Config(**SOUND, num_labels=3))
     other.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="would be random"):
-        encoders.pretrained("audio", tmp_path, emotion=True)
+        loading.pretrained("audio", tmp_path, emotion=True)
 
 
 def test_the_head_can_be_left_away(tmp_path):
     emotion_folder(tmp_path)
-    assert encoders.pretrained("audio", tmp_path, emotion=False).dim == 16
+    assert loading.pretrained("audio", tmp_path, emotion=False).dim == 16
 
 
 def test_another_sampling_rate_is_refused(tmp_path):
     sound_folder(tmp_path)
     Wav2Vec2FeatureExtractor(sampling_rate=8000).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="expected a network for 16000 Hz, came one for 8000"):
-        encoders.pretrained("audio", tmp_path)
+        loading.pretrained("audio", tmp_path)
 
 
 @pytest.mark.weights
 @pytest.mark.skipif(
-    manifest.here(manifest.get(AUDEERING)) == "no", reason="the audeering weights are not here"
+    manifest.available(manifest.get(AUDEERING)) == "no", reason="the audeering weights are not here"
 )
 @torch.no_grad()
 def test_the_published_network_gives_its_published_values():
-    encoder = encoders.pretrained("audio", AUDEERING).eval()
+    encoder = loading.pretrained("audio", AUDEERING).eval()
     assert encoder.dim == 1027
     second = torch.zeros(1, 16000)
     states, steps = encoder(second, torch.ones_like(second, dtype=torch.bool))
@@ -355,17 +355,17 @@ def test_words_give_what_transformers_gives(tmp_path, published, plain, config, 
     expected = hidden[:, 0]
     if pool == "mean":
         expected = torch.stack([h[m.bool()].mean(dim=0) for h, m in zip(hidden, mask, strict=True)])
-    encoder = encoders.pretrained("text", tmp_path, pool=pool).eval()
+    encoder = loading.pretrained("text", tmp_path, pool=pool).eval()
     torch.testing.assert_close(encoder(**encoder.tokens(TEXTS)), expected, atol=1e-5, rtol=1e-4)
-    encoders.save_encoder(encoder, tmp_path / "again")
-    again = encoders.load_encoder(tmp_path / "again").eval()
+    loading.save_encoder(encoder, tmp_path / "again")
+    again = loading.load_encoder(tmp_path / "again").eval()
     assert torch.equal(again(**again.tokens(TEXTS)), encoder(**encoder.tokens(TEXTS)))
 
 
 @torch.no_grad()
 def test_words_do_not_depend_on_the_padding(tmp_path):
     text_folder(tmp_path, GteModel, GteConfig)
-    encoder = encoders.pretrained("text", tmp_path).eval()
+    encoder = loading.pretrained("text", tmp_path).eval()
     alone = torch.cat([encoder(**encoder.tokens([text])) for text in TEXTS])
     torch.testing.assert_close(encoder(**encoder.tokens(TEXTS)), alone, atol=1e-5, rtol=1e-4)
 
@@ -378,7 +378,7 @@ def test_the_old_names_in_berts_file_are_understood(tmp_path):
     for new, old in renames:
         weights = {key.replace(new, old): value + 0.1 for key, value in weights.items()}
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    found = encoders.pretrained("text", tmp_path).model.embeddings.LayerNorm.weight
+    found = loading.pretrained("text", tmp_path).model.embeddings.LayerNorm.weight
     torch.testing.assert_close(found, model.bert.embeddings.LayerNorm.weight + 0.2)
 
 
@@ -399,7 +399,7 @@ def test_the_old_names_in_berts_file_are_understood(tmp_path):
 def test_a_checkpoint_of_another_family_is_refused_in_one_sentence(tmp_path, role, make):
     make(tmp_path)
     with pytest.raises(ValueError, match=f"expected weights for {role} .* came a") as caught:
-        encoders.pretrained(role, tmp_path)
+        loading.pretrained(role, tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -411,7 +411,7 @@ def test_code_of_a_checkpoint_is_never_run(tmp_path):
         f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n"
     )
     with pytest.raises(ValueError, match="code of its own, which is never run"):
-        encoders.pretrained("text", tmp_path)
+        loading.pretrained("text", tmp_path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -421,17 +421,17 @@ def test_damaged_and_incomplete_weights_are_refused(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="damaged or do not fit") as caught:
-        encoders.pretrained("vision", tmp_path)
+        loading.pretrained("vision", tmp_path)
     assert "\n" not in str(caught.value)
     path.write_bytes(whole)
     weights = load_file(path)
     del weights["embeddings.cls_token"]
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"1 are not in the checkpoint, embeddings\.cls_token"):
-        encoders.pretrained("vision", tmp_path)
+        loading.pretrained("vision", tmp_path)
     path.unlink()
     with pytest.raises(ValueError, match=r"not on this machine .*safetensors"):
-        encoders.pretrained("vision", tmp_path)
+        loading.pretrained("vision", tmp_path)
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
@@ -439,12 +439,12 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).unlink()
     with pytest.raises(ValueError, match="tokenizer of the text encoder is not on this machine"):
-        encoders.pretrained("text", tmp_path)
-    encoders.wordpiece([*TEXTS, "some words that the network has never seen"], 200).save_pretrained(
+        loading.pretrained("text", tmp_path)
+    loading.wordpiece([*TEXTS, "some words that the network has never seen"], 200).save_pretrained(
         tmp_path
     )
     with pytest.raises(ValueError, match="take both from one checkpoint"):
-        encoders.pretrained("text", tmp_path)
+        loading.pretrained("text", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -453,7 +453,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
 def test_missing_weights_say_what_how_large_and_where(nothing_here, monkeypatch, tmp_path, entry):
     monkeypatch.setenv(manifest.WEIGHTS, str(tmp_path / "weights"))
     with pytest.raises(ValueError) as caught:
-        encoders.pretrained(entry.role, entry.name)
+        loading.pretrained(entry.role, entry.name)
     said = str(caught.value)
     for word in (entry.name, entry.size, entry.licence, entry.revision or "", *entry.files):
         assert word in said
@@ -472,10 +472,10 @@ def test_weights_are_found_below_the_folder_of_the_environment(
 ):
     (tmp_path / below).parent.mkdir(parents=True, exist_ok=True)
     emotion_folder(tmp_path / below)
-    assert manifest.here(manifest.get(AUDEERING)) == "no"
+    assert manifest.available(manifest.get(AUDEERING)) == "no"
     monkeypatch.setenv(manifest.WEIGHTS, str(tmp_path))
-    assert manifest.here(manifest.get(AUDEERING)) == "folder"
-    assert encoders.pretrained("audio", AUDEERING).dim == 19
+    assert manifest.available(manifest.get(AUDEERING)) == "folder"
+    assert loading.pretrained("audio", AUDEERING).dim == 19
 
 
 def test_identity_is_that_of_the_bytes(monkeypatch, tmp_path):

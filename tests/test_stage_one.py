@@ -11,7 +11,8 @@ import torch
 
 from emilib.corpus.layout import EMOTIONS
 from emilib.features import FeatureSet
-from emilib.features.encoders import AudioEncoder, small_audio, small_text, small_vision
+from emilib.features.encoders import AudioEncoder
+from emilib.features.loading import small_audio, small_text, small_vision
 from emilib.models.contrastive import recall_at
 from emilib.pipeline import Workspace
 from emilib.study import representation as alignment

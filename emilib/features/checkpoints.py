@@ -1,36 +1,37 @@
-"""The pretrained checkpoints the papers mean: what they are, where they are looked for, how to get
-them.
+"""The pretrained checkpoints of both papers (`checkpoints.csv`): where they lie, how to get them.
 
-Names, revisions and sizes are those of the public model pages. None of these files could be
-downloaded where this was written, so none has been loaded here yet; the code that loads them is
-tested with small checkpoints in the same formats.
+Names, revisions and sizes in the CSV are those of the public model pages. The files themselves
+have not been loaded here; the code that loads them is tested with small checkpoints of the same
+formats. This module needs neither torch nor transformers.
 """
 
+import csv
 import dataclasses
 import functools
 import os
 from pathlib import Path
 
 import pandas as pd
+from huggingface_hub import try_to_load_from_cache
 
 from emilib.cache import file_sum, key
 
-WEIGHTS = "EMI_WEIGHTS"  # environment variable: a folder with checkpoints in it
+WEIGHTS = "EMI_WEIGHTS"  # environment variable: a folder that holds checkpoints
+WHISPER_FILES = {"turbo": "large-v3-turbo", "large": "large-v3"}  # names that are not the file's
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """One pretrained network.
 
-    name : on the Hugging Face hub; for `speech`, openai-whisper's name
+    name : on the Hugging Face hub; for role "speech" the name openai-whisper uses
     role : "vision", "audio", "text" or "speech"
     paper : where it is used
-    features : values a frame, step or text, as the papers use them
-    megabytes : of the file with the weights, in units of 10^6 bytes
-    revision : commit on the hub that is loaded (for `speech`, SHA-256 of the file); None is the
-        newest one
-    files : what has to be downloaded; empty means all of the repository
-    commercial : whether the licence allows commercial use
+    features : values per frame, step or text, as the papers use them
+    megabytes : of the weights, in units of 10^6 bytes
+    revision : commit on the hub (for "speech" the SHA-256 of the file); None is the newest
+    files : what to download; empty means the whole repository
+    commercial : True where the licence allows commercial use
     """
 
     name: str
@@ -46,102 +47,34 @@ class Checkpoint:
 
     @property
     def size(self) -> str:
-        """For people: 346 MB, 1.3 GB."""
-        gigabytes = self.megabytes / 1000
-        return f"{gigabytes:.1f} GB" if gigabytes >= 1 else f"{self.megabytes} MB"
+        """The size as text: 346 MB, 1.3 GB."""
+        small = self.megabytes < 1000
+        return f"{self.megabytes} MB" if small else f"{self.megabytes / 1000:.1f} GB"
 
 
-CHECKPOINTS = (
-    Checkpoint(
-        "openai/clip-vit-base-patch16",
-        role="vision",
-        paper="A",
-        features="768",
-        megabytes=599,
-        licence="MIT",
-        revision="57c216476eefef5ab752ec549e440a49ae4ae5f3",
-        files=("config.json", "preprocessor_config.json", "pytorch_model.bin"),
-        note="the hub page names no licence, OpenAI's repository does; the file holds the text "
-        "half too, which is not loaded",
-    ),
-    Checkpoint(
-        "google/vit-base-patch16-224-in21k",
-        role="vision",
-        paper="B",
-        features="768",
-        megabytes=346,
-        licence="Apache-2.0",
-        revision="b4569560a39a0f1af58e3ddaf17facf20ab919b0",
-        files=("config.json", "preprocessor_config.json", "model.safetensors"),
-        note="the release of B takes the mean over all tokens",
-    ),
-    Checkpoint(
-        "facebook/wav2vec2-large-lv60",
-        role="audio",
-        paper="A",
-        features="1024",
-        megabytes=1270,
-        licence="Apache-2.0",
-        revision="0cde644b64dac88d8416bec1c92a4099b850ba0b",
-        files=("config.json", "preprocessor_config.json", "pytorch_model.bin"),
-        note="our choice: the paper names no checkpoint, only its width",
-    ),
-    Checkpoint(
-        "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim",
-        role="audio",
-        paper="B",
-        features="1024 + 3",
-        megabytes=661,
-        licence="CC BY-NC-SA 4.0",
-        revision="6eba34a2485ea31cb03600241787c3a5edab8626",
-        files=("config.json", "preprocessor_config.json", "model.safetensors"),
-        commercial=False,
-        note="arousal, dominance and valence for each step",
-    ),
-    Checkpoint(
-        "bert-base-uncased",
-        role="text",
-        paper="A",
-        features="768",
-        megabytes=440,
-        licence="Apache-2.0",
-        revision="86b5e0934494bd15c9632b12f734a8a67f723594",
-        files=("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
-    ),
-    Checkpoint(
-        "alibaba-nlp-community/gte-base-en-v1.5",
-        role="text",
-        paper="B",
-        features="768",
-        megabytes=547,
-        licence="Apache-2.0",
-        revision=None,
-        note="model type `gte`; the release of B used gte-en-mlm-base, which needs remote code",
-    ),
-    Checkpoint(
-        "turbo",
-        role="speech",
-        paper="A, B",
-        features="words",
-        megabytes=1618,
-        licence="MIT",
-        revision="aff26ae408abcba5fbf8813c21e62b0941638c5f6eebfb145be0c9839262a19a",
-        files=("large-v3-turbo.pt",),
-        note="openai-whisper's own file, not from the hub",
-    ),
-)
+def _rows():
+    with open(Path(__file__).with_name("checkpoints.csv"), newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            row["megabytes"] = int(row["megabytes"])
+            row["commercial"] = row["commercial"] == "yes"
+            row["revision"] = row["revision"] or None
+            row["files"] = tuple(row["files"].split())
+            yield Checkpoint(**row)
+
+
+CHECKPOINTS = tuple(_rows())
 
 
 def get(name: str) -> Checkpoint | None:
-    """The entry of this name, None for a checkpoint the papers do not mean."""
+    """The entry of this name; None for a checkpoint that is not in the table."""
     return next((entry for entry in CHECKPOINTS if entry.name == name), None)
 
 
 def folder(source: str) -> Path | None:
-    """Where a checkpoint lies on disk: `source` itself, or below the folder ``EMI_WEIGHTS``.
+    """The folder of a checkpoint: `source` itself, or below the folder ``EMI_WEIGHTS``.
 
-    There it is looked for under its whole name and under the last part of it. None where neither
-    is a folder; the Hugging Face cache is left to transformers.
+    There both the whole name and its last part are tried. None where neither is a folder; the
+    Hugging Face cache is left to transformers.
     """
     home = os.environ.get(WEIGHTS)
     places = [Path(source)]
@@ -150,28 +83,39 @@ def folder(source: str) -> Path | None:
     return next((place for place in places if place.is_dir()), None)
 
 
-def locate(source: str, revision: str | None = None) -> tuple[str, str | None]:
-    """What to hand to ``from_pretrained``: a folder and None, or a hub name and its revision.
+def whisper_file(name: str = "turbo") -> Path | None:
+    """The file of a Whisper checkpoint, None where this machine has none.
 
-    revision : None is that of the manifest, and the newest for a name it does not have
+    name : a path, or a name Whisper knows (`turbo`, `tiny.en`, ...), looked for in the folder
+        ``EMI_WEIGHTS``, its subfolder whisper, and Whisper's own cache
     """
-    place = folder(source)
+    home = os.environ.get(WEIGHTS)
+    places = [Path(home), Path(home) / "whisper"] if home else []
+    places.append(Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "whisper")
+    file = WHISPER_FILES.get(name, name).removesuffix(".pt") + ".pt"
+    candidates = [Path(name), *(place / file for place in places)]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def locate(source: str, revision: str | None = None) -> tuple[str, str | None]:
+    """The arguments of ``from_pretrained``: a folder and None, or a hub name and its revision.
+
+    revision : None is that of the table, and the newest for a name the table lacks
+    """
+    place, entry = folder(source), get(source)
     if place is not None:
         return str(place), None
-    entry = get(source)
     return source, revision or (None if entry is None else entry.revision)
 
 
 def identity(source: str, revision: str | None = None) -> str:
-    """A name for the weights themselves, for keys of what is computed with them.
+    """A name for the weights themselves, for the keys of what is computed with them.
 
-    Two folders with other bytes get other names. A hub name without a known revision is taken
-    for the same for ever.
+    Folders of different bytes get different names. A hub name without a known revision is assumed
+    never to change.
     """
     place, revision = locate(source, revision)
-    if folder(source) is None:
-        return f"{place}@{revision or 'main'}"
-    return _content(place)
+    return f"{place}@{revision or 'main'}" if folder(source) is None else _content(place)
 
 
 @functools.lru_cache(maxsize=32)
@@ -183,56 +127,43 @@ def _content(place: str) -> str:
 def how_to_get(source: str, revision: str | None = None) -> str:
     """What to download, how large it is and where to put it: the end of a sentence."""
     entry = get(source)
-    known = Path(source).name if entry is None else entry.name
-    where = f"${WEIGHTS}/{known}"
+    if entry is not None and entry.role == "speech":
+        return (
+            f"download {entry.files[0]} ({entry.size}, {entry.licence}) with "
+            f"`whisper.load_model('{entry.name}')` on a machine with network and put it into "
+            f"~/.cache/whisper or into the folder {WEIGHTS}"
+        )
     if Path(source).is_absolute() or source.startswith("."):
-        return "put the checkpoint's folder on disk there, or give another path or a hub name"
-    command = f"hf download {source}"
-    if entry is not None:
-        command = " ".join([command, *entry.files])
+        return "put the checkpoint's folder on disk there, or name another path or a hub name"
     revision = locate(source, revision)[1]
-    if revision is not None:
-        command += f" --revision {revision}"
-    about = "" if entry is None else f" ({entry.size}, licence {entry.licence})"
     home = os.environ.get(WEIGHTS)
-    named = f"now {home}" if home else "not set now"
+    command = ["hf download", source, *(() if entry is None else entry.files)]
+    command += [] if revision is None else ["--revision", revision]
+    command += ["--local-dir", f"${WEIGHTS}/{source if entry else Path(source).name}"]
+    about = "" if entry is None else f" ({entry.size}, licence {entry.licence})"
     return (
-        f"put the checkpoint's folder on disk{about}, with network by `{command} --local-dir "
-        f"{where}`, where the environment variable {WEIGHTS} names a folder of your choice "
-        f"({named})"
+        f"put the checkpoint's folder on disk{about}, with network by `{' '.join(command)}`, where "
+        f"the environment variable {WEIGHTS} names a folder of your choice "
+        f"({f'now {home}' if home else 'not set now'})"
     )
 
 
-def here(entry: Checkpoint) -> str:
-    """Whether a checkpoint is on this machine: "folder", "hub cache", "file" or "no"."""
+def available(entry: Checkpoint) -> str:
+    """Where this machine has a checkpoint: "folder", "hub cache", "file" or "no"."""
     if entry.role == "speech":
-        from emilib.features.transcripts import find_weights
-
-        return "no" if find_weights() is None else "file"
+        return "no" if whisper_file(entry.name) is None else "file"
     if folder(entry.name) is not None:
         return "folder"
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(entry.name, "config.json", revision=entry.revision)
-    return "hub cache" if isinstance(found, str) else "no"
+    path = try_to_load_from_cache(entry.name, "config.json", revision=entry.revision)
+    return "hub cache" if isinstance(path, str) else "no"
 
 
 def table() -> pd.DataFrame:
-    """The manifest, one row a checkpoint; `non-commercial` is marked, `here` is this machine."""
-    return pd.DataFrame(
-        [
-            {
-                "role": entry.role,
-                "paper": entry.paper,
-                "checkpoint": entry.name,
-                "features": entry.features,
-                "size": entry.size,
-                "licence": entry.licence,
-                "non-commercial": "" if entry.commercial else "non-commercial only",
-                "revision": entry.revision or "newest",
-                "here": here(entry),
-                "note": entry.note,
-            }
-            for entry in CHECKPOINTS
-        ]
-    )
+    """All checkpoints, one row each; the column `here` is about this machine."""
+    entries = pd.DataFrame(CHECKPOINTS).rename(columns={"name": "checkpoint"})
+    entries["size"] = [entry.size for entry in CHECKPOINTS]
+    entries["non-commercial"] = entries["commercial"].map({True: "", False: "non-commercial only"})
+    entries["revision"] = entries["revision"].fillna("newest")
+    entries["here"] = [available(entry) for entry in CHECKPOINTS]
+    first = ["role", "paper", "checkpoint", "features", "size", "licence"]
+    return entries[[*first, "non-commercial", "revision", "here", "note"]]

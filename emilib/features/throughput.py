@@ -23,7 +23,6 @@ from emilib.features.encoders import (
     SAMPLE_RATE,
     AudioEncoder,
     VisionEncoder,
-    small_text,
 )
 from emilib.features.extraction import (
     Batching,
@@ -32,6 +31,7 @@ from emilib.features.extraction import (
     encode_texts,
     encode_waveforms,
 )
+from emilib.features.loading import small_text
 
 VIT = {  # openai/clip-vit-base-patch16
     "image_size": 224,

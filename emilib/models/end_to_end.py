@@ -27,9 +27,8 @@ from emilib.features.encoders import (
     AudioEncoder,
     EmotionHead,
     TextEncoder,
-    load_encoder,
-    save_encoder,
 )
+from emilib.features.loading import load_encoder, save_encoder
 from emilib.models.inputs import check_mask
 from emilib.models.output import Output
 from emilib.models.taemi import MAX_AUDIO_SECONDS, TAEMI

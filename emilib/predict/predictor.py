@@ -300,7 +300,7 @@ class EmiPredictor:
         """Write weights (safetensors), config.json and a model card into `folder`."""
         from safetensors.numpy import save
 
-        from emilib.features.encoders import save_encoder
+        from emilib.features.loading import save_encoder
 
         folder = Path(folder)
         for role, encoder in self.encoders.items():
@@ -346,7 +346,7 @@ class EmiPredictor:
         """
         from safetensors.numpy import load_file
 
-        from emilib.features.encoders import load_encoder
+        from emilib.features.loading import load_encoder
         from emilib.training.loop import TargetScale
 
         folder = _folder_of(source)

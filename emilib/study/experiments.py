@@ -252,13 +252,13 @@ def _earlier(profile) -> list[Experiment]:
 
 def with_encoders(fusion: torch.nn.Module, data: MediaSet) -> torch.nn.Module:
     """A TAEMI with published encoders of sound and words inside, to be trained with it."""
-    from emilib.features import encoders
+    from emilib.features import loading
     from emilib.models.end_to_end import EndToEnd
 
     made = []
     for role in ("audio", "text"):
         settings = dict(data.encoders[role])
-        made.append(encoders.pretrained(role, settings.pop("checkpoint"), **settings))
+        made.append(loading.pretrained(role, settings.pop("checkpoint"), **settings))
     return EndToEnd(*made, fusion, moments=data.moments)
 
 

@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "environment.yml"
 OLDEST_PYTHON = (3, 11)
 RUN_GB = 1.0  # a default run writes about 0.6 GB: corpus, features, models, notebooks
-TEST_ONLY = frozenset({"pytest", "nbval", "ruff", "py-rattler", "setuptools", "jupyterlab"})
+TEST_ONLY = frozenset(
+    {"pytest", "hypothesis", "nbval", "ruff", "py-rattler", "setuptools", "jupyterlab"}
+)
 
 _ITEM = re.compile(r"^(?P<indent> *)- +(?P<text>.+)$")
 

@@ -294,9 +294,8 @@ class Workspace:
         jobs = {row.id: self._job(row, kept) for row in clips.itertuples()}
 
         def produce(ids: Sequence[str]) -> Iterator[dict]:
-            with processes.pool(self.workers) as pool:
-                work = (jobs[id_] for id_ in ids)
-                yield from processes.ordered_map(pool, _decode, work, ahead=4 * self.workers)
+            work = (jobs[id_] for id_ in ids)
+            yield from processes.ordered_map(_decode, work, self.workers)
 
         return store.build(
             self.cache,
@@ -486,8 +485,7 @@ class Workspace:
         self.media  # noqa: B018 - decoded once here, not twice by the two processes
         # The folder is named, so that the processes do not both see to the embedded corpus.
         work = [(self.profile, self.source, self.home, method, a) for a in arguments]
-        with processes.pool(2) as pool:
-            list(pool.map(_call, work))
+        list(processes.ordered_map(_call, work, 2))
 
     def _start_parts(self, role: str) -> dict:
         plan = self.profile.warm_start
@@ -842,9 +840,8 @@ class Workspace:
     def _decoded_frames(self, ids):
         rows = self.clips.set_index("id").loc[list(ids)].reset_index()
         work = (self._job(row, None, sound=False) for row in rows.itertuples())
-        with processes.pool(self.workers) as pool:
-            for decoded in processes.ordered_map(pool, _decode, work, ahead=4 * self.workers):
-                yield decoded["frames"]
+        for decoded in processes.ordered_map(_decode, work, self.workers):
+            yield decoded["frames"]
 
     def _encoder_parts(self, stage: str):
         if stage in _RUNS:

@@ -142,22 +142,16 @@ def _job_columns(clips, thorough):
 def _map(function, items, workers):
     """[function(item) ...] in order, in processes where there is enough to do for them."""
     if workers is None:
-        workers = min(_cores(), len(items) // CLIPS_A_WORKER)
+        workers = min(processes.count(), len(items) // CLIPS_A_WORKER)
     if workers <= 1:
         return [function(item) for item in items]
     try:
-        with processes.pool(workers) as pool:
-            return list(pool.map(function, items, chunksize=8))
+        return list(processes.ordered_map(function, items, workers))
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "A worker process died while it read the clips: too little memory, or a script without "
-            'the line `if __name__ == "__main__":`. Run with workers=1 to see where.'
+            "A worker process died while it read the clips: too little memory, perhaps. Run with "
+            "workers=1 to see where."
         ) from error
-
-
-def _cores():
-    """Cores this process may use; macOS only knows how many there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _inspect(job):

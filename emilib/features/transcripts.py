@@ -278,8 +278,4 @@ def sound_of(clip):
 def _sounds(clips, workers) -> Iterator:
     """Waveforms of the clips in order, decoded some clips ahead by `workers` processes."""
     pairs = list(zip(clips["audio"], clips["video"], strict=True))
-    if workers < 1:
-        yield from map(sound_of, pairs)
-        return
-    with processes.pool(workers) as pool:
-        yield from processes.ordered_map(pool, sound_of, pairs, ahead=4 * workers)
+    yield from processes.ordered_map(sound_of, pairs, workers)

@@ -19,10 +19,8 @@ import math
 import os
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -749,16 +747,10 @@ def _read_ahead(
     """Decoded clips in order, some ahead, in processes that take a core each."""
     done = 0
     try:
-        with processes.pool(workers, light=True) as pool:
-            remaining = iter(clips)
-            waiting = deque(
-                pool.submit(_read, clip, settings) for clip in islice(remaining, 2 * workers)
-            )
-            while waiting:
-                material = waiting.popleft().result()
-                done += 1
-                yield material
-                waiting.extend(pool.submit(_read, c, settings) for c in islice(remaining, 1))
+        read = functools.partial(_read, settings=settings)
+        for material in processes.ordered_map(read, clips, workers, 2 * workers):
+            done += 1
+            yield material
     except BrokenProcessPool:
         # A file that kills the decoder takes the pool with it: the rest are read one by one.
         yield from (_read_alone(clip, settings) for clip in clips[done:])
@@ -766,12 +758,11 @@ def _read_ahead(
 
 def _read_alone(clip: Clip, settings: MediaSettings) -> _Material:
     try:
-        with processes.pool(1, light=True) as pool:
-            return pool.submit(_read, clip, settings).result()
+        return processes.pool(1).submit(_read, clip, settings).result()
     except BrokenProcessPool:
         return _Material(
-            reason=f"The process that decoded {clip.name} died: the file makes FFmpeg crash, "
-            'memory ran out, or a script calls this without `if __name__ == "__main__":`.'
+            reason=f"The process that decoded {clip.name} died: the file makes FFmpeg crash, or "
+            "memory ran out."
         )
 
 

@@ -27,7 +27,6 @@ import nbformat
 import psutil
 
 from emilib import cache, environment
-from emilib import workers as processes
 
 ROOT = environment.ROOT
 PROFILES = ("smoke", "embedded", "paper")
@@ -214,9 +213,6 @@ def _execute(path: Path, out: Path, parameters: dict, label: str):
     import papermill
     from traitlets.config import Config
 
-    from emilib.runner import kernels
-
-    kernels.use_forked_kernels()
     notebook = _read(path)
     given = {k: v for k, v in parameters.items() if k in parameters_of(notebook)}
     running = out / f".{path.stem}.running.ipynb"
@@ -231,10 +227,7 @@ def _execute(path: Path, out: Path, parameters: dict, label: str):
                 kernel_name="python3",
                 language="python",
                 progress_bar=False,
-                engine_name=kernels.ENGINE,
-                request_save_on_cell_execute=False,
-                unfinished=running,
-                config=Config(KernelManager={"transport": "ipc"}),  # no open TCP ports
+                config=Config(KernelManager=sockets),
                 cwd=str(path.parent),
                 # Kernels are interrupted before they are asked to end, and would say so.
                 extra_arguments=["--IPKernelApp.log_level=50"],
@@ -245,6 +238,7 @@ def _execute(path: Path, out: Path, parameters: dict, label: str):
     with tempfile.TemporaryDirectory(prefix="emi-") as folder:
         progress = Path(folder) / "progress"
         os.environ["EMI_PROGRESS"] = str(progress)  # the kernel inherits it
+        sockets = {"transport": "ipc", "ip": f"{folder}/kernel"}  # no open TCP ports
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         try:
@@ -395,7 +389,6 @@ def _print_tables(figures: Path) -> None:
 
 def _run(options) -> int:
     os.environ.setdefault("PYTHONPATH", str(ROOT))  # the kernels import emilib too
-    processes.start()  # imports what the kernels need while this process does its own
     from emilib.corpus import check
     from emilib.pipeline import Workspace
 

@@ -722,17 +722,19 @@ def _train_in_processes(jobs, features, cache, workers, device, finished) -> dic
         failures.update(failed)
         if lost:
             failures[job.experiment.name, job.seed] = (
-                "its process died (out of memory, perhaps: use fewer workers; or a script that "
-                'starts runs without `if __name__ == "__main__":`)'
+                "its process died (out of memory, perhaps: use fewer workers)"
             )
     return failures
 
 
 def _pooled(jobs, state, workers, finished) -> tuple[dict, list[_Job]]:
     failures, broken = {}, []
-    pool = processes.pool(workers, _start_worker, *state)
+    pool, (features, root, device) = processes.pool(workers), state
     try:
-        futures: dict[Future, _Job] = {pool.submit(_work, job): job for job in jobs}
+        futures: dict[Future, _Job] = {
+            pool.submit(_work, job, features[job.experiment.features], root, device): job
+            for job in jobs
+        }
         for future in as_completed(futures):
             job = futures[future]
             error = future.exception()
@@ -743,19 +745,11 @@ def _pooled(jobs, state, workers, finished) -> tuple[dict, list[_Job]]:
             else:
                 failures[job.experiment.name, job.seed] = _sentence(error)
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=False, kill_workers=True)
         raise
-    pool.shutdown()
     return failures, broken
 
 
-_worker: dict = {}
-
-
-def _start_worker(features: Mapping[str, FeatureSplits], root: Path, device) -> None:
+def _work(job: _Job, features: FeatureSplits, root: Path, device) -> None:
     torch.set_num_threads(1)
-    _worker.update(features=features, cache=Cache(root), device=device)
-
-
-def _work(job: _Job) -> None:
-    _train(job, _worker["features"][job.experiment.features], _worker["cache"], _worker["device"])
+    _train(job, features, Cache(root), device)

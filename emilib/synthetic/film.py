@@ -12,12 +12,12 @@ number, and every utterance is spoken by a fresh process.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import pickle
 import shutil
-from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -248,37 +248,17 @@ def _manifest_path(folder: Path, clip: _Clip) -> Path:
 
 def _film_all(folder, parameters, clips, total, workers, progress) -> None:
     """Film clips in this process (workers=1) or in a pool of processes, a core each."""
-    workers = min(workers or os.cpu_count() or 1, max(len(clips), 1))
-    done = total - len(clips)
-    if workers == 1:
-        with Speaker() as speaker:
-            for clip in clips:
-                _film(folder, parameters, clip, speaker)
-                done += 1
-                _report(progress, done, total)
-        return
-    with processes.pool(workers, _start_worker) as pool:
-        jobs = [pool.submit(_film_in_worker, folder, parameters, clip) for clip in clips]
-        try:
-            for job in as_completed(jobs):
-                job.result()
-                done += 1
-                _report(progress, done, total)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    film = functools.partial(_film_in_worker, folder, parameters)
+    results = processes.ordered_map(film, clips, min(workers or processes.count(), len(clips)))
+    for done, _ in enumerate(results, total - len(clips) + 1):
+        _report(progress, done, total)
 
 
-_speaker: Speaker | None = None  # the speech program of this worker process
-
-
-def _start_worker() -> None:
-    global _speaker
-    _speaker = Speaker()
+_speaker = functools.cache(Speaker)  # one speech program a process
 
 
 def _film_in_worker(folder: Path, parameters: _Parameters, clip: _Clip) -> None:
-    _film(folder, parameters, clip, _speaker)
+    _film(folder, parameters, clip, _speaker())
 
 
 def _film(folder: Path, parameters: _Parameters, clip: _Clip, speaker: Speaker) -> None:

@@ -1,0 +1,124 @@
+"""Worker processes: order, memory, errors, death, and what they take over from their parent."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
+
+import psutil
+import pytest
+
+from emilib import workers
+from emilib.cache import RANK_VARIABLES
+from emilib.runner import ROOT
+
+
+def circumstances(name):
+    """What a worker knows of its rank, of its threads, and whether its work stays in it."""
+    import torch
+
+    os.kill(os.getpid(), signal.SIGINT)
+    inner = list(workers.ordered_map(os.getpgid, [0, 0], 2))
+    ranks = [n for n in RANK_VARIABLES if n in os.environ]
+    return ranks, torch.get_num_threads(), workers.count(), len(inner), os.getpid()
+
+
+def slowly(number):
+    time.sleep(0.02 * (number % 3))
+    return number, os.getpid()
+
+
+def invert(number):
+    return 1 / number
+
+
+def die(number):
+    if number == 3:
+        os._exit(1)
+    return number
+
+
+def python(script, path, *arguments):
+    path.write_text(script)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return [sys.executable, str(path), *arguments], environment
+
+
+def test_a_worker_is_part_of_its_rank(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert workers.count() == max(1, len(os.sched_getaffinity(0)) // 2)
+    results = list(workers.ordered_map(circumstances, ["RANK"] * 4, 2))
+    for ranks, threads, count, inner, pid in results:
+        assert (ranks, threads, count, inner) == ([], 1, 1, 2)
+        assert pid != os.getpid()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_results_are_in_order_and_workers_are_reused(count):
+    results = [list(workers.ordered_map(slowly, range(20), count)) for _ in range(2)]
+    assert [number for number, _ in results[0]] == list(range(20))
+    pids = {pid for result in results for _, pid in result}
+    assert pids == {os.getpid()} if count == 1 else len(pids) == 2
+    assert list(workers.ordered_map(slowly, [], count)) == []
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 50])
+def test_items_are_read_no_further_ahead(ahead):
+    read = []
+
+    def items():
+        for number in range(20):
+            read.append(number)
+            yield number
+
+    for taken, result in enumerate(workers.ordered_map(abs, items(), 2, ahead), 1):
+        assert result == taken - 1
+        assert len(read) == min(20, taken + ahead)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_error_is_raised_when_it_is_its_turn(count):
+    results = workers.ordered_map(invert, [1, 2, 0, 4, 5, 6], count, 3)
+    assert [next(results), next(results)] == [1, 0.5]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert list(workers.ordered_map(invert, [1, 2], count)) == [1, 0.5]
+
+
+def test_a_worker_that_dies_is_reported_and_replaced():
+    with pytest.raises(BrokenProcessPool):
+        list(workers.ordered_map(die, range(8), 2))
+    assert list(workers.ordered_map(die, range(3), 2)) == [0, 1, 2]
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path):
+    script = (
+        "import os, time\nfrom emilib import workers\n"
+        "print(*workers.ordered_map(os.getpgid, [0, 0], 2), flush=True)\n"
+        "print(*(c.pid for c in __import__('psutil').Process().children()), flush=True)\n"
+        "list(workers.ordered_map(time.sleep, [3, 3], 2))\n"
+    )
+    command, environment = python(script, tmp_path / "script.py")
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        children = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+        assert len(children) >= 2
+        process.kill()
+    assert psutil.wait_procs(children, timeout=30)[1] == []
+
+
+def test_a_script_without_a_guard_may_use_workers(tmp_path):
+    """Its workers do not run it again: not from a file, and not from a pipe."""
+    script = (
+        "import math\nfrom emilib import workers\nprint('begun')\n"
+        "print(list(workers.ordered_map(math.sqrt, [4.0, 9.0], 2)))\n"
+    )
+    command, environment = python(script, tmp_path / "script.py")
+    for arguments, text in ((command, None), ([sys.executable, "-"], script)):
+        done = subprocess.run(
+            arguments, input=text, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.stdout == f"begun\n[{math.sqrt(4)}, {math.sqrt(9)}]\n", done.stderr[-2000:]

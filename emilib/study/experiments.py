@@ -537,7 +537,7 @@ def _code(experiment: Experiment) -> str:
     files = [name.removeprefix("emilib.").replace(".", "/") + ".py" for name in sorted(found)]
     if experiment.features == MEDIA:
         files += ["models/end_to_end.py", "features/media_set.py"]
-    shared = ("training/loop.py", "study/metrics.py", "features/feature_set.py", "models/build.py")
+    shared = ("training/loop.py", "metrics.py", "features/feature_set.py", "models/build.py")
     sources = code_version(*shared, *files)
     trained_by = [inspect.getsource(f) for f in (_train, _train_savchenko, with_encoders)]
     return key(files=sources, train=trained_by)

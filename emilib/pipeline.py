@@ -853,13 +853,14 @@ class Workspace:
 
     def experiments(self) -> dict:
         """Every experiment of this profile, by name."""
-        from emilib.study.experiments import experiments
+        from emilib.study.experiments import all_experiments
 
-        return experiments(self.profile)
+        return all_experiments(self.profile)
 
     def results(self, names: Sequence[str] | None = None):
         """Results of these experiments (all that are built, by default), trained where missing."""
-        from emilib.study.experiments import Results, lacking, run
+        from emilib.study.results import Results
+        from emilib.study.runs import run, untrainable
 
         listed = self.experiments()
         chosen = list(listed) if names is None else list(names)
@@ -874,7 +875,7 @@ class Workspace:
             if kind != "official" or self.has_official
         }
         wanted = {n: listed[n] for n in chosen}
-        without = lacking(wanted, features)
+        without = untrainable(wanted, features)
         found = run(
             {n: e for n, e in wanted.items() if n not in without},
             self.profile.seeds,
@@ -919,7 +920,7 @@ class Workspace:
 
     def _kept(self, experiments: Sequence) -> list:
         """(name, seed) of the results that are there."""
-        from emilib.study.experiments import KIND, result_parts
+        from emilib.study.results import KIND, result_parts
 
         found = []
         for experiment in experiments:

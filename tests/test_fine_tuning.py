@@ -129,7 +129,7 @@ def test_one_clip_too_few_is_noticed(workspace):
 
 def test_a_batch_is_learnt_by_heart(workspace):
     from emilib.models import for_features
-    from emilib.study.experiments import with_encoders
+    from emilib.study.runs import with_encoders
 
     splits = workspace._media_features()
     experiment = workspace.experiments()["taemi_tuned"]

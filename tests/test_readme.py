@@ -191,7 +191,7 @@ def test_commands_are_understood(line, monkeypatch, capsys):
     assert command_line.main() == 0
     [(name, positional)] = called
     assert name == arguments[0]
-    known = {"run": experiments.experiments(profiles.get("embedded")), "tables": claims.TABLES}
+    known = {"run": experiments.all_experiments(profiles.get("embedded")), "tables": claims.TABLES}
     assert set(positional) <= set(known[name]) if name in known else True
 
 

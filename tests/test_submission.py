@@ -14,7 +14,7 @@ from emilib.corpus.layout import EMOTIONS
 from emilib.features import FeatureSet
 from emilib.models.build import build
 from emilib.pipeline import Workspace
-from emilib.study import experiments
+from emilib.study import experiments, results
 
 HEADER = "Filename,Admiration,Amusement,Determination,Empathic Pain,Excitement,Joy"
 IDS = ["12660", "12661", "12662", "12663"]
@@ -303,7 +303,7 @@ def test_a_corpus_without_test_clips_is_refused(emilib, corpus, tmp_path):
 
 def test_a_run_without_test_predictions_is_refused(corpus, tmp_path, monkeypatch):
     workspace = Workspace("smoke", corpus, tmp_path)
-    done = experiments.Outcome(None, (0,), [], [], [], [], np.zeros((1, 0, 6)), [], 0, [], [], [])
+    done = results.Outcome(None, (0,), [], [], [], [], np.zeros((1, 0, 6)), [], 0, [], [], [])
     monkeypatch.setattr(workspace, "results", lambda names: {names[0]: done})
     with pytest.raises(ValueError, match="run taemi has no predictions for test clips; expected 4"):
         submission.make(workspace, "taemi", tmp_path / "s.csv")
@@ -320,7 +320,7 @@ def test_every_model_answers_for_a_clip_of_which_nothing_can_be_read():
     text[1:3] = np.nan
     data = FeatureSet.from_arrays(IDS, frames, audio, text)
     assert data.present.tolist() == [[1, 1, 1], [0, 0, 0], [0, 1, 0], [1, 0, 1]]
-    listed = experiments.experiments(profiles.get("smoke"))
+    listed = experiments.all_experiments(profiles.get("smoke"))
     trained = [e for e in listed.values() if e.model is not None]
     assert len(trained) > 20
     for experiment in trained:

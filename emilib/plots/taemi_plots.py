@@ -29,7 +29,7 @@ from emilib.plots.style import (
     envelope,
     sheet,
 )
-from emilib.study.experiments import Results
+from emilib.study.results import Results
 from emilib.training.loop import predict
 
 MODALITIES = ("frames", "audio", "text")

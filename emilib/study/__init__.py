@@ -7,9 +7,9 @@ from importlib import import_module
 
 _HOME = {
     "Experiment": "emilib.study.experiments",
-    "ExperimentError": "emilib.study.experiments",
-    "Results": "emilib.study.experiments",
-    "run": "emilib.study.experiments",
+    "ExperimentError": "emilib.study.runs",
+    "Results": "emilib.study.results",
+    "run": "emilib.study.runs",
     "Recipe": "emilib.training.recipes",
     "Result": "emilib.training.loop",
     "fit": "emilib.training.loop",

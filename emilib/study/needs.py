@@ -144,9 +144,9 @@ def _features(profile, clips: float, seconds: float, cores: int) -> dict:
 
 def _stage_two(profile, clips: float, seconds: float) -> list[dict]:
     """Fusion on kept features, and with encoders that are trained where there are such."""
-    from emilib.study.experiments import MEDIA, experiments
+    from emilib.study.experiments import MEDIA, all_experiments
 
-    listed = [e for e in experiments(profile).values() if e.model is not None]
+    listed = [e for e in all_experiments(profile).values() if e.model is not None]
     tuned = [e for e in listed if e.features == MEDIA]
     kept = [e for e in listed if e.features != MEDIA]
     # The BiLSTM of the dual-stage network over the sound, at its default width: most of a run.

@@ -22,7 +22,7 @@ from emilib.cache import code_version, single_process
 from emilib.features.feature_set import MODALITIES, FeatureSet, Standardised
 from emilib.features.store import Rows
 from emilib.progress import Counter
-from emilib.study.experiments import Results
+from emilib.study.results import Results
 from emilib.training.loop import no_denormals
 
 GREY = 128  # of what covers a face

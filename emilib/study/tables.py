@@ -14,7 +14,8 @@ import pandas as pd
 from emilib.cache import atomic_write
 from emilib.models import earlier as prior
 from emilib.study import claims
-from emilib.study.experiments import Experiment, Results
+from emilib.study.experiments import Experiment
+from emilib.study.results import Results
 
 PARTITION_TABLES = ("A1", "B1")
 RESULT_TABLES = ("A2", "A3", "A4", "B2", "B3", "B4")

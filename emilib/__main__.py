@@ -188,7 +188,7 @@ def bench(
         for row in stage_two(repeats or 9, device).itertuples():
             print(f"{row.what:42s}{1000 * row.seconds:9.1f} ms  x {row.ratio:.3f}")
         return
-    from emilib.features.throughput import throughput
+    from emilib.features.rates import throughput
 
     wanted = {"float32": None}.get(precision, precision)
     found = throughput(repeats or 3, device, wanted, scale, compile)

@@ -1,8 +1,8 @@
-"""Frozen encoders over many clips: frames of many clips in one batch, sound and words by length.
+"""Frozen encoders over many clips: frames of many clips in one batch, audio and text by length.
 
 No batch reaches beyond a group of `store.SHARD` clips. So the features of a clip are the same to
-the bit whichever shards were there before, however many processes decoded, and whether the run
-was killed. A GPU gives the features of a CPU within `TOLERANCE`, by precision.
+the bit whichever shards existed before, however many processes decoded, and whether the run was
+killed. A GPU gives the features of a CPU within `TOLERANCE`, by precision.
 """
 
 import dataclasses
@@ -15,28 +15,26 @@ from itertools import groupby, islice, pairwise
 import numpy as np
 import torch
 
-from emilib import workers
-from emilib.features.encoders import SAMPLE_RATE, VisionEncoder, padded
+from emilib import SAMPLE_RATE, workers
+from emilib.features.encoders import VisionEncoder, padded
 from emilib.features.store import SHARD
 from emilib.progress import report
 
-LONGEST = 30.0  # s of sound that a network sees at once; attention grows with the square of it
+LONGEST = 30.0  # s of audio that a network sees at once; attention grows with the square of it
 # Root mean square of the difference to single precision on a CPU, over the standard deviation of
-# all values: what TF32 and rounding in another order may do, and bf16.
+# all values: the effect of TF32 and rounding in another order, and of bf16.
 TOLERANCE = {None: 5e-3, "bf16": 3e-2}
 
 
 @dataclasses.dataclass(frozen=True)
 class Batching:
-    """How much goes through an encoder at once, and how.
+    """The size of a batch of each encoder, and its precision. The defaults suit a CPU.
 
     frames : pictures
-    sounds, seconds : waveforms, and seconds of sound with the padding
+    sounds, seconds : waveforms, and seconds of audio with the padding
     tokens : tokens of text with the padding
     precision : None is single precision; "bf16" is autocast to it (features are kept in float16)
     compile : `torch.compile` for the pictures, always in full batches, so that it compiles once
-
-    The defaults suit a CPU; `on` knows those for a device.
     """
 
     frames: int = 256
@@ -48,10 +46,10 @@ class Batching:
 
     def __post_init__(self):
         if self.precision not in TOLERANCE:
-            raise ValueError(f"precision: expected None or 'bf16', came {self.precision!r}")
+            raise ValueError(f"precision: expected None or 'bf16', got {self.precision!r}")
         least = min(self.frames, self.sounds, self.seconds, self.tokens)
         if least <= 0:
-            raise ValueError(f"batching: expected sizes above 0, came {least}")
+            raise ValueError(f"batching: expected sizes above 0, got {least}")
 
     @classmethod
     def on(cls, device, **fields) -> "Batching":
@@ -67,7 +65,7 @@ def extract(
     encoders: dict,
     frames: Iterable,
     waveforms: Iterable,
-    texts: Sequence[str],
+    texts: Iterable[str],
     audio_every: int = 1,
     device=None,
     batching: Batching | None = None,
@@ -78,11 +76,11 @@ def extract(
     frames : (T, 3, H, W) uint8 or None, one a clip
     waveforms : (S,) int16 at 16 kHz or None, one a clip
     texts : transcripts, "" where there is none
-    audio_every : hidden states of the sound that are averaged into one step
+    audio_every : hidden states of the audio that are averaged into one step
     device : None is the GPU of this rank where there is one, else the CPU
     batching : None is `Batching.on(device)`
 
-    `frames` and `waveforms` are asked for `store.SHARD` clips at a time, and no more are held.
+    Reads `store.SHARD` clips at a time and holds no more.
     Yields {"frames": (T, D), "audio": (T, D), "text": (1, D)}.
     """
     device = torch.device(device or workers.device())
@@ -93,13 +91,13 @@ def extract(
     clips = zip(frames, waveforms, texts, strict=True)
     while group := list(islice(clips, SHARD)):
         pictures, sounds, words = zip(*group, strict=True)
-        columns = {
-            "frames": encode_frames(vision, pictures, batching),
-            "audio": encode_waveforms(encoders["audio"], sounds, audio_every, batching),
-            "text": encode_texts(encoders["text"], words, batching),
-        }
-        for row in zip(*columns.values(), strict=True):
-            yield dict(zip(columns, row, strict=True))
+        columns = (
+            encode_frames(vision, pictures, batching),
+            encode_waveforms(encoders["audio"], sounds, audio_every, batching),
+            encode_texts(encoders["text"], words, batching),
+        )
+        for row in zip(*columns, strict=True):
+            yield dict(zip(("frames", "audio", "text"), row, strict=True))
 
 
 def compiled(encoder: VisionEncoder) -> VisionEncoder:
@@ -108,23 +106,20 @@ def compiled(encoder: VisionEncoder) -> VisionEncoder:
     return VisionEncoder(network, **encoder.settings).to(encoder.model.device).eval()
 
 
-# -------------------------------------------------------------------------------------- frames
-
-
 @torch.inference_mode()
 def encode_frames(encoder, clips: Sequence, batching: Batching | None = None) -> list:
     """(T, D) float16 of each clip's frames; None where it has none.
 
     Batches hold frames of one size, of as many clips as it takes to fill them.
     """
-    device, batching = _prepared(encoder, batching)
-    here = [i for i, clip in enumerate(clips) if clip is not None and len(clip)]
-    here.sort(key=lambda i: clips[i].shape[1:])
-    places = [(i, t) for i in here for t in range(len(clips[i]))]
+    device, batching = _defaults(encoder, batching)
+    seen = [i for i, clip in enumerate(clips) if clip is not None and len(clip)]
+    seen.sort(key=lambda i: clips[i].shape[1:])
     batches = []
-    for _, same in groupby(places, key=lambda place: clips[place[0]].shape[1:]):
-        same = list(same)
-        batches += [same[k : k + batching.frames] for k in range(0, len(same), batching.frames)]
+    for _, same in groupby(seen, key=lambda i: clips[i].shape[1:]):
+        places = [(i, t) for i in same for t in range(len(clips[i]))]
+        starts = range(0, len(places), batching.frames)
+        batches += [places[k : k + batching.frames] for k in starts]
 
     def encode(batch, room):
         rows = [clips[i][t] for i, t in batch]
@@ -134,62 +129,57 @@ def encode_frames(encoder, clips: Sequence, batching: Batching | None = None) ->
         with _autocast(device, batching):
             return encoder(images)[: len(batch)].half()
 
-    found = within_memory(batches, encode, batching.frames, "frame", device)
+    encoded = [values for _, values in within_memory(batches, encode, batching.frames, "frame")]
     result = [None] * len(clips)
-    if here:
-        features = torch.cat([values for _, values in found]).cpu().numpy()
-        borders = np.cumsum([len(clips[i]) for i in here])[:-1]
-        for i, rows in zip(here, np.split(features, borders), strict=True):
+    if seen:
+        borders = np.cumsum([len(clips[i]) for i in seen])[:-1]
+        for i, rows in zip(seen, np.split(torch.cat(encoded).cpu().numpy(), borders), strict=True):
             result[i] = rows
     return result
-
-
-# --------------------------------------------------------------------------------------- sound
-
-
-@dataclasses.dataclass(frozen=True)
-class _Piece:
-    clip: int
-    start: int
-    stop: int
-
-    def __len__(self):
-        return self.stop - self.start
 
 
 @torch.inference_mode()
 def encode_waveforms(
     encoder, clips: Sequence, every: int = 1, batching: Batching | None = None
 ) -> list:
-    """(T, D) float16 of each clip's sound; None where it is missing or shorter than one step.
+    """(T, D) float16 of each clip's audio; None where it is missing or shorter than one step.
 
     every : hidden states averaged into one row; the last row may be the mean of fewer
 
-    Sound longer than `LONGEST` goes through the network in pieces, see `pieces`.
+    Audio longer than `LONGEST` goes through the network in pieces, see `pieces`.
     """
-    device, batching = _prepared(encoder, batching)
-    here = [i for i, c in enumerate(clips) if c is not None and len(c) >= encoder.shortest]
-    cut = [_Piece(i, *ends) for i in here for ends in pieces(encoder, len(clips[i]))]
-    limit = round(batching.seconds * SAMPLE_RATE)
-    moments = {i: _moments(clips[i]) for i in here} if encoder.settings["normalise"] else None
+    device, batching = _defaults(encoder, batching)
+    heard = [i for i, c in enumerate(clips) if c is not None and len(c) >= encoder.shortest]
+    cut = [(i, *ends) for i in heard for ends in pieces(encoder, len(clips[i]))]
+    normalise = encoder.settings["normalise"]
+    # Mean and variance of the int16 samples on the scale from -1 to 1.
+    moments = {
+        i: (clips[i].mean(dtype=np.float64) / 2**15, clips[i].var(dtype=np.float64) / 2**30)
+        for i in (heard if normalise else ())
+    }
 
     def encode(batch, room):
-        rows = [torch.from_numpy(clips[p.clip][p.start : p.stop]) for p in batch]
+        rows = [torch.from_numpy(clips[i][start:stop]) for i, start, stop in batch]
         values, valid = (_on_device(tensor, device) for tensor in padded(rows))
-        known = moments and torch.tensor([moments[p.clip] for p in batch], device=device)
+        own = torch.tensor([moments[i] for i, *_ in batch], device=device) if normalise else None
         with _autocast(device, batching):
-            hidden, steps = encoder(values.float() / 32768, valid, known)
+            hidden, steps = encoder(values.float() / 32768, valid, own)
         counts = steps.sum(dim=1).tolist()
         return [states[:count].float() for states, count in zip(hidden, counts, strict=True)]
 
-    batches = list(_by_length(cut, len, batching.sounds, limit))
+    limit = round(batching.seconds * SAMPLE_RATE)
+    batches = _by_length(cut, lambda piece: piece[2] - piece[1], batching.sounds, limit)
     states = {}
-    for batch, found in within_memory(batches, encode, batching.sounds, "waveform", device):
-        states |= zip(batch, found, strict=True)
+    for batch, values in within_memory(batches, encode, batching.sounds, "waveform"):
+        states |= zip(batch, values, strict=True)
     result = [None] * len(clips)
-    for i, own in groupby(cut, key=lambda piece: piece.clip):
+    for i, own in groupby(cut, key=lambda piece: piece[0]):
         whole = torch.cat([states.pop(piece) for piece in own])
-        result[i] = _averaged(whole, every).half().cpu().numpy()
+        full, width = len(whole) // every, whole.shape[1]
+        means = whole[: full * every].view(full, every, width).mean(dim=1)
+        if full * every < len(whole):
+            means = torch.cat([means, whole[full * every :].mean(dim=0, keepdim=True)])
+        result[i] = means.half().cpu().numpy()
     return result
 
 
@@ -199,44 +189,27 @@ def pieces(encoder, samples: int) -> list[tuple[int, int]]:
     The pieces are of about equal length and begin on the grid of the encoder's steps; each takes
     in the samples that its last step reaches over. Joined again they have as many steps as the
     whole would have, and what the convolutions see of it is the same; a step attends to its own
-    piece alone. The sound is normalised as a whole.
+    piece alone. The waveform is normalised as a whole.
     """
+    stride, shortest = encoder.stride, encoder.shortest
     steps = int(encoder.steps(torch.tensor(samples)))
-    longest = (round(LONGEST * SAMPLE_RATE) - encoder.shortest) // encoder.stride + 1
+    longest = (round(LONGEST * SAMPLE_RATE) - shortest) // stride + 1
     count = math.ceil(steps / longest)
     if count < 2:
         return [(0, samples)]
     borders = [steps * k // count for k in range(count + 1)]
-    stride, shortest = encoder.stride, encoder.shortest
     return [(a * stride, (b - 1) * stride + shortest) for a, b in pairwise(borders)]
-
-
-def _moments(waveform: np.ndarray) -> tuple[float, float]:
-    """Mean and variance of int16 samples on the scale from -1 to 1."""
-    return waveform.mean(dtype=np.float64) / 2**15, waveform.var(dtype=np.float64) / 2**30
-
-
-def _averaged(states: torch.Tensor, every: int) -> torch.Tensor:
-    """Means of groups of `every` rows; the last may be of fewer."""
-    full = len(states) - len(states) % every
-    means = [states[:full].unflatten(0, (-1, every)).mean(dim=1)] if full else []
-    if full < len(states):
-        means.append(states[full:].mean(dim=0, keepdim=True))
-    return torch.cat(means)
-
-
-# --------------------------------------------------------------------------------------- words
 
 
 @torch.inference_mode()
 def encode_texts(encoder, texts: Sequence[str], batching: Batching | None = None) -> list:
     """(1, D) float16 of each transcript; None where it is empty."""
-    device, batching = _prepared(encoder, batching)
+    device, batching = _defaults(encoder, batching)
     result = [None] * len(texts)
-    here = [i for i, text in enumerate(texts) if text]
-    if not here:
+    spoken = [i for i, text in enumerate(texts) if text]
+    if not spoken:
         return result
-    tokens = encoder.tokens([texts[i] for i in here])
+    tokens = encoder.tokens([texts[i] for i in spoken])
     lengths = tokens["attention_mask"].sum(dim=1).tolist()
 
     def encode(batch, room):
@@ -245,55 +218,49 @@ def encode_texts(encoder, texts: Sequence[str], batching: Batching | None = None
         with _autocast(device, batching):
             return encoder(**rows).half()
 
-    buckets = _by_length(range(len(here)), lengths.__getitem__, len(here), batching.tokens)
+    count = len(spoken)
+    buckets = _by_length(range(count), lengths.__getitem__, count, batching.tokens)
     batches = [sorted(bucket) for bucket in buckets]
-    for batch, found in within_memory(batches, encode, len(here), "transcript", device):
-        for row, vector in zip(batch, found.cpu().numpy(), strict=True):
-            result[here[row]] = vector[None]
+    for batch, values in within_memory(batches, encode, count, "transcript"):
+        for row, vector in zip(batch, values.cpu().numpy(), strict=True):
+            result[spoken[row]] = vector[None]
     return result
 
 
-# -------------------------------------------------------------------------------------- batches
-
-
-def _prepared(encoder, batching: Batching | None) -> tuple[torch.device, Batching]:
+def _defaults(encoder, batching: Batching | None) -> tuple[torch.device, Batching]:
     device = encoder.model.device
     return device, batching or Batching.on(device)
 
 
 def _autocast(device: torch.device, batching: Batching):
-    wanted = batching.precision == "bf16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+    return torch.autocast(device.type, torch.bfloat16, enabled=batching.precision == "bf16")
 
 
 def _on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Onto a GPU from pinned memory: the copy runs while the next batch is put together."""
+    """On a GPU from pinned memory: the copy runs while the next batch is put together."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
-def _by_length(
-    items: Iterable, length: Callable[..., int], most: int, total: int
-) -> Iterator[list]:
-    """Batches of items of similar length: `most` of them, and `total` with the padding."""
-    batch = []
+def _by_length(items: Iterable, length: Callable[..., int], most: int, total: int) -> list[list]:
+    """Batches of items of similar length: at most `most` items, and `total` with the padding."""
+    batches = []
     for item in sorted(items, key=length):
-        if batch and (len(batch) == most or (len(batch) + 1) * length(item) > total):
-            yield batch
-            batch = []
-        batch.append(item)
-    if batch:
-        yield batch
+        full = batches and len(batches[-1]) == most
+        if not batches or full or (len(batches[-1]) + 1) * length(item) > total:
+            batches.append([])
+        batches[-1].append(item)
+    return batches
 
 
 def within_memory(
-    batches: Sequence[list], encode: Callable, room: int, what: str, device: torch.device
+    batches: Sequence[list], encode: Callable, room: int, what: str
 ) -> Iterator[tuple[list, object]]:
     """(batch, encode(batch, room)) in order, in halves where the device's memory runs out.
 
-    room : items a batch may have; the next call begins with full batches again, so that what is
-        made of a shard does not depend on the shards before it
+    room : items a batch may have. The next call begins with full batches again, so that a shard
+        does not depend on the shards before it
 
     Raises RuntimeError when not even one item fits.
     """
@@ -304,22 +271,22 @@ def within_memory(
             waiting.appendleft(batch[room:])
             batch = batch[:room]
         try:
-            found = encode(batch, room)
+            values = encode(batch, room)
         except torch.OutOfMemoryError as error:
             if room == 1:
                 raise RuntimeError(
-                    f"expected memory for one {what} at a time on {device}, which is too little "
+                    f"expected device memory for at least one {what}, got too little "
                     f"({str(error).splitlines()[0]}); end what else uses this device, or run "
                     "without it (CUDA_VISIBLE_DEVICES=)"
                 ) from error
         else:
-            yield batch, found
+            yield batch, values
             continue
-        # Not above: a handled exception keeps the tensors of what failed.
+        # Not in the handler above: a handled exception keeps the tensors of what failed.
         torch.cuda.empty_cache()
         room = max(1, min(room, len(batch)) // 2)
         waiting.appendleft(batch)
-        _say_once(f"{device}: too little memory for full batches, now {room} {what}s at a time")
+        report_once(f"too little device memory for full batches: now {room} {what}s at a time")
 
 
-_say_once = functools.cache(report)
+report_once = functools.cache(report)

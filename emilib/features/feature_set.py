@@ -1,4 +1,4 @@
-"""Features of clips as ragged arrays, and the padded, masked batches models take.
+"""Features of clips as ragged arrays, and the padded, masked batches that models take.
 
 Dimension key: N clips, B clips of a batch, T steps, D width, E targets.
 """
@@ -10,28 +10,26 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from emilib.corpus.layout import EMOTIONS
+from emilib import EMOTIONS, MODALITIES
 from emilib.features.store import Rows
-
-MODALITIES = ("frames", "audio", "text")
 
 
 def target_names(count: int) -> tuple[str, ...]:
-    """Names of targets that nobody has named: six are the emotions, others are numbered."""
+    """Names of targets without a name: six are the emotions, others are numbered."""
     return EMOTIONS if count == len(EMOTIONS) else tuple(f"target {i}" for i in range(count))
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class Batch:
-    """Clips padded to the longest of them. A modality the set lacks altogether is None."""
+    """Clips padded to the longest of them. A modality that the whole set lacks is None."""
 
-    frames: torch.Tensor | None  # (B, T, D)
-    frames_valid: torch.Tensor | None  # (B, T) bool, True = real
-    audio: torch.Tensor | None  # (B, T, D)
-    audio_valid: torch.Tensor | None  # (B, T) bool, True = real
-    text: torch.Tensor | None  # (B, D), zeros where missing
+    frames: torch.Tensor | None = None  # (B, T, D)
+    frames_valid: torch.Tensor | None = None  # (B, T) bool, True = real
+    audio: torch.Tensor | None = None  # (B, T, D)
+    audio_valid: torch.Tensor | None = None  # (B, T) bool, True = real
+    text: torch.Tensor | None = None  # (B, D), zeros where missing
     present: torch.Tensor  # (B, 3) bool in the order of MODALITIES
-    target: torch.Tensor | None  # (B, E)
+    target: torch.Tensor | None = None  # (B, E)
     index: torch.Tensor  # (B,) long, position in the set
 
     def inputs(self) -> dict:
@@ -41,70 +39,6 @@ class Batch:
 
     def __len__(self):
         return len(self.index)
-
-
-def _real_steps(name: str, arrays, valid, count: int):
-    """The arrays without the steps where a mask is False; each mask (T,) bool, as its array."""
-    if arrays is None or valid is None:
-        if valid is not None:
-            raise ValueError(f"{name}_valid: expected None where there is no {name}, came masks")
-        return arrays
-    if not len(arrays) == len(valid) == count:
-        raise ValueError(
-            f"{name}_valid: expected one mask for each of the {count} clips, came {len(valid)} "
-            f"masks for {len(arrays)} arrays"
-        )
-    kept = []
-    for position, (array, mask) in enumerate(zip(arrays, valid, strict=True)):
-        array = None if array is None else np.asarray(array)
-        mask = None if array is None else np.asarray(mask)
-        if array is not None and (mask.dtype != bool or mask.shape != array.shape[:1]):
-            raise ValueError(
-                f"{name}_valid[{position}]: expected ({len(array)},) bool, True where a step is "
-                f"real, came {mask.dtype} of shape {mask.shape}"
-            )
-        kept.append(None if array is None else array[mask])
-    return kept
-
-
-def _sequences(name: str, arrays, count: int, width: int):
-    """Check a list of (T, D) arrays or None; returns it as float arrays of one width.
-
-    width : D where it is known, 0 where the first array says it
-    """
-    if arrays is None:
-        return None, 0
-    if len(arrays) != count:
-        raise ValueError(
-            f"{name}: expected one array a clip, {count} for the {count} ids, came {len(arrays)}"
-        )
-    checked = []
-    for position, array in enumerate(arrays):
-        if array is None:
-            checked.append(None)
-            continue
-        array = np.asarray(array)
-        if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
-            raise ValueError(
-                f"{name}[{position}]: expected a (T, D) float array or None, "
-                f"came {array.dtype} of shape {array.shape}"
-            )
-        if width and array.shape[1] != width:
-            raise ValueError(
-                f"{name}[{position}]: expected width {width} like the other clips, "
-                f"came {array.shape[1]}; one set holds features of one encoder"
-            )
-        width = array.shape[1]
-        # What a store holds was looked at when it was made, and may be too much to read again.
-        if not isinstance(arrays, Rows) and not np.isfinite(array).all():
-            raise ValueError(
-                f"{name}[{position}]: expected finite features, came NaN or infinity; "
-                "give None for a clip without this modality"
-            )
-        checked.append(array if len(array) else None)  # no step at all = not there
-    if width == 0:
-        return None, 0
-    return arrays if isinstance(arrays, Rows) else checked, width
 
 
 class Standardised(Sequence):
@@ -131,7 +65,7 @@ class Standardised(Sequence):
         """Some of the clips."""
         return Standardised(_pick(self.raw, rows), self.mean, self.spread)
 
-    def __call__(self, values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    def transform(self, values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """The same of a padded batch (B, T, D) on its device; padding is zero."""
         mean, spread = (
             torch.from_numpy(numbers.astype(np.float32)).to(values.device)
@@ -140,34 +74,7 @@ class Standardised(Sequence):
         return ((values - mean) / spread).masked_fill(~valid[..., None], 0.0)
 
 
-def _length(sequence: Sequence, row: int) -> int:
-    """Steps of a clip, 0 for None; without reading it where the sequence knows."""
-    if hasattr(sequence, "length"):
-        return sequence.length(row)
-    return 0 if sequence[row] is None else len(sequence[row])
-
-
-def _pick(sequence, rows: Sequence[int]):
-    if sequence is None or isinstance(sequence, np.ndarray):
-        return sequence if sequence is None else sequence[rows]
-    if hasattr(sequence, "pick"):
-        return sequence.pick(rows)
-    return [sequence[row] for row in rows]
-
-
-def _pad(arrays: Sequence, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, T, D) zeros-padded values and (B, T) bool; T is at least 1. Half precision stays half."""
-    lengths = [0 if a is None else len(a) for a in arrays]
-    steps = max(1, *lengths) if lengths else 1
-    half = all(a is None or a.dtype == np.float16 for a in arrays)
-    values = np.zeros((len(arrays), steps, dim), np.float16 if half else np.float32)
-    for row, array in enumerate(arrays):
-        if array is not None:
-            values[row, : len(array)] = array
-    valid = np.arange(steps) < np.array(lengths)[:, None]
-    return torch.from_numpy(values), torch.from_numpy(valid)
-
-
+@dataclasses.dataclass(repr=False, eq=False)
 class FeatureSet:
     """Features and targets of N clips, of any width, from this project's encoders or not.
 
@@ -175,24 +82,25 @@ class FeatureSet:
     clip has; `dims` gives the width of each modality the set has.
     """
 
-    def __init__(self, ids, frames, audio, text, target, dims, names=None):
-        self.ids = ids
-        self.names = None if names is None else tuple(names)
-        self.frames = frames
-        self.audio = audio
-        self.text = text
-        self.target = target
-        self.dims = dims
+    ids: list[str]
+    frames: Sequence | None
+    audio: Sequence | None
+    text: np.ndarray | None
+    target: np.ndarray | None
+    dims: dict[str, int]
+    names: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        self.names = None if self.names is None else tuple(self.names)
         self._fingerprint: str | None = None
-        self._views: dict = {}
-        count = len(ids)
-        here = np.zeros((count, 3), bool)
-        for column, sequences in enumerate((frames, audio)):
+        steps = np.zeros((len(self.ids), 3), int)
+        for column, sequences in enumerate((self.frames, self.audio)):
             if sequences is not None:
-                here[:, column] = [_length(sequences, row) > 0 for row in range(count)]
-        if text is not None:
-            here[:, 2] = ~np.isnan(text).any(axis=1)
-        self.present = here
+                steps[:, column] = [_length(sequences, row) for row in range(len(self))]
+        if self.text is not None:
+            steps[:, 2] = ~np.isnan(self.text).any(axis=1)
+        self.present = steps > 0
+        self._lengths = steps.max(axis=1, initial=1)
 
     @classmethod
     def from_arrays(
@@ -224,38 +132,23 @@ class FeatureSet:
         Raises ValueError when the numbers of clips or the widths disagree, when all modalities
         are missing, or when a feature or target is not finite.
         """
-        ids = [str(i) for i in ids]
-        known = dims or {}
-        frames = _real_steps("frames", frames, frames_valid, len(ids))
-        audio = _real_steps("audio", audio, audio_valid, len(ids))
-        frames, frames_dim = _sequences("frames", frames, len(ids), known.get("frames", 0))
-        audio, audio_dim = _sequences("audio", audio, len(ids), known.get("audio", 0))
+        ids, widths = [str(i) for i in ids], dict(dims or {})
+        frames = _checked_sequences("frames", frames, frames_valid, len(ids), widths)
+        audio = _checked_sequences("audio", audio, audio_valid, len(ids), widths)
+        text = _checked_matrix("text", text, ids)
         if target is not None and np.ndim(target) == 1:
             target = np.asarray(target)[:, None]
-        text, target = _matrix("text", text, len(ids)), _matrix("target", target, len(ids))
-        if text is not None:
-            missing = np.isnan(text).all(axis=1)
-            if not np.isfinite(text[~missing]).all():
-                raise ValueError(
-                    "text: expected finite rows, or a row that is all NaN for a clip without "
-                    "words; came a row that is NaN or infinite in part"
-                )
-        if target is not None and not np.isfinite(target).all():
-            row = int(np.argwhere(~np.isfinite(target))[0, 0])
-            raise ValueError(
-                f"target: expected finite numbers, came {target[row].tolist()} for clip "
-                f"{ids[row]!r}; leave such clips out"
-            )
-        if len(ids) and frames is None and audio is None and text is None:
-            raise ValueError("expected at least one of frames, audio and text, came none")
+        target = _checked_matrix("target", target, ids)
         if names is not None and target is not None and len(names) != target.shape[1]:
             raise ValueError(
-                f"names: expected one for each of {target.shape[1]} targets, came {len(names)}"
+                f"names: expected one for each of {target.shape[1]} targets, got {len(names)}"
             )
-        dims = {"frames": frames_dim, "audio": audio_dim}
-        dims["text"] = 0 if text is None else text.shape[1]
-        dims = {name: dim for name, dim in dims.items() if dim}
-        return cls(ids, frames, audio, text, target, dims, names)
+        columns = {"frames": frames, "audio": audio, "text": text}
+        widths["text"] = 0 if text is None else text.shape[1]
+        widths = {m: widths[m] for m in MODALITIES if columns[m] is not None and widths[m]}
+        if ids and not widths:
+            raise ValueError("expected at least one of frames, audio and text, got none")
+        return cls(ids, **columns, target=target, dims=widths, names=names)
 
     def __len__(self):
         return len(self.ids)
@@ -275,34 +168,43 @@ class FeatureSet:
 
     def with_target(self, target: np.ndarray) -> "FeatureSet":
         """The same clips and features with other numbers (N, E) as targets."""
-        return FeatureSet(
-            self.ids, self.frames, self.audio, self.text, target, self.dims, self.names
-        )
+        return dataclasses.replace(self, target=target)
 
     def select(self, indices) -> "FeatureSet":
         """The clips at `indices` (integers or a bool mask), in that order."""
         indices = np.asarray(indices)
         indices = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(int)
-        everything = (self.ids, self.frames, self.audio, self.text, self.target)
-        columns = (_pick(values, indices) for values in everything)
-        return FeatureSet(*columns, dict(self.dims), self.names)
+        columns = ("ids", *MODALITIES, "target")
+        picked = {name: _pick(getattr(self, name), indices) for name in columns}
+        return dataclasses.replace(self, **picked)
+
+    def only(self, *modalities: str) -> "FeatureSet":
+        """The same clips with only these modalities."""
+        unknown = set(modalities) - set(MODALITIES)
+        if unknown:
+            raise ValueError(f"expected modalities among {MODALITIES}, got {sorted(unknown)}")
+        dims = {m: d for m, d in self.dims.items() if m in modalities}
+        if not dims and len(self):
+            raise ValueError(f"expected one of {sorted(self.dims)}, got {modalities}")
+        others = {m: None for m in MODALITIES if m not in modalities}
+        view = dataclasses.replace(self, **others, dims=dims)
+        if self._fingerprint is not None:
+            view.known_as(f"{self._fingerprint} {' '.join(sorted(dims))}")
+        return view
 
     def moments(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Mean and standard deviation (D,) of each modality's columns, over all real steps."""
-        found = {}
+        result = {}
         for name in self.dims:
-            pieces = getattr(self, name)
-            if name == "text":
-                pieces = [self.text[self.present[:, 2]]]
+            pieces = [self.text[self.present[:, 2]]] if name == "text" else getattr(self, name)
             # A clip at a time: all of them may be more than fits into memory.
             count = sum(len(a) for a in pieces if a is not None)
-            total = sum(a.sum(axis=0, dtype=np.float64) for a in pieces if a is not None)
-            mean = total / count
+            mean = sum(a.sum(axis=0, dtype=np.float64) for a in pieces if a is not None) / count
             squares = sum(((a - mean) ** 2).sum(axis=0) for a in pieces if a is not None)
             spread = np.sqrt(squares / count)
-            # A column that never changes is left at its mean, not divided by nothing.
-            found[name] = (mean, np.where(spread > 0, spread, 1.0))
-        return found
+            # A constant column stays at its mean.
+            result[name] = (mean, np.where(spread > 0, spread, 1.0))
+        return result
 
     def standardised(self, moments: dict[str, tuple[np.ndarray, np.ndarray]]) -> "FeatureSet":
         """Each column minus a mean, over a standard deviation: those of `moments` of other clips.
@@ -312,86 +214,51 @@ class FeatureSet:
         """
         unknown = set(self.dims) - set(moments)
         if unknown:
-            raise ValueError(
-                f"standardised: expected moments of {sorted(self.dims)}, lacks {unknown}"
-            )
+            raise ValueError(f"expected moments of {sorted(self.dims)}, got none of {unknown}")
         columns = {
-            name: None if values is None else Standardised(values, *moments[name])
+            name: Standardised(values, *moments[name])
             for name, values in (("frames", self.frames), ("audio", self.audio))
+            if values is not None
         }
-        text = self.text
-        if text is not None:
+        if self.text is not None:
             mean, spread = moments["text"]
-            text = ((text - mean) / spread).astype(np.float32)
-        rest = {"text": text, "target": self.target, "dims": self.dims, "names": self.names}
-        return FeatureSet(self.ids, **columns, **rest)
-
-    def only(self, *modalities: str) -> "FeatureSet":
-        """The same clips with only these modalities."""
-        unknown = set(modalities) - set(MODALITIES)
-        if unknown:
-            raise ValueError(f"expected modalities among {MODALITIES}, came {sorted(unknown)}")
-        if modalities not in self._views:
-            self._views[modalities] = self._view(modalities)
-        return self._views[modalities]
-
-    def _view(self, modalities: tuple[str, ...]) -> "FeatureSet":
-        kept = {m: getattr(self, m) if m in modalities else None for m in MODALITIES}
-        dims = {m: d for m, d in self.dims.items() if m in modalities}
-        if not dims and len(self):
-            raise ValueError(f"the set has none of {modalities}; it has {sorted(self.dims)}")
-        view = FeatureSet(self.ids, **kept, target=self.target, dims=dims, names=self.names)
-        if self._fingerprint is not None:
-            view.known_as(f"{self._fingerprint} {' '.join(sorted(dims))}")
-        return view
+            columns["text"] = ((self.text - mean) / spread).astype(np.float32)
+        return dataclasses.replace(self, **columns)
 
     def fingerprint(self) -> str:
         """Hex digest of ids, features and targets: equal for equal content."""
-        if self._fingerprint is None:  # reading many gigabytes again for each run would take long
-            self._fingerprint = self._digest()
-        return self._fingerprint
-
-    def known_as(self, name: str) -> None:
-        """Take `name` for the fingerprint, where all that determines the content is in it."""
-        self._fingerprint = name
-
-    def _digest(self) -> str:
-        digest = hashlib.sha256()
-
-        def add(array):
+        if self._fingerprint is not None:  # kept: the features may be many gigabytes
+            return self._fingerprint
+        arrays = []
+        for sequences in (self.frames, self.audio):
+            if isinstance(sequences, Standardised):
+                arrays += [sequences.mean, sequences.spread]
+                sequences = sequences.raw
+            arrays += sequences or ()
+        digest = hashlib.sha256("\0".join(self.ids).encode())
+        for array in (*arrays, self.text, self.target):
             digest.update(b"none" if array is None else repr(array.shape).encode())
             if array is not None:
                 digest.update(np.ascontiguousarray(array).tobytes())
-
-        digest.update("\0".join(self.ids).encode())
-        for sequences in (self.frames, self.audio):
-            if isinstance(sequences, Standardised):
-                add(sequences.mean)
-                add(sequences.spread)
-                sequences = sequences.raw
-            for array in sequences or ():
-                add(array)
-        add(self.text)
-        add(self.target)
         if self.names not in (None, EMOTIONS):
             digest.update("\0".join(self.names).encode())
-        return digest.hexdigest()[:32]
+        self._fingerprint = digest.hexdigest()[:32]
+        return self._fingerprint
+
+    def known_as(self, name: str) -> None:
+        """Take `name` for the fingerprint, where it contains all that determines the content."""
+        self._fingerprint = name
 
     def lengths(self) -> np.ndarray:
-        """(N,) steps of the longest sequence of each clip: what a batch is padded to."""
-        longest = np.ones(len(self), int)
-        for sequences in (self.frames, self.audio):
-            if sequences is not None:
-                steps = [_length(sequences, row) for row in range(len(self))]
-                longest = np.maximum(longest, steps)
-        return longest
+        """(N,) steps of the longest sequence of each clip, at least 1."""
+        return self._lengths
 
     def batches(
         self, batch_size: int, shuffle=False, generator=None, device=None, bucket=True
     ) -> Iterator[Batch]:
         """The clips as batches of up to `batch_size`.
 
-        shuffle : a new order each time, drawn from `generator` (torch.Generator) where given
+        shuffle : a new order each time, drawn from `generator` (torch.Generator) if there is one
         bucket : when shuffling, group clips of similar length (padding a batch to 350 steps in
             place of 600 halves the time of an LSTM); the batches come in random order. Without
             shuffling the clips keep their order.
@@ -401,80 +268,19 @@ class FeatureSet:
 
     def batch(self, indices, device=None) -> Batch:
         """The clips at `indices` as one Batch on `device`."""
-        tensors = {}
+        indices = np.asarray(indices)
+        present = self.present[indices]
+        tensors = {"present": torch.from_numpy(present), "index": torch.from_numpy(indices).long()}
         for name in ("frames", "audio"):
-            sequences, tensors[name], tensors[f"{name}_valid"] = getattr(self, name), None, None
-            if sequences is not None:
-                padded = self._padded(name, sequences, indices, device)
+            if getattr(self, name) is not None:
+                padded = _padded(getattr(self, name), indices, self.dims[name], device)
                 tensors[name], tensors[f"{name}_valid"] = padded
-        text = None
         if self.text is not None:
-            rows = self.text[indices].astype(np.float32)
-            rows[~self.present[indices, 2]] = 0.0
-            text = torch.from_numpy(rows)
-        target = None
+            rows = np.where(present[:, 2:], self.text[indices], 0.0)
+            tensors["text"] = torch.from_numpy(rows.astype(np.float32))
         if self.target is not None:
-            target = torch.from_numpy(self.target[indices].astype(np.float32))
-        batch = Batch(
-            **tensors,
-            text=text,
-            present=torch.from_numpy(self.present[indices]),
-            target=target,
-            index=torch.as_tensor(np.asarray(indices), dtype=torch.long),
-        )
-        return batch if device is None else to_device(batch, device)
-
-    def _padded(self, name: str, sequences: Sequence, indices, device):
-        """Values (B, T, D) float32 and mask of one modality, standardised on the device."""
-        raw = sequences.raw if isinstance(sequences, Standardised) else sequences
-        values, valid = _pad([raw[i] for i in indices], self.dims[name])
-        if device is not None:
-            values = values.to(device, non_blocking=True)
-            valid = valid.to(device, non_blocking=True)
-        values = values.float()
-        return (sequences(values, valid) if raw is not sequences else values), valid
-
-
-def to_device(batch, device):
-    """Every tensor of a batch on `device`; the batch itself, changed."""
-    for field in dataclasses.fields(batch):
-        value = getattr(batch, field.name)
-        if value is not None:
-            setattr(batch, field.name, value.to(device, non_blocking=True))
-    return batch
-
-
-def batch_order(lengths, batch_size: int, shuffle, generator, bucket) -> list[np.ndarray]:
-    """Positions of the clips of each batch, of N clips of these lengths; see `batches`."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, came {batch_size}")
-    count = len(lengths)
-    if not shuffle:
-        return [np.arange(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
-    order = torch.randperm(count, generator=generator).numpy()
-    if bucket:
-        # Sorting within stretches of several batches keeps the draw random while clips of
-        # one batch have about one length.
-        stretch = 8 * batch_size
-        pieces = [order[i : i + stretch] for i in range(0, count, stretch)]
-        order = np.concatenate([p[np.argsort(lengths[p], kind="stable")] for p in pieces])
-    batches = [order[i : i + batch_size] for i in range(0, count, batch_size)]
-    if bucket:
-        turn = torch.randperm(len(batches), generator=generator).tolist()
-        batches = [batches[i] for i in turn]
-    return batches
-
-
-def _matrix(name: str, array, count: int):
-    if array is None:
-        return None
-    array = np.asarray(array, dtype=np.float64 if name == "target" else None)
-    if array.ndim != 2 or len(array) != count or not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(
-            f"{name}: expected a ({count}, D) float array, one row an id, "
-            f"came {array.dtype} of shape {array.shape}"
-        )
-    return array
+            tensors["target"] = torch.from_numpy(self.target[indices].astype(np.float32))
+        return to_device(Batch(**tensors), device)
 
 
 @dataclasses.dataclass
@@ -492,3 +298,134 @@ class FeatureSplits:
     fingerprint: str
     name: str
     moments: dict | None = None
+
+
+def to_device(batch, device):
+    """The batch with every tensor on `device`; None leaves them where they are."""
+    if device is None:
+        return batch
+    tensors = {name: value for name, value in vars(batch).items() if value is not None}
+    moved = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+    return dataclasses.replace(batch, **moved)
+
+
+def batch_order(lengths, batch_size: int, shuffle, generator, bucket) -> list[np.ndarray]:
+    """Positions of the clips of each batch, of N clips of these lengths; see `batches`."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    order = np.arange(len(lengths))
+    if shuffle:
+        order = torch.randperm(len(lengths), generator=generator).numpy()
+    if shuffle and bucket:
+        # Sorting within stretches of several batches keeps the draw random while clips of
+        # one batch have about one length.
+        stretches = _cut(order, 8 * batch_size)
+        order = np.concatenate([p[np.argsort(lengths[p], kind="stable")] for p in stretches])
+    batches = _cut(order, batch_size)
+    if shuffle and bucket:
+        turn = torch.randperm(len(batches), generator=generator).tolist()
+        batches = [batches[i] for i in turn]
+    return batches
+
+
+def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def _padded(sequences: Sequence, indices, dim: int, device):
+    """(B, T, D) float32, zero where padded, and (B, T) bool; T is at least 1.
+
+    Half precision is widened, and features are standardised, on the device.
+    """
+    scaled = isinstance(sequences, Standardised)
+    raw = sequences.raw if scaled else sequences
+    arrays = [raw[i] for i in indices]
+    lengths = np.array([0 if a is None else len(a) for a in arrays], int)
+    valid = np.arange(lengths.max(initial=1)) < lengths[:, None]
+    real = [a for a in arrays if a is not None]
+    half = all(a.dtype == np.float16 for a in real)
+    values = np.zeros((*valid.shape, dim), np.float16 if half else np.float32)
+    if real:
+        values[valid] = np.concatenate(real)
+    values = torch.from_numpy(values).to(device, non_blocking=True).float()
+    valid = torch.from_numpy(valid).to(device, non_blocking=True)
+    return (sequences.transform(values, valid) if scaled else values), valid
+
+
+def _length(sequence: Sequence, row: int) -> int:
+    """Steps of a clip, 0 for None; a sequence on a disk is not read."""
+    if hasattr(sequence, "length"):
+        return sequence.length(row)
+    return 0 if sequence[row] is None else len(sequence[row])
+
+
+def _pick(sequence, rows: Sequence[int]):
+    if sequence is None or isinstance(sequence, np.ndarray):
+        return sequence if sequence is None else sequence[rows]
+    return sequence.pick(rows) if hasattr(sequence, "pick") else [sequence[row] for row in rows]
+
+
+def _checked_sequences(name: str, arrays, valid, count: int, widths: dict):
+    """Float arrays (T, D) or None, without masked steps; `widths` gets D if it lacks it."""
+    if arrays is None:
+        if valid is not None:
+            raise ValueError(f"{name}_valid: expected None where there is no {name}, got masks")
+        return None
+    for what, values in ((name, arrays), (f"{name}_valid", valid)):
+        if values is not None and len(values) != count:
+            raise ValueError(f"{what}: expected one for each of {count} ids, got {len(values)}")
+    checked: list = [None] * count
+    for position, array in enumerate(arrays):
+        if array is None:
+            continue
+        array, where = np.asarray(array), f"{name}[{position}]: expected"
+        shape = f"got {array.dtype} of shape {array.shape}"
+        if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
+            raise ValueError(f"{where} a (T, D) float array or None, {shape}")
+        if valid is not None:
+            mask = np.asarray(valid[position])
+            if mask.dtype != bool or mask.shape != array.shape[:1]:
+                raise ValueError(
+                    f"{name}_valid[{position}]: expected ({len(array)},) bool, True where a step "
+                    f"is real, got {mask.dtype} of shape {mask.shape}"
+                )
+            array = array[mask]
+        width = widths.setdefault(name, array.shape[1])
+        if array.shape[1] != width:
+            raise ValueError(
+                f"{where} width {width} like the other clips, got {array.shape[1]}; one set holds "
+                "features of one encoder"
+            )
+        # A store's features were checked when they were extracted; reading them may take long.
+        if not isinstance(arrays, Rows) and not np.isfinite(array).all():
+            raise ValueError(
+                f"{where} finite features, got NaN or infinity; use None for a clip without {name}"
+            )
+        checked[position] = array if len(array) else None
+    if name not in widths:
+        return None
+    return arrays if isinstance(arrays, Rows) and valid is None else checked
+
+
+def _checked_matrix(name: str, array, ids: Sequence[str]):
+    """(N, D) floats; finite but for rows of text that are all NaN."""
+    if array is None:
+        return None
+    array = np.asarray(array, dtype=np.float64 if name == "target" else None)
+    floats = np.issubdtype(array.dtype, np.floating)
+    if array.ndim != 2 or len(array) != len(ids) or not floats:
+        raise ValueError(
+            f"{name}: expected a ({len(ids)}, D) float array, one row an id, got {array.dtype} of "
+            f"shape {array.shape}"
+        )
+    bad = ~np.isfinite(array).all(axis=1)
+    if name == "text":
+        bad &= ~np.isnan(array).all(axis=1)
+    if bad.any():
+        row = int(bad.argmax())
+        hint = "use a row of NaN for a clip without words" if name == "text" else "leave it out"
+        raise ValueError(
+            f"{name}: expected finite numbers, got {array[row][~np.isfinite(array[row])][0]} for "
+            f"clip {ids[row]!r}; {hint}"
+        )
+    return array

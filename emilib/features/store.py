@@ -1,15 +1,14 @@
 """The feature store: ragged arrays of many clips in memory-mapped safetensors shards.
 
-A shard holds the flat (ΣT, ...) values of some tens of clips, the offsets that cut them, and
-their ids. Features are kept in half precision, pictures as uint8, sound as int16. Shards are
-written atomically; those of an unfinished store are kept and found again after a kill.
+A shard holds the flat (ΣT, ...) values of some tens of clips, the lengths that cut them, and
+their ids. Features are kept in half precision, pictures as uint8, audio as int16. Shards are
+written atomically; those of an unfinished store survive a kill and are used again.
 """
 
 import json
 import os
 import shutil
-import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,8 @@ from safetensors.numpy import save
 from emilib.cache import Cache, atomic_write, file_sum, rank, share, wait_until
 
 SHARD = 32  # clips
+# The dtypes of a shard, as safetensors and NumPy name them.
+DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "U8": "u1", "I16": "<i2", "I64": "<i8"}
 
 
 def write_shard(path, ids: Sequence[str], arrays: Sequence) -> None:
@@ -28,54 +29,18 @@ def write_shard(path, ids: Sequence[str], arrays: Sequence) -> None:
     """
     kinds = {(a.dtype.str, a.shape[1:]) for a in arrays if a is not None}
     if len(kinds) > 1:
-        raise ValueError(f"{path}: expected arrays of one dtype and width, came {sorted(kinds)}")
+        raise ValueError(f"{path}: expected arrays of one dtype and width, got {sorted(kinds)}")
     dtype, tail = kinds.pop() if kinds else ("<f2", (0,))
     lengths = [-1 if a is None else len(a) for a in arrays]
-    present = [a for a in arrays if a is not None and len(a)]
-    values = np.concatenate(present) if present else np.zeros((0, *tail), dtype)
+    values = np.concatenate([np.zeros((0, *tail), dtype), *(a for a in arrays if a is not None)])
     tensors = {"values": np.ascontiguousarray(values), "lengths": np.array(lengths, np.int64)}
     atomic_write(path, save(tensors, metadata={"ids": json.dumps(list(ids))}))
 
 
-def read_shard(path) -> Iterator[tuple[str, np.ndarray | None]]:
-    """The (id, array or None) pairs of a shard."""
-    with safe_open(path, framework="np") as shard:
-        ids = json.loads(shard.metadata()["ids"])
-        lengths = shard.get_tensor("lengths")
-        values = shard.get_slice("values")
-        start = 0
-        for id_, length in zip(ids, lengths.tolist(), strict=True):
-            if length < 0:
-                yield id_, None
-            else:
-                yield id_, values[start : start + length]
-                start += length
-
-
-# What a shard may hold, as safetensors calls it and as NumPy does.
-_DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "U8": "u1", "I16": "<i2", "I64": "<i8"}
-
-
-def map_values(path) -> np.ndarray:
-    """The flat values of a shard, mapped: nothing is read before it is looked at.
-
-    safetensors itself copies each slice, and opens the file for it. The format is an 8-byte
-    length, so many bytes of JSON, then the numbers; a change of the result is not written.
-    """
-    with open(path, "rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        entry = json.loads(stream.read(length))["values"]
-    dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
-    if 0 in shape:  # what is empty can't be mapped
-        return np.zeros(shape, dtype)
-    offset = 8 + length + entry["data_offsets"][0]
-    return np.asarray(np.memmap(path, dtype, "c", offset, shape))
-
-
-class Store:
+class Store(Mapping):
     """A folder of shards as a mapping from id to a (T, ...) array, or None for an empty slot.
 
-    Arrays are read when asked for; `ids` keeps the order in which they were written.
+    Arrays are mapped into memory when they are looked at. The order is that of writing.
     """
 
     def __init__(self, folder):
@@ -85,17 +50,18 @@ class Store:
         for path in sorted(self.folder.glob("*.safetensors")):
             with safe_open(path, framework="np") as shard:
                 lengths = shard.get_tensor("lengths").tolist()
-                start = 0
-                for id_, length in zip(json.loads(shard.metadata()["ids"]), lengths, strict=True):
-                    self._place[id_] = (path, start, length)
-                    start += max(length, 0)
+                ids = json.loads(shard.metadata()["ids"])
+            start = 0
+            for id_, length in zip(ids, lengths, strict=True):
+                self._place[id_] = (path, start, length)
+                start += max(length, 0)
 
     @property
     def ids(self) -> list[str]:
         return list(self._place)
 
-    def __contains__(self, id_):
-        return id_ in self._place
+    def __iter__(self):
+        return iter(self._place)
 
     def __len__(self):
         return len(self._place)
@@ -109,22 +75,32 @@ class Store:
         if length < 0:
             return None
         if path not in self._mapped:
-            self._mapped[path] = map_values(path)
+            self._mapped[path] = _map_values(path)
         return self._mapped[path][start : start + length]
 
     def __getstate__(self):
         return {**vars(self), "_mapped": {}}  # another process maps the files itself
 
-    def items(self) -> Iterator[tuple[str, np.ndarray | None]]:
-        """All clips, shard by shard: one shard is open at a time."""
-        for path in sorted({place[0] for place in self._place.values()}):
-            yield from read_shard(path)
+
+def _map_values(path: Path) -> np.ndarray:
+    """The flat values of a shard; writing to the result does not change the file.
+
+    safetensors itself copies each slice, and opens the file for it. The format is an 8-byte
+    length, so many bytes of JSON, then the numbers.
+    """
+    with open(path, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        entry = json.loads(stream.read(length))["values"]
+    dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
+    if 0 in shape:  # an empty file region cannot be mapped
+        return np.zeros(shape, dtype)
+    return np.asarray(np.memmap(path, dtype, "c", 8 + length + entry["data_offsets"][0], shape))
 
 
 class Rows(Sequence):
-    """Some clips' arrays of a store, in an order of one's own, each read when asked for.
+    """Some clips' arrays of a store, in any order, each read when it is looked at.
 
-    convert : what becomes of each array that is there
+    convert : applied to each array
     """
 
     def __init__(self, store: Store, ids: Sequence[str], convert: Callable | None = None):
@@ -158,63 +134,62 @@ def build(
     shard_size: int = SHARD,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Store]:
-    """The stores `names` of a step, made shard by shard where they are missing.
+    """The stores `names` of a step; missing shards are produced.
 
-    produce : takes the ids of the shards that are missing, in order, and yields for each clip a
-        dict from the names to an array or None. It is called once, so it can keep workers and
-        batches going over shard borders.
+    produce : takes the ids of the missing shards, in order, and yields for each clip a dict from
+        the names to an array or None. It is called once, so it can keep workers and batches
+        going over shard borders.
 
-    A shard that was finished before a kill, and whose sum is right, is not made again. Several
-    ranks make every so-manieth shard each; the first puts all of them together.
+    A shard that was finished before a kill, and whose sum is right, is not produced again. With
+    several ranks each produces every world_size-th shard; rank 0 puts all of them together.
     """
-    ids = list(ids)
-    pieces = [ids[i : i + shard_size] for i in range(0, len(ids), shard_size)]
+    shards = [list(ids[i : i + shard_size]) for i in range(0, len(ids), shard_size)]
 
-    def make_shards(scratch: Path) -> None:
-        mine = share(range(len(pieces)))
+    def write_missing(scratch: Path) -> None:
+        mine = share(range(len(shards)))
         missing = [i for i in mine if not _finished(scratch, i, names)]
         if rank() != 0 and cache.has(kind, parts):
-            return  # the first rank found all shards there, and has put them together
-        made = produce([id_ for i in missing for id_ in pieces[i]]) if missing else iter(())
-        total = sum(len(pieces[i]) for i in mine)
-        done = total - sum(len(pieces[i]) for i in missing)
+            return  # rank 0 found all shards and has put them together
+        clips = produce([id_ for i in missing for id_ in shards[i]]) if missing else iter(())
+        total = sum(len(shards[i]) for i in mine)
+        done = total - sum(len(shards[i]) for i in missing)
         for i in missing:
             rows = []
-            for _ in pieces[i]:
-                rows.append(next(made))
+            for _ in shards[i]:
+                rows.append(next(clips))
                 done += 1
                 if progress:
                     progress(done, total)
-            sums = {}
-            for name in names:
-                path = scratch / name / f"{i:05d}.safetensors"
-                write_shard(path, pieces[i], [row[name] for row in rows])
-                sums[name] = file_sum(path)
+            paths = {name: scratch / name / _file(i) for name in names}
+            for name, path in paths.items():
+                write_shard(path, shards[i], [row[name] for row in rows])
+            sums = {name: file_sum(path) for name, path in paths.items()}
             atomic_write(scratch / f"{i:05d}.json", json.dumps(sums))
 
     def make(folder: Path) -> None:
         scratch = cache.scratch(kind, parts)
-        make_shards(scratch)
-        for i in range(len(pieces)):
-            wait_until(lambda i=i: _finished(scratch, i, names))
+        write_missing(scratch)
         for name in names:
             (folder / name).mkdir()
-            for i in range(len(pieces)):
-                shard = f"{i:05d}.safetensors"
-                _link(scratch / name / shard, folder / name / shard)
+        for i in range(len(shards)):
+            wait_until(lambda i=i: _finished(scratch, i, names))
+            for name in names:
+                _link(scratch / name / _file(i), folder / name / _file(i))
 
     if rank() != 0 and not cache.has(kind, parts):
-        make_shards(cache.scratch(kind, parts))
+        write_missing(cache.scratch(kind, parts))
     folder = cache.shared_step(kind, parts, make)
     return {name: Store(folder / name) for name in names}
+
+
+def _file(number: int) -> str:
+    return f"{number:05d}.safetensors"
 
 
 def _finished(scratch: Path, number: int, names: Sequence[str]) -> bool:
     try:
         sums = json.loads((scratch / f"{number:05d}.json").read_text())
-        return all(
-            file_sum(scratch / name / f"{number:05d}.safetensors") == sums[name] for name in names
-        )
+        return all(file_sum(scratch / name / _file(number)) == sums[name] for name in names)
     except (FileNotFoundError, json.JSONDecodeError, KeyError):
         return False
 

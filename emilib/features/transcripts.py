@@ -233,7 +233,7 @@ def _decode_batch(model, windows, language, texts):
     def decode(batch, room):
         return decode_windows(model, batch, language)
 
-    batches = within_memory([windows], decode, len(windows), "window", model.device)
+    batches = within_memory([windows], decode, len(windows), "window")
     for batch, results in batches:
         for window, result in zip(batch, results, strict=True):
             if result.no_speech_prob <= NO_SPEECH and result.text:

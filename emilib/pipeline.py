@@ -148,7 +148,7 @@ class Workspace:
 
         heard = Counter("words by Whisper: clips")
         return speech.transcripts(
-            self._listed, workers=self.workers, progress=heard, cache=self.cache
+            self._listed, media.sound_of, self.cache, workers=self.workers, progress=heard
         )
 
     @functools.cached_property
@@ -241,6 +241,7 @@ class Workspace:
     def _require_words(self) -> None:
         """Stage I has nothing to align sound and frames with where no clip has words."""
         from emilib.features import transcripts as speech
+        from emilib.features.checkpoints import how_to_get
 
         given = self._listed.loc[self._listed["split"] == "train", "transcript"]
         count = int(given.fillna("").str.strip().ne("").sum())
@@ -249,7 +250,7 @@ class Workspace:
             raise ValueError(
                 f"{self.source}: expected words of at least two training clips, came {count}: "
                 "Stage I aligns sound and frames with words; give files in text/, in your CSV a "
-                f"column text, or Whisper's weights ({speech.HOW_TO_GET})"
+                f"column text, or Whisper's weights ({how_to_get(speech.DEFAULT_MODEL)})"
             )
 
     def needs(self) -> str:

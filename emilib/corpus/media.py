@@ -724,3 +724,16 @@ class _ArrayUnpickler(pickle.Unpickler):
         if (module, name) == ("_codecs", "encode"):
             return _latin1
         raise NoArrayError(f"names {module}.{name}; expected a T x D array of numbers, not run.")
+
+
+def sound_of(paths):
+    """Waveform at 16 kHz of a clip's (audio path, video path), None where neither yields one."""
+    for path in paths:
+        if isinstance(path, str):
+            try:
+                waveform = decode(path, frames=False, sample_rate=16_000).waveform
+            except MediaError:
+                continue  # the audit names unreadable files
+            if waveform is not None:
+                return waveform
+    return None

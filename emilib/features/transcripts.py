@@ -1,127 +1,100 @@
-"""Transcripts: from text files where they are, else from openai-whisper where its weights are.
+"""Transcripts: from text files where they exist, else from openai-whisper where its weights are.
 
-Nothing is ever downloaded. Whisper invents words for silence ("Thank you."), so a window without
-sound is never shown to it, and a window that it takes for no speech gives no text.
+Nothing is ever downloaded. Whisper invents words for silence ("Thank you."), so it never gets a
+silent window, and a window that it takes for no speech yields no text.
 """
 
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import pickle
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
-from emilib import workers as processes
+from emilib import SAMPLE_RATE
 from emilib.cache import Cache, code_version, file_sum, key
-from emilib.corpus import media
-from emilib.features import checkpoints as manifest
-from emilib.features import store
+from emilib.features import checkpoints, store
+from emilib.features.extraction import within_memory
+from emilib.workers import ordered_map
 
-SAMPLE_RATE = 16000  # Hz, what Whisper takes
-WINDOW = 30 * SAMPLE_RATE  # samples, what Whisper takes at once
-SHORTEST = SAMPLE_RATE // 10  # samples; nobody says a word in less, but Whisper hears one
-NO_SPEECH = 0.6  # probability of no speech from which on a window has no text; Whisper's own
+WINDOW = 30 * SAMPLE_RATE  # samples that Whisper takes at once
+SHORTEST = SAMPLE_RATE // 10  # samples; no word is shorter, but Whisper hears one
+NO_SPEECH = 0.6  # probability of no speech above which a window has no text; Whisper's own
+SILENCE = 1e-6  # mean square of the loudest 50 ms: -60 dB of full scale
 DEFAULT_MODEL = "turbo"  # both papers
-_TURBO = manifest.get(DEFAULT_MODEL)
-HOW_TO_GET = (
-    f"download {_TURBO.files[0]} ({_TURBO.size}, {_TURBO.licence}) with `whisper.load_model"
-    f"('{_TURBO.name}')` on a machine with network and put it into ~/.cache/whisper or into the "
-    f"folder {manifest.WEIGHTS}"
-)
-
-
-@dataclass
-class Window:
-    """One piece of a clip of at most 30 s: `clip` is the position of the clip."""
-
-    clip: int
-    samples: object  # (S,) float32
 
 
 def transcripts(
-    clips,
+    clips: pd.DataFrame,
+    decode: Callable,
+    cache: Cache,
     weights=None,
-    language="en",
+    language: str | None = "en",
     batch_size=16,
     device=None,
-    workers=0,
-    progress=None,
-    cache: Cache | None = None,
-):
-    """The words of each clip, and one line that says where they come from.
+    workers: int | None = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[pd.Series, str]:
+    """The words of each clip, and one line that names their source.
 
     clips : DataFrame of `emilib.corpus.read`
+    decode : from a clip's paths (audio, video), either of them None, to its waveform (S,) float32
+        at 16 kHz, or None; runs in `workers` processes, some clips ahead
+    cache : keeps Whisper's words by shards: a run after a kill goes on from there
     weights : a Whisper checkpoint (.pt), or the name of one that is already on this machine; None
         takes `turbo` where it is, and does without it where it is not
-    language : what is spoken, None lets Whisper guess for each window (not stated in the papers)
-    workers : processes that decode the sound for Whisper, 0 does it in this one
+    language : spoken in the clips, None lets Whisper guess for each window (the papers do not say)
     progress : called with (clips done, clips in all) while Whisper works
-    cache : where Whisper's words are kept, by shards: what a killed run had heard is not asked
-        again. None keeps nothing
 
     Returns a Series of str or None (no text known) in the order of `clips`, indexed by id, and the
     line. A text file is taken as it is; only clips without one go to Whisper.
-    Raises ValueError where `weights` are asked for and not there.
+    Raises ValueError where `weights` names a checkpoint that does not exist.
     """
     words = pd.Series(clips["transcript"].tolist(), index=clips["id"], dtype=object)
     missing = clips[clips["transcript"].isna()]
-    from_files = len(clips) - len(missing)
     if missing.empty:
         return words, f"Text: from the text files of all {len(clips)} clips."
+    read = len(clips) - len(missing)
+    files = f"from {read} text files" if read else ""
     path = find_weights(weights)
     if path is None:
-        start = f"Text: from {from_files} text files, " if from_files else "Text: none, "
         return words, (
-            f"{start}{len(missing)} of {len(clips)} clips have no text, as Whisper's weights are "
-            f"not here; to have it, {HOW_TO_GET}."
+            f"Text: {files or 'none'}, {len(missing)} of {len(clips)} clips have no text, as "
+            "Whisper's weights are not on this machine; to have it, "
+            f"{checkpoints.how_to_get(DEFAULT_MODEL)}."
         )
-
-    def listen(ids):
-        model = load_whisper(path, device)
-        rows = missing.set_index("id").loc[list(ids)]
-        return _listen(model, _sounds(rows, workers), language, batch_size)
-
     ids = missing["id"].tolist()
-    if cache is None:
-        found = {}
-        for id_, text in zip(ids, listen(ids), strict=True):
-            found[id_] = text
-            if progress is not None:
-                progress(len(found), len(ids))
-    else:
-        found = _kept(cache, _parts(missing, path, language), ids, listen, progress)
-    words.loc[ids] = [found[id_] for id_ in ids]
-    files = f"from {from_files} text files, " if from_files else ""
-    return words, f"Text: {files}from Whisper ({path.name}) for {len(missing)} clips."
+    paths = missing.set_index("id")[["audio", "video"]]
+
+    def produce(wanted) -> Iterator[dict]:
+        model = load_whisper(path, device)
+        waveforms = ordered_map(
+            decode, paths.loc[list(wanted)].itertuples(index=False, name=None), workers
+        )
+        # No batch has windows of two shards: one of them may come from an earlier run.
+        while shard := list(islice(waveforms, store.SHARD)):
+            for text in transcribe(model, shard, language, batch_size):
+                yield {"words": np.frombuffer(text.encode(), np.uint8)}
+
+    parts = _parts(missing, path, language)
+    stores = store.build(cache, "transcripts", parts, ids, produce, ["words"], progress=progress)
+    words.loc[ids] = [bytes(stores["words"][id_]).decode() for id_ in ids]
+    source = f"Whisper ({path.name}) for {len(missing)} clips"
+    return words, f"Text: {files + ', ' if files else ''}from {source}."
 
 
-def _kept(cache, parts, ids, listen, progress) -> dict[str, str]:
-    """Words by id from the store, as bytes of UTF-8; shards that are missing are listened to."""
-
-    def produce(missing):
-        for text in listen(missing):
-            yield {"words": np.frombuffer(text.encode(), np.uint8)}
-
-    made = store.build(cache, "transcripts", parts, ids, produce, ("words",), progress=progress)
-    return {id_: bytes(row).decode() for id_, row in made["words"].items()}
-
-
-def heard_key(clips, language="en") -> str:
-    """Changes with what `transcripts` would have Whisper say of these clips; "" for nothing.
-
-    Whisper is not asked.
-    """
+def heard_key(clips: pd.DataFrame, language: str | None = "en") -> str:
+    """Changes when the words that Whisper hears may; "" where it hears none. Whisper is not run."""
     missing, path = clips[clips["transcript"].isna()], find_weights()
-    if missing.empty or path is None:
-        return ""
-    return key(**_parts(missing, path, language))
+    return "" if missing.empty or path is None else key(**_parts(missing, path, language))
 
 
-def _parts(clips, path, language) -> dict:
-    """All that determines what Whisper hears in these clips."""
+def _parts(clips: pd.DataFrame, path: Path, language: str | None) -> dict:
+    """All that determines the words that Whisper hears in these clips."""
     paths = clips[["audio", "video"]].to_numpy().ravel()
     sizes = [os.path.getsize(path) if isinstance(path, str) else -1 for path in paths]
     return {
@@ -133,122 +106,80 @@ def _parts(clips, path, language) -> dict:
     }
 
 
-def find_weights(weights=None):
-    """Path of a Whisper checkpoint on this machine.
+def find_weights(weights=None) -> Path | None:
+    """Path of a Whisper checkpoint on this machine, see `checkpoints.whisper_file`.
 
-    weights : a path, or a name Whisper knows (`turbo`, `tiny.en`, ...), looked for in the folder
-        EMI_WEIGHTS (and its subfolder whisper) and in Whisper's cache; None means `turbo`.
-    Returns None where nothing was asked for and nothing is there; raises ValueError where a
-    checkpoint was asked for by name or path and is not there.
+    None for `weights` looks for `turbo`, and is None where that does not exist; any other raises
+    ValueError where it does not exist.
     """
-    if weights is not None and Path(weights).is_file():
-        return Path(weights)
-    name = DEFAULT_MODEL if weights is None else str(weights)
-    folders = _weight_folders()
-    for folder in folders:
-        candidate = folder / _checkpoint_name(name)
-        if candidate.is_file():
-            return candidate
-    if weights is None:
-        return None
-    places = ", ".join(str(folder) for folder in folders)
-    raise ValueError(
-        f"There are no Whisper weights {name}: neither a file of this path nor "
-        f"{_checkpoint_name(name)} in {places}; {HOW_TO_GET}."
-    )
-
-
-def _weight_folders():
-    home = os.environ.get("EMI_WEIGHTS")
-    own = [Path(home), Path(home) / "whisper"] if home else []
-    cache = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
-    return [*own, Path(cache) / "whisper"]
-
-
-def _checkpoint_name(name):
-    """turbo -> large-v3-turbo.pt: two of Whisper's names stand for another file."""
-    name = {"turbo": "large-v3-turbo", "large": "large-v3"}.get(name, name)
-    return name if name.endswith(".pt") else f"{name}.pt"
+    path = checkpoints.whisper_file(str(weights or DEFAULT_MODEL))
+    if path is None and weights is not None:
+        raise ValueError(
+            f"expected Whisper weights {weights}, a file or a name Whisper knows, got nothing in "
+            f"${checkpoints.WEIGHTS} or Whisper's cache; {checkpoints.how_to_get(DEFAULT_MODEL)}"
+        )
+    return path
 
 
 def load_whisper(path, device=None):
     """A Whisper model from a checkpoint file in its own format. Raises ValueError for another."""
-    import pickle
-
     import whisper
 
     try:
         return whisper.load_model(str(path), device=device).eval()
     except (LookupError, TypeError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise ValueError(
-            f"{path} is no Whisper checkpoint (a dict of dims and model_state_dict): {error}."
+            f"{path}: expected a Whisper checkpoint (a dict of dims and model_state_dict), got "
+            f"another file: {error}"
         ) from error
 
 
-def _listen(model, waveforms: Iterator, language, batch_size) -> Iterator[str]:
-    """Words of each waveform. No batch has windows of two shards, as one of them may be kept."""
-    while shard := list(islice(waveforms, store.SHARD)):
-        yield from transcribe(model, shard, language, batch_size)
-
-
-def transcribe(
-    model, waveforms: Iterable, language="en", batch_size=16, silence=media.SILENCE
-) -> list[str]:
+def transcribe(model, waveforms: Iterable, language="en", batch_size=16) -> list[str]:
     """Words of each waveform, by `whisper.decode` on batches of windows of 30 s.
 
-    model : of `load_whisper`; waveforms : iterable of (S,) float32 at 16 kHz, or None for no sound.
-    It is taken as it comes: no more than a batch of windows is in memory.
+    model : of `load_whisper`; waveforms : iterable of (S,) float32 at 16 kHz, or None for no audio,
+    read one at a time: no more than a batch of windows is in memory.
 
-    Returns a list of str: "" where there is no sound, where no window is longer than `SHORTEST`
-    and louder than `silence` (the model isn't asked), and where the model takes it for no speech.
+    Returns a list of str: "" where there is no audio, where no window is longer than `SHORTEST`
+    and louder than `SILENCE` (the model does not see it), and where the model hears no speech.
     """
-    texts, batch = [], []
-    for clip, waveform in enumerate(waveforms):
-        texts.append([])
-        batch += [Window(clip, samples) for samples in _loud_windows(waveform, silence)]
-        while len(batch) >= batch_size:
-            _decode_batch(model, batch[:batch_size], language, texts)
-            batch = batch[batch_size:]
-    if batch:
-        _decode_batch(model, batch, language, texts)
-    return [" ".join(pieces) for pieces in texts]
+    texts: list[list[str]] = []
+
+    def windows() -> Iterator[tuple[int, np.ndarray]]:
+        for clip, waveform in enumerate(waveforms):
+            texts.append([])
+            for start in range(0, 0 if waveform is None else len(waveform), WINDOW):
+                window = waveform[start : start + WINDOW]
+                if len(window) >= SHORTEST and not silent(window):
+                    yield clip, window
+
+    def decode(batch: list, _) -> list:
+        return decode_windows(model, [window for _, window in batch], language)
+
+    remaining = windows()
+    while batch := list(islice(remaining, batch_size)):
+        for part, results in within_memory([batch], decode, len(batch), "window"):
+            for (clip, _), result in zip(part, results, strict=True):
+                if result.no_speech_prob <= NO_SPEECH and result.text:
+                    texts[clip].append(result.text)
+    return [" ".join(words) for words in texts]
 
 
-def _loud_windows(waveform, silence):
-    """Pieces of at most 30 s that are long and loud enough to hold speech."""
-    if waveform is None:
-        return []
-    pieces = [waveform[start : start + WINDOW] for start in range(0, len(waveform), WINDOW)]
-    return [
-        piece
-        for piece in pieces
-        if len(piece) >= SHORTEST and media.loudness(piece, SAMPLE_RATE) > silence
-    ]
+def silent(waveform: np.ndarray) -> bool:
+    """Whether no 50 ms of a waveform (S,) are louder than `SILENCE`."""
+    piece = SAMPLE_RATE // 20
+    energy = np.square(waveform, dtype=np.float64)
+    return np.add.reduceat(energy, range(0, len(energy), piece)).max() / piece <= SILENCE
 
 
-def _decode_batch(model, windows, language, texts):
-    """Append the words of each window to those of its clip."""
-    from emilib.features.extraction import within_memory
-
-    def decode(batch, room):
-        return decode_windows(model, batch, language)
-
-    batches = within_memory([windows], decode, len(windows), "window")
-    for batch, results in batches:
-        for window, result in zip(batch, results, strict=True):
-            if result.no_speech_prob <= NO_SPEECH and result.text:
-                texts[window.clip].append(result.text)
-
-
-def decode_windows(model, windows, language="en"):
-    """whisper.DecodingResult of each window, all in one batch."""
-    import torch
+def decode_windows(model, windows: list, language="en") -> list:
+    """whisper.DecodingResult of each window (S,) float32, all in one batch."""
     import whisper
 
     mels = [
-        # One at a time: the spectrogram's floor hangs on the loudest value of what is given.
+        # One at a time: the floor of a spectrogram depends on the loudest value of its input.
         whisper.log_mel_spectrogram(
-            whisper.pad_or_trim(torch.from_numpy(window.samples).to(model.device)),
+            whisper.pad_or_trim(torch.from_numpy(window).to(model.device)),
             n_mels=model.dims.n_mels,
         )
         for window in windows
@@ -260,22 +191,3 @@ def decode_windows(model, windows, language="en"):
         fp16=model.device.type == "cuda",
     )
     return whisper.decode(model, torch.stack(mels), options)
-
-
-def sound_of(clip):
-    """Waveform at 16 kHz of a (audio path, video path) pair, None where neither gives one."""
-    for path in clip:
-        if path is not None:
-            try:
-                waveform = media.decode(path, frames=False, sample_rate=SAMPLE_RATE).waveform
-            except media.MediaError:
-                continue  # an unreadable clip has no words; the audit names it
-            if waveform is not None:
-                return waveform
-    return None
-
-
-def _sounds(clips, workers) -> Iterator:
-    """Waveforms of the clips in order, decoded some clips ahead by `workers` processes."""
-    pairs = list(zip(clips["audio"], clips["video"], strict=True))
-    yield from processes.ordered_map(sound_of, pairs, workers)

@@ -7,7 +7,6 @@ import pytest
 from emilib.corpus.layout import EMOTIONS
 from emilib.features import FeatureSet, FeatureSplits
 from emilib.metrics import pearson
-from emilib.plots import corpus_plots, notebook, style
 from emilib.study import probes
 
 
@@ -112,84 +111,3 @@ def test_ceiling_matches_rows_by_id_whatever_their_order(rng):
     assert table.set_index("modality").loc["frames"].min() > 0.99
     with pytest.raises(ValueError, match="lack one"):
         probes.ceiling(signals.iloc[1:], splits)
-
-
-class _Shown:
-    """Said of the class.
-
-    More of it.
-    """
-
-    # why it is so
-    answer = 42
-
-    def method(self):
-        """Said of the method."""
-        return 'a """quoted""" text'
-
-    def empty(self):
-        """All there is."""
-
-
-def test_show_source_leaves_docstrings_out_and_the_rest_in():
-    code = notebook.code_of(_Shown)
-    assert "Said of" not in code
-    assert "More of it" not in code
-    assert "# why it is so" in code
-    assert "quoted" in code
-    assert '"""All there is."""' in code  # without it there is no body
-    compile(code, "shown", "exec")
-    assert notebook.show_source(_Shown).data.startswith("```python\nclass _Shown")
-
-
-def test_show_table_aligns_numbers_and_escapes_bars():
-    frame = pd.DataFrame({"what": ["a|b", "c"], "rho": [-0.12345, np.nan]})
-    lines = notebook.show_table(frame, digits=2).data.splitlines()
-    assert lines == ["| what | rho |", "| :-- | --: |", "| a\\|b | −0.12 |", "| c | – |"]
-    with pytest.raises(ValueError, match="headings"):
-        notebook.show_table(frame, ["one"])
-
-
-def test_a_figure_is_the_same_png_each_time():
-    from matplotlib.figure import Figure
-
-    def picture():
-        figure = Figure()
-        figure.subplots().set_title("A line")
-        return notebook.show(figure)
-
-    assert picture().data == picture().data
-    assert picture().data.startswith(b"\x89PNG")
-    assert b"Software" not in picture().data
-    assert picture().alt == "A line"
-
-
-def test_label_tables_count_by_hand():
-    labels = np.array([[0, 0.333, 2 / 3, 1, 0.5, 0], [0, 0.667, 0.34, 0, 1, 0.4]])
-    clips = pd.DataFrame(np.vstack([labels, np.full((1, 6), np.nan)]), columns=list(EMOTIONS))
-    table = corpus_plots.label_table(clips).set_index("emotion")
-    assert table.loc["Admiration", ["zero", "low", "middle", "high"]].tolist() == [1, 0, 0, 0]
-    assert table.loc["Amusement", ["zero", "low", "middle", "high"]].tolist() == [0, 0.5, 0.5, 0]
-    assert table.loc["Joy", ["mean", "median"]].tolist() == [0.2, 0.2]
-    values = corpus_plots.label_values(clips).set_index("fraction")["count"]
-    assert values.to_dict() == {"1/3": 2, "2/5": 1, "1/2": 1, "2/3": 2, "1": 2}
-
-
-def test_spectrogram_has_a_tone_where_it_sounds():
-    time = np.arange(16_000) / 16_000
-    level, step = corpus_plots.spectrogram(np.sin(2 * np.pi * 1000 * time), 16_000)
-    assert step == 0.010
-    assert level.shape[1] == 100
-    found = level[:, 50].argmax() * 8000 / (len(level) - 1)
-    assert abs(found - 1000) < 20
-    assert level.max() == 0
-    assert level.min() == corpus_plots.FLOOR_DB
-
-
-def test_envelope_holds_every_peak(rng):
-    waveform = rng.standard_normal(10_007)
-    time, low, high = style.envelope(waveform, 1000, points=90)
-    assert len(time) == 90
-    assert (low.min(), high.max()) == (waveform.min(), waveform.max())
-    for start, bottom, top in zip(time, low, high, strict=True):
-        assert bottom <= waveform[round(start * 1000)] <= top

@@ -1,14 +1,12 @@
 """Tables and figures as pure functions of results."""
 
 import types
-import xml.etree.ElementTree as ET
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from emilib import EMOTIONS, metrics
-from emilib.plots import style as plots
+from emilib import metrics
 from emilib.study import claims, tables
 from emilib.study.experiments import Outcome, Results, experiments
 from emilib.training.loop import Recipe
@@ -223,54 +221,3 @@ def test_bad_requests_are_refused(results):
         tables.table("B2")
     with pytest.raises(ValueError, match="partitions: expected columns"):
         tables.table("A1", partitions=pd.DataFrame({"split": ["train"]}))
-
-
-def figures(results, all_tables):
-    rho = pd.DataFrame(np.eye(6), columns=EMOTIONS)
-    histories = {n: results[n].histories for n in ("taemi", "dual_stage_vat")}
-    return {
-        "reported": (plots.reported_and_here(all_tables["B2"], CORPUS), all_tables["B2"]),
-        "differences": (plots.differences(all_tables["B3"], CORPUS), all_tables["B3"]),
-        "emotions": (plots.emotion_map(rho, CORPUS), rho),
-        "curves": (plots.learning_curves(histories, CORPUS), pd.concat(histories["taemi"])),
-    }
-
-
-def test_saved_figures_are_the_same_bytes_each_time(results, all_tables, tmp_path):
-    for run in ("1", "2"):
-        figure = plots.reported_and_here(all_tables["B4"], CORPUS)
-        plots.save(figure, tmp_path / run, "anchors", all_tables["B4"])
-    first = (tmp_path / "1" / "anchors.svg").read_bytes()
-    assert first == (tmp_path / "2" / "anchors.svg").read_bytes()
-    assert ET.fromstring(first).tag.endswith("svg")
-    assert b"<dc:date>" not in first
-    back = pd.read_csv(tmp_path / "1" / "anchors.csv")
-    np.testing.assert_allclose(back["here"], all_tables["B4"]["here"], rtol=1e-5)
-    rho = pd.DataFrame(np.zeros((1, 6)), index=["taemi"], columns=EMOTIONS)
-    _, numbers = plots.save(plots.emotion_map(rho), tmp_path, "emotions", rho)
-    assert pd.read_csv(numbers, index_col=0).index.tolist() == ["taemi"]
-
-
-def test_the_corpus_stands_in_every_figure(results, all_tables):
-    for figure, _ in figures(results, all_tables).values():
-        texts = [t.get_text().replace("\n", " ") for t in figure.texts]
-        assert CORPUS in texts
-
-
-def test_what_is_drawn_is_what_is_in_the_table(all_tables):
-    axes = plots.reported_and_here(all_tables["B4"], CORPUS).axes[0]
-    drawn = axes.collections[0].get_offsets()[:, 0]
-    np.testing.assert_allclose(drawn.astype(float), all_tables["B4"]["paper"])
-    points = axes.containers[0].lines[0].get_xdata()
-    np.testing.assert_allclose(np.asarray(points, float), all_tables["B4"]["here"])
-    rho = pd.DataFrame({"Joy": [0.1, -0.2]}, index=["a", "b"])
-    texts = [t.get_text() for t in plots.emotion_map(rho).axes[0].texts]
-    assert texts == ["0.10", "−0.20"]
-
-
-def test_no_differences_to_draw(results):
-    nothing = tables.table("B3", Results(results.experiments, {}), CORPUS)
-    with pytest.raises(ValueError, match="no differences to draw"):
-        plots.differences(nothing)
-    figure = plots.reported_and_here(nothing)
-    assert "no result" in [t.get_text() for t in figure.axes[0].texts]

@@ -6,13 +6,15 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from emilib import models
 from emilib.cache import atomic_write
-from emilib.models import earlier as prior
+from emilib.metrics import Estimate
+from emilib.models import earlier
 from emilib.study import claims
 from emilib.study.experiments import Experiment
 from emilib.study.results import Results
@@ -20,8 +22,14 @@ from emilib.study.results import Results
 PARTITION_TABLES = ("A1", "B1")
 RESULT_TABLES = ("A2", "A3", "A4", "B2", "B3", "B4")
 NO_RESULT = "no result"
+PROVENANCE = ("specified", "inferred", "unknown")  # what is public of a system of B2
 _TRAINED = "trained here"
 _DASH = "–"
+_COLUMNS = (
+    *("row", "modality", "paper", "here", "sd", "low", "high", "seeds", "reference"),
+    *("delta_paper", "delta_here", "delta_sd", "delta_low", "delta_high"),
+    *("parameters", "seconds", "status"),
+)
 
 # The row the others of a table are compared with, paired over seeds and clips; in A2 each of
 # "ours" is compared with the baseline of its modality.
@@ -43,7 +51,13 @@ _SUBJECT = {
     "B3": "what each part of TAEMI does, leaving one out",
     "B4": "which modality asks",
 }
-_PARTITIONS = {"Train": "train", "Validation": "validation", "Test": "test"}
+# Classes of `emilib.models` for rows of B2 that are not called as the class is.
+_MODELS = {
+    "ViT (baseline)": "LastStepGRU",
+    "Wav2Vec2 (baseline)": "MeanLinear",
+    "ViT + Wav2Vec2 (baseline)": "LateAverage",
+    "Savchenko 2025, leaked": "Savchenko2025",
+}
 
 
 def table(
@@ -67,18 +81,20 @@ def table(
     row, paper_seconds, paper_clips, seconds, clips, status.
     `attrs` hold "name" and "caption". Raises ValueError for an unknown table or missing arguments.
     """
+    if name not in claims.TABLES:
+        raise ValueError(f"expected a table among {', '.join(claims.TABLES)}, got {name!r}")
     if name in PARTITION_TABLES:
         if partitions is None:
             raise ValueError(f"{name} needs `partitions`: clips and seconds of each split")
         frame = _partition_table(name, partitions)
-    elif name in RESULT_TABLES:
-        if results is None:
-            raise ValueError(f"{name} needs `results` of experiments.run")
-        frame = pd.DataFrame([_row(name, claim, results) for claim in claims.rows(name)])
-        if name == "B2":
-            frame = frame.join(pd.DataFrame([_marks(row) for row in frame["row"]]))
     else:
-        raise ValueError(f"expected a table among {', '.join(claims.TABLES)}, came {name!r}")
+        if results is None:
+            raise ValueError(f"{name} needs `results` of `emilib.study.run`")
+        rows = [_row(name, claim, results) for claim in claims.rows(name)]
+        frame = pd.DataFrame(rows, columns=_COLUMNS)
+        if name == "B2":
+            marks = [_provenance(row) for row in frame["row"]]
+            frame = frame.join(pd.DataFrame(marks, columns=PROVENANCE))
     frame.attrs.update(name=name, caption=_caption(name, corpus, results))
     return frame
 
@@ -94,108 +110,75 @@ def _partition_table(name: str, partitions: pd.DataFrame) -> pd.DataFrame:
     lacking = {"split", "clips", "seconds"} - set(partitions.columns)
     if lacking:
         raise ValueError(f"partitions: expected columns split, clips, seconds, lacks {lacking}")
-    by_split = partitions.set_index("split")
-    rows = []
-    for row, split in [*_PARTITIONS.items(), ("Sum", None)]:
-        here = by_split.reindex([split] if split else list(_PARTITIONS.values()))
-        known = here["clips"].notna().all()
-        rows.append(
-            {
-                "row": row,
-                "paper_seconds": claims.reported(name, row, "duration").value,
-                "paper_clips": claims.reported(name, row, "samples").value,
-                "seconds": float(here["seconds"].sum()) if known else math.nan,
-                "clips": float(here["clips"].sum()) if known else math.nan,
-                "status": "counted here" if known else NO_RESULT,
-            }
-        )
+    counted = partitions.set_index("split")[["seconds", "clips"]].astype(float)
+    counted = counted.reindex(["train", "validation", "test"])
+    counted.loc["sum"] = counted.sum(skipna=False)
+    rows = [
+        {
+            "row": row,
+            "paper_seconds": claims.reported(name, row, "duration").value,
+            "paper_clips": claims.reported(name, row, "samples").value,
+            **counted.loc[row.lower()],
+            "status": NO_RESULT if counted.loc[row.lower()].isna().any() else "counted here",
+        }
+        for row in ("Train", "Validation", "Test", "Sum")
+    ]
     return pd.DataFrame(rows)
 
 
 def _row(name: str, claim: claims.Claim, results: Results) -> dict:
     experiment = results.experiment_for(name, claim.row)
     reference = _BASELINE.get(claim.row) if name == "A2" else _REFERENCE[name]
+    compared = reference if reference != claim.row else None
+    delta = claim.delta
+    if delta is None and compared:
+        delta = claim.value - claims.reported(name, compared).value
     row = {
         "row": claim.row,
         "modality": claim.modality,
         "paper": claim.value,
-        **dict.fromkeys(("here", "sd", "low", "high"), math.nan),
         "seeds": 0,
         "reference": reference or "",
-        "delta_paper": _paper_delta(name, claim, reference),
-        **dict.fromkeys(("delta_here", "delta_sd", "delta_low", "delta_high"), math.nan),
-        **dict.fromkeys(("parameters", "seconds"), math.nan),
+        "delta_paper": delta,
         "status": _status(experiment, results),
     }
     if row["status"] != _TRAINED:
         return row
-    estimate, outcome = results.summary(experiment.name), results[experiment.name]
-    row |= {
-        "here": estimate.value,
-        "sd": estimate.sd,
-        "low": estimate.low,
-        "high": estimate.high,
-        "seeds": len(outcome.seeds),
-        "parameters": float(outcome.parameters),
-        "seconds": float(outcome.seconds.mean()),
-    }
-    other = results.experiment_for(name, reference) if reference else None
-    if reference and reference != claim.row and _status(other, results) == _TRAINED:
-        delta = results.difference(experiment.name, other.name)
-        row |= {
-            "delta_here": delta.value,
-            "delta_sd": delta.sd,
-            "delta_low": delta.low,
-            "delta_high": delta.high,
-        }
+    outcome = results[experiment.name]
+    row |= _columns("here sd low high", results.summary(experiment.name))
+    row |= {"seeds": len(outcome.seeds), "parameters": float(outcome.parameters)}
+    row["seconds"] = float(outcome.seconds.mean())
+    other = results.experiment_for(name, compared) if compared else None
+    if other is not None and other.name in results:
+        difference = results.difference(experiment.name, other.name)
+        row |= _columns("delta_here delta_sd delta_low delta_high", difference)
     return row
 
 
-# Models of B2 as `prior.MARKS` names them.
-_SYSTEMS = {
-    "ViT (baseline)": "LastStepGRU",
-    "Wav2Vec2 (baseline)": "MeanLinear",
-    "ViT + Wav2Vec2 (baseline)": "LateAverage",
-    "Yu 2024": "Yu2024",
-    "Hallmen 2024": "Hallmen2024",
-    "Savchenko 2025": "Savchenko2025",
-    "Savchenko 2025, leaked": "Savchenko2025",
-    "Zhang 2024": "Zhang2024",
-    "Yu 2025": "yu2025",
-    "TFN": "TFN",
-    "MulT": "MulT",
-    "MISA": "MISA",
-}
+def _columns(names: str, estimate: Estimate) -> dict[str, float]:
+    values = (estimate.value, estimate.sd, estimate.low, estimate.high)
+    return dict(zip(names.split(), values, strict=True))
 
 
-def _marks(row: str) -> dict[str, str]:
-    """What is specified, inferred and unknown of the system of a row of B2."""
-    marks = prior.MARKS.get(_SYSTEMS.get(row, ""))
-    return dict.fromkeys(prior.Marks._fields, "") if marks is None else marks._asdict()
+def _provenance(row: str) -> Sequence[str]:
+    """What is specified, inferred and unknown of the system of a row of B2; "" for TAEMI's own."""
+    name = _MODELS.get(row, row.replace(" ", ""))
+    marks = getattr(earlier, "MARKS", {}).get(name.replace("Yu2025", "yu2025"), ("",) * 3)
+    return getattr(getattr(models, name, None), "provenance", marks)
 
 
 def marks(table: pd.DataFrame) -> pd.DataFrame:
     """What is specified, inferred and unknown of the systems of B2 that others made, a row each."""
     others = table[table["specified"] != ""].drop_duplicates("specified")
-    return others[["row", *prior.Marks._fields]].reset_index(drop=True)
-
-
-def _paper_delta(name: str, claim: claims.Claim, reference: str | None) -> float:
-    """The Δ the paper prints, or the difference of the two numbers it reports."""
-    if claim.delta is not None:
-        return claim.delta
-    if not reference or reference == claim.row:
-        return math.nan
-    return claim.value - claims.reported(name, reference).value
+    return others[["row", *PROVENANCE]].reset_index(drop=True)
 
 
 def _status(experiment: Experiment | None, results: Results) -> str:
-    if experiment is None:
+    if experiment is None or experiment.name not in (results.outcomes | results.lacking):
         return NO_RESULT
     if experiment.name in results:
         return _TRAINED
-    reason = results.lacking.get(experiment.name)
-    return NO_RESULT if reason is None else f"{_DASH}, {reason}"
+    return f"{_DASH}, {results.lacking[experiment.name]}"
 
 
 def _caption(name: str, corpus: str, results: Results | None) -> str:
@@ -206,7 +189,7 @@ def _caption(name: str, corpus: str, results: Results | None) -> str:
     clips = max((len(results[n].ids) for n in results.names), default=0)
     paper = "Paper: reported on Hume-Vidmimic2. "
     if name not in claims.PAPER_TABLES:
-        subject, paper = f"Table {name}, which the paper has not: {_SUBJECT[name]}.", ""
+        subject, paper = f"Table {name}, which the paper does not have: {_SUBJECT[name]}.", ""
     text = (
         f"{subject} Mean Pearson ρ over the emotions on validation. {paper}"
         f"Here: {corpus or 'the corpus at hand'}; mean ± standard deviation over "
@@ -220,23 +203,24 @@ def _caption(name: str, corpus: str, results: Results | None) -> str:
 def complete(tables: Mapping[str, pd.DataFrame], names: Sequence[str] = claims.TABLES) -> list[str]:
     """Rows of the tables that lack a number, as "B2, Yu 2024: no result"; empty when none.
 
-    A row that can't be trained on its corpus, and says why, lacks nothing.
-    The rows are those of `claims`: a row that a table leaves out, and a table that is not
-    there, are found as well.
+    A row that can't be trained on its corpus, and says why, lacks nothing. The rows are those of
+    `claims`: a row that a table leaves out, and a table that is not there, are reported as well.
     """
     missing = []
     for name in names:
         column = "clips" if name in PARTITION_TABLES else "here"
         frame = tables.get(name)
         for row in dict.fromkeys(claim.row for claim in claims.rows(name)):
-            found = None if frame is None else frame[frame["row"] == row]
-            if found is None or len(found) != 1:
-                what = "the table is not there" if found is None else f"{len(found)} such rows"
-                missing.append(f"{name}, {row}: {what}")
-            elif found["status"].iloc[0].startswith(f"{_DASH}, "):
+            if frame is None:
+                missing.append(f"{name}, {row}: the table is not there")
                 continue
-            elif not math.isfinite(found[column].iloc[0]):
-                missing.append(f"{name}, {row}: {found['status'].iloc[0]}")
+            matching = frame[frame["row"] == row]
+            if len(matching) != 1:
+                missing.append(f"{name}, {row}: {len(matching)} such rows")
+                continue
+            status = matching["status"].iloc[0]
+            if not (math.isfinite(matching[column].iloc[0]) or status.startswith(f"{_DASH}, ")):
+                missing.append(f"{name}, {row}: {status}")
     return missing
 
 
@@ -252,22 +236,22 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
                 "Clips, here": table["clips"].map(_whole),
             }
         )
-    rows = [row._asdict() for row in table.itertuples(index=False)]
+    rows = list(table.itertuples(index=False))
     columns = {
-        "Row": [row["row"] for row in rows],
-        "Input": [row["modality"] for row in rows],
-        "ρ paper": [_reported(row["paper"]) for row in rows],
-        "ρ here": [_spread(row) for row in rows],
-        "95 %": [_interval(row["low"], row["high"]) for row in rows],
-        "Δ paper": [_signed(row["delta_paper"]) for row in rows],
-        "Δ here": [_delta(row) for row in rows],
-        "Δ 95 %": [_interval(row["delta_low"], row["delta_high"], "+") for row in rows],
+        "Row": [r.row for r in rows],
+        "Input": [r.modality for r in rows],
+        "ρ paper": [_finite(_reported, r.paper) for r in rows],
+        "ρ here": [_spread("{:.3f}", r.here, r.sd, r.status) for r in rows],
+        "95 %": [_finite("[{:.2f}, {:.2f}]".format, r.low, r.high) for r in rows],
+        "Δ paper": [_finite(_signed, r.delta_paper) for r in rows],
+        "Δ here": [_spread("{:+.3f}", r.delta_here, r.delta_sd) for r in rows],
+        "Δ 95 %": [_finite("[{:+.2f}, {:+.2f}]".format, r.delta_low, r.delta_high) for r in rows],
     }
     if table.attrs["name"] not in claims.PAPER_TABLES:
         del columns["ρ paper"], columns["Δ paper"]
     if table.attrs["name"] == "B2":
-        columns["Params"] = [_count(row["parameters"]) for row in rows]
-        columns["Train"] = [_duration(row["seconds"]) for row in rows]
+        columns["Params"] = [_finite(_count, r.parameters) for r in rows]
+        columns["Train"] = [_finite(_duration, r.seconds) for r in rows]
     return pd.DataFrame(columns)
 
 
@@ -297,9 +281,8 @@ def write(
         "csv": lambda frame: frame.to_csv(index=False, float_format="%.6g"),
         "txt": lambda frame: render_text(frame) + "\n",
     }
-    unknown = [ending for ending in endings if ending not in formats]
-    if unknown:
-        raise ValueError(f"endings: expected some of {', '.join(formats)}, came {unknown}")
+    if not set(endings) <= set(formats):
+        raise ValueError(f"endings: expected some of {', '.join(formats)}, got {endings}")
     written = []
     for name, frame in tables.items():
         for ending in endings:
@@ -371,41 +354,24 @@ def _latex(table: pd.DataFrame) -> str:
     return text
 
 
+def _finite(form: Callable[..., str], *values: float) -> str:
+    """The numbers as text with a proper minus sign; a dash where one is NaN."""
+    return form(*values).replace("-", "−") if all(map(math.isfinite, values)) else _DASH
+
+
+def _spread(form: str, value: float, sd: float, otherwise: str = _DASH) -> str:
+    if not math.isfinite(value):
+        return otherwise
+    return _finite(form.format, value) + (f" ± {sd:.3f}" if math.isfinite(sd) else "")
+
+
 def _reported(value: float) -> str:
-    """With the decimals the paper gives, at least two; a dash for a row beyond the paper."""
-    if math.isnan(value):
-        return _DASH
+    """With the decimals the paper gives, at least two."""
     return f"{value:.2f}" if round(value, 2) == value else f"{value:g}"
 
 
-def _spread(row: dict) -> str:
-    if not math.isfinite(row["here"]):
-        return row["status"]
-    if not math.isfinite(row["sd"]):
-        return _minus(f"{row['here']:.3f}")
-    return _minus(f"{row['here']:.3f} ± {row['sd']:.3f}")
-
-
-def _signed(value: float, digits: int = 2) -> str:
-    if not math.isfinite(value):
-        return _DASH
-    fits = round(value, digits) == round(value, 4)
-    return _minus(f"{value:+.{digits}f}" if fits or digits > 2 else f"{value:+.4f}")
-
-
-def _delta(row: dict) -> str:
-    text = _signed(row["delta_here"], 3)
-    return f"{text} ± {row['delta_sd']:.3f}" if math.isfinite(row["delta_sd"]) else text
-
-
-def _interval(low: float, high: float, sign: str = "") -> str:
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return _DASH
-    return _minus(f"[{low:{sign}.2f}, {high:{sign}.2f}]")
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "−")
+def _signed(value: float) -> str:
+    return f"{value:+.2f}" if round(value, 2) == round(value, 4) else f"{value:+.4f}"
 
 
 def _clock(seconds: float) -> str:
@@ -420,12 +386,8 @@ def _whole(value: float) -> str:
 
 
 def _count(value: float) -> str:
-    if not math.isfinite(value):
-        return _DASH
     return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{value / 1e3:.1f} k"
 
 
 def _duration(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return _DASH
     return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"

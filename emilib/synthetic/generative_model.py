@@ -1,4 +1,4 @@
-"""What every clip of the embedded corpus is to show, sound like, say and be labelled; no media.
+"""What every clip of the embedded corpus shows, sounds like, says and is labelled; no media.
 
 The corpus mimics how Hume-Vidmimic2 came about. There are some eighty *seed performances*; a
 participant watches one and mimics it before a webcam; annotators then mark which emotions they see.
@@ -9,12 +9,12 @@ For clip n with seed k(n), emotion e and channel m in (face V, voice A, words T)
     p[n, e]    = clip(gain * (L[n, e] - threshold[e]), 0, 1)
     label      = k / N,   k ~ Binomial(N, p),   N uniform in 3..9        share of annotators
 
-s and u are independent, not negative, zero most of the time and heavy-tailed (a gamma variable that
-is present with probability `present`), scaled to unit variance: emotions are absent mostly.
-threshold[e] is set so that the share of labels above zero is that of the real training set. The
-contents are then *expressed*, each with its losses: action units saturate and are shared between
-emotions, eight prosody values carry six emotions, words come in three strengths and at most three
-phrases a clip. The identity of the person is independent of all of this.
+s and u are independent, non-negative, mostly zero and heavy-tailed (a gamma variable that is
+present with probability `present`), scaled to unit variance: most emotions are absent. threshold[e]
+is set so that the share of labels above zero is that of the real training set. The contents are
+then *expressed*, each with its losses (`expressions.json`): action units saturate and are shared
+between emotions, eight prosody values carry six emotions, words come in three strengths and at most
+three phrases a clip. The identity of the person is independent of all of this.
 
 How much a modality tells about the label is therefore a parameter put in by hand (`Design`); the
 ranking of the modalities on this corpus says nothing about people.
@@ -22,13 +22,16 @@ ranking of the modalities on this corpus says nothing about people.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 from scipy.stats import gamma
 
-from emilib.corpus.layout import EMOTIONS
+from emilib import EMOTIONS
 
 # FACS: ten units of the face, lids drooping (43), and the head: turned to either side (51, 52), up
 # (53), down (54), tilted (55).
@@ -37,98 +40,24 @@ ACTION_UNITS = (
     *("au43", "au51", "au52", "au53", "au54", "au55"),
 )
 PROSODY = ("pitch", "range", "rate", "loudness", "tremor", "breath", "pause", "brightness")
+ONE_SIDED = [PROSODY.index(name) for name in ("tremor", "breath", "pause")]  # cannot be negative
 STRENGTHS = ("slight", "plain", "strong")
-SPLITS = ("train", "validation", "test", "unlabelled")
 
+_BANKS = json.loads(Path(__file__).with_name("expressions.json").read_text("utf-8"))
 # Amplitude of each action unit at full intensity of an emotion, after the FACS literature's usual
 # prototypes: smiles (6, 12) serve four emotions, raised brows (1, 2) three.
-FACE = pd.DataFrame(
-    {
-        "Admiration": dict(au1=0.7, au2=0.6, au12=0.4, au53=1.0),
-        "Amusement": dict(au6=1.0, au12=0.9, au26=0.6, au52=1.0),
-        "Determination": dict(au4=1.0, au24=1.0, au17=0.3, au54=1.0),
-        "Empathic Pain": dict(au1=0.9, au4=0.4, au15=1.0, au17=0.6, au43=0.5, au55=1.0),
-        "Excitement": dict(au1=0.4, au2=0.8, au5=1.0, au12=0.4, au26=0.6, au51=1.0),
-        "Joy": dict(au6=0.6, au12=1.2),
-    },
-    index=list(ACTION_UNITS),
-).fillna(0.0)
-
+FACE = pd.DataFrame(_BANKS["face"], ACTION_UNITS, EMOTIONS).fillna(0.0)
 # Change of each prosody value, in [-1, 1], at full intensity of an emotion.
-VOICE = pd.DataFrame(
-    {
-        "Admiration": dict(pitch=0.2, range=0.6, rate=-0.5, breath=0.8),
-        "Amusement": dict(pitch=0.5, range=0.7, tremor=1.0, brightness=0.2),
-        "Determination": dict(pitch=-0.8, range=-0.6, loudness=0.7, brightness=0.3),
-        "Empathic Pain": dict(pitch=-0.2, rate=-0.6, loudness=-0.6, pause=1.0, tremor=0.3),
-        "Excitement": dict(pitch=0.5, rate=0.9, loudness=0.6),
-        "Joy": dict(pitch=0.5, rate=0.2, brightness=1.0),
-    },
-    index=list(PROSODY),
-).fillna(0.0)
-ONE_SIDED = [PROSODY.index(name) for name in ("tremor", "breath", "pause")]  # cannot be negative
-
+VOICE = pd.DataFrame(_BANKS["voice"], PROSODY, EMOTIONS).fillna(0.0)
 # {} takes a word of strength; the words around it are shared between emotions on purpose.
-WORDING = {
-    "Admiration": (
-        "I {} admire you",
-        "you are {} inspiring",
-        "that was {} impressive",
-    ),
-    "Amusement": (
-        "that is {} funny",
-        "you {} make me laugh",
-        "this is {} silly",
-    ),
-    "Determination": (
-        "I am {} going to win",
-        "I {} will not give up",
-        "we are {} focused",
-    ),
-    "Empathic Pain": (
-        "I am {} sorry for you",
-        "that {} hurts to see",
-        "this is {} sad",
-    ),
-    "Excitement": (
-        "I am {} excited",
-        "I {} can not wait",
-        "this is {} thrilling",
-    ),
-    "Joy": (
-        "I am {} happy",
-        "this is {} wonderful",
-        "I {} love this",
-    ),
-}
-# Phrases that could mean any of several emotions.
-AMBIGUOUS = {
-    "Admiration": ("that is {} amazing", "I {} love that"),
-    "Amusement": ("that is {} crazy", "I {} love that"),
-    "Determination": ("this is {} serious", "I {} mean it"),
-    "Empathic Pain": ("this is {} serious", "I {} mean it"),
-    "Excitement": ("that is {} amazing", "that is {} crazy"),
-    "Joy": ("that is {} amazing", "I {} love that"),
-}
-STRENGTH_WORDS = (("somewhat", "rather"), ("really", "truly"), ("absolutely", "totally"))
-NEUTRAL = ("let me see", "so that is that", "well okay then", "I do not know")
-TOPICS = {
-    "garden": ("in the rose garden", "the roses and trees", "we planted roses"),
-    "football": ("at the football game", "our football team", "the goal and the ball"),
-    "kitchen": ("soup in the kitchen", "the bread and soup", "bread in the kitchen"),
-    "school": ("the exam at school", "my teacher at school", "a lesson and an exam"),
-    "music": ("the guitar song", "the band plays guitar", "a song by the band"),
-    "travel": ("the train to the island", "our island hotel", "the hotel and train"),
-    "dog": ("my dog and puppy", "walking the dog", "the puppy in the park"),
-    "work": ("the office meeting", "my boss at the office", "a meeting with my boss"),
-    "weather": ("the rain and wind", "snow and cold rain", "a cold wind"),
-    "film": ("the movie actor", "a film at the cinema", "that cinema movie"),
-    "family": ("my sister and mother", "her baby sister", "my mother and the baby"),
-    "shop": ("shoes at the market", "the price of shoes", "a coat at the market"),
-}
+WORDING = _BANKS["phrases"]
+AMBIGUOUS = _BANKS["ambiguous"]  # phrases that could mean any of several emotions
+STRENGTH_WORDS = _BANKS["strengths"]
+NEUTRAL = _BANKS["neutral"]
+TOPICS = _BANKS["topics"]
 
-# Defects that exclude each other, with their share among the labelled and test clips, in the order
-# in which a small corpus gets them. The shares are those of the real set or a little above.
+# Mutually exclusive defects, with their share among the labelled and test clips, in the order in
+# which a small corpus gets them. The shares are those of the real set or a little above.
 DEFECT_RATES = {
     "no_face": 0.04,
     "no_audio_track": 0.02,
@@ -140,7 +69,6 @@ DEFECT_RATES = {
     "unreadable": 0.003,
     "rotated": 0.004,
 }
-NO_FACE = ("no_face",)
 NO_VOICE = ("no_audio_track", "silent", "too_short_audio")
 NO_WORDS = (*NO_VOICE, "empty_transcript")  # without a voice there is nothing to transcribe
 
@@ -167,8 +95,7 @@ class Design:
     voice_noise: float = 0.08  # spread of a prosody value that means nothing
     ambiguous: float = 0.10  # share of phrases that could mean another emotion too
     phrases: int = 3  # most phrases about emotions in a clip
-    strengths: tuple[float, float, float] = (0.3, 1.1, 2.2)  # content from which a phrase is
-    #                                                          slight, plain, strong
+    strengths: tuple[float, float, float] = (0.3, 1.1, 2.2)  # content from which STRENGTHS begin
 
 
 @dataclass
@@ -196,19 +123,23 @@ class Performances:
     label: np.ndarray
     latent_label: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.id)
+    def clips(self) -> list[SimpleNamespace]:
+        """A namespace for each clip: its `number`, and its row of every field."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        return [
+            SimpleNamespace(number=n, **{name: rows[n] for name, rows in columns.items()})
+            for n in range(len(self.id))
+        ]
 
     def signals(self) -> pd.DataFrame:
         """id, split, frames_* (action units), audio_* (8 of prosody), text_* (6 x 3 counts)."""
-        counts = self.strength[:, :, None] == np.arange(1, 4)
         columns = {"id": self.id, "split": self.split}
         columns |= {f"frames_{n}": self.action_units[:, j] for j, n in enumerate(ACTION_UNITS)}
         columns |= {f"audio_{n}": self.prosody[:, j] for j, n in enumerate(PROSODY)}
         for e, emotion in enumerate(EMOTIONS):
-            for level, strength in enumerate(STRENGTHS):
+            for level, strength in enumerate(STRENGTHS, 1):
                 name = f"text_{emotion.lower().replace(' ', '_')}_{strength}"
-                columns[name] = counts[:, e, level].astype(int)
+                columns[name] = (self.strength[:, e] == level).astype(int)
         return pd.DataFrame(columns)
 
 
@@ -232,25 +163,25 @@ def draw(
 
     Labels above zero, in the order of EMOTIONS, over the same seeds: .46 .37 .32 .10 .38 .33.
     """
-    design = design or Design()
-    rng = np.random.default_rng([seed, 1])
-    total = train + validation + test + unlabelled
-    ids, split = _number(train, validation, test, unlabelled, rng)
+    design, rng = design or Design(), np.random.default_rng([seed, 1])
+    # Five-digit ids: train and validation share one shuffled range, the others follow.
+    split = rng.permutation(["train"] * train + ["validation"] * validation).tolist()
+    split += ["test"] * test + ["unlabelled"] * unlabelled
     shared = _shared_contents(design, rng)
-    seeds = rng.integers(design.seeds, size=total)
+    seeds = rng.integers(design.seeds, size=len(split))
     contents = _contents(shared[seeds], design, rng)
     label = _annotate(contents, design, rng)
     topics = rng.permutation(np.arange(design.seeds) % len(TOPICS))
-    person = rng.integers(design.people, size=total)
+    person = rng.integers(design.people, size=len(split))
     defect = _defects(split, rng)
     return Performances(
-        id=ids,
+        id=[f"{i:05d}" for i in range(len(split))],
         split=split,
         defect=defect,
         person=person,
         seed=seeds,
         topic=topics[seeds],
-        action_units=_hide(_express_face(contents[0], design, rng), defect, NO_FACE),
+        action_units=_hide(_express_face(contents[0], design, rng), defect, ("no_face",)),
         prosody=_hide(_express_voice(contents[1], design, rng), defect, NO_VOICE),
         strength=_hide(_express_words(contents[2], design), defect, NO_WORDS),
         label=np.where(np.isin(split, ("train", "validation"))[:, None], label, np.nan),
@@ -263,26 +194,15 @@ def sentence(strength: np.ndarray, topic: int, rng: np.random.Generator, design:
 
     strength : (6,) int in 0..3
     """
-    topic_phrase = str(rng.choice(tuple(TOPICS.values())[topic]))
-    phrases = [
-        _phrase(EMOTIONS[e], int(strength[e]), rng, design) for e in np.flatnonzero(strength)
-    ]
+    about_topic, phrases = str(rng.choice(list(TOPICS.values())[topic])), []
+    for e in np.flatnonzero(strength):
+        bank = AMBIGUOUS if rng.random() < design.ambiguous else WORDING
+        phrase = str(rng.choice(bank[EMOTIONS[e]]))
+        phrases.append(phrase.format(rng.choice(STRENGTH_WORDS[strength[e] - 1])))
     phrases = phrases or [str(rng.choice(NEUTRAL))]
     phrases = [phrases[i] for i in rng.permutation(len(phrases))]
-    phrases.insert(int(rng.integers(len(phrases) + 1)), topic_phrase)
+    phrases.insert(int(rng.integers(len(phrases) + 1)), about_topic)
     return " ".join(p[0].upper() + p[1:] + "." for p in phrases)
-
-
-def _phrase(emotion: str, strength: int, rng: np.random.Generator, design: Design) -> str:
-    bank = AMBIGUOUS if rng.random() < design.ambiguous else WORDING
-    return str(rng.choice(bank[emotion])).format(rng.choice(STRENGTH_WORDS[strength - 1]))
-
-
-def _number(train, validation, test, unlabelled, rng):
-    """Five-digit ids: train and validation share one shuffled range, the others follow."""
-    labelled = np.array(["train"] * train + ["validation"] * validation)
-    split = [*rng.permutation(labelled).tolist(), *["test"] * test, *["unlabelled"] * unlabelled]
-    return [f"{i:05d}" for i in range(len(split))], split
 
 
 def _sparse(probability: np.ndarray, design: Design) -> np.ndarray:
@@ -300,23 +220,28 @@ def _shared_contents(design: Design, rng) -> np.ndarray:
 
 
 def _contents(shared: np.ndarray, design: Design, rng) -> np.ndarray:
-    """(3, N, 6): contents of face, voice and words, mixed from the seed's part and their own."""
+    """c: (3, N, 6), contents of face, voice and words, mixed from the seed's part and their own."""
     own = _sparse(rng.random((3, *shared.shape)), design)
     return np.sqrt(design.shared) * shared + np.sqrt(1 - design.shared) * own
 
 
 def _latent(contents: np.ndarray, design: Design, rng) -> np.ndarray:
+    """L: (N, 6)."""
     weights = np.array([design.weight_face, design.weight_voice, design.weight_words])
     noise = design.noise * rng.standard_normal(contents.shape[1:])
     return np.tensordot(weights, contents, axes=1) + noise
+
+
+def _annotators(clips: int, design: Design, rng) -> np.ndarray:
+    fewest, most = design.annotators
+    return rng.integers(fewest, most + 1, size=(clips, 1))
 
 
 def _annotate(contents: np.ndarray, design: Design, rng) -> np.ndarray:
     """(N, 6) share of annotators who marked the emotion."""
     latent = _latent(contents, design, rng)
     agreement = np.clip(design.gain * (latent - _thresholds(design)), 0, 1)
-    fewest, most = design.annotators
-    annotators = rng.integers(fewest, most + 1, size=(len(latent), 1))
+    annotators = _annotators(len(latent), design, rng)
     return rng.binomial(annotators, agreement) / annotators
 
 
@@ -325,8 +250,7 @@ def _thresholds(design: Design, population: int = 8000) -> np.ndarray:
     rng = np.random.default_rng(0)
     shared = _shared_contents(design, rng)[rng.integers(design.seeds, size=population)]
     latent = _latent(_contents(shared, design, rng), design, rng)
-    fewest, most = design.annotators
-    annotators = rng.integers(fewest, most + 1, size=(population, 1))
+    annotators = _annotators(population, design, rng)
     low, high = np.full(len(EMOTIONS), -3.0), np.full(len(EMOTIONS), 8.0)
     for _ in range(30):
         middle = (low + high) / 2
@@ -336,16 +260,18 @@ def _thresholds(design: Design, population: int = 8000) -> np.ndarray:
     return (low + high) / 2
 
 
+def _intensity(content: np.ndarray, design: Design) -> np.ndarray:
+    return 1 - np.exp(-design.squash * content)
+
+
 def _express_face(content: np.ndarray, design: Design, rng) -> np.ndarray:
-    intensity = 1 - np.exp(-design.squash * content)
-    amplitude = intensity @ FACE[list(EMOTIONS)].to_numpy().T
+    amplitude = _intensity(content, design) @ FACE.to_numpy().T
     amplitude = amplitude + design.face_noise * np.abs(rng.standard_normal(amplitude.shape))
-    return 1 - np.exp(-1.5 * amplitude)  # a muscle can do no more than all
+    return 1 - np.exp(-1.5 * amplitude)  # a muscle saturates
 
 
 def _express_voice(content: np.ndarray, design: Design, rng) -> np.ndarray:
-    intensity = 1 - np.exp(-design.squash * content)
-    change = intensity @ VOICE[list(EMOTIONS)].to_numpy().T
+    change = _intensity(content, design) @ VOICE.to_numpy().T
     change = change + design.voice_noise * rng.standard_normal(change.shape)
     change[:, ONE_SIDED] = np.maximum(change[:, ONE_SIDED], 0)
     return np.tanh(change)

@@ -16,8 +16,16 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from emilib.models.inputs import MODALITIES, Inputs, check_inputs
-from emilib.models.output import Output
+from emilib import MODALITIES
+from emilib.models.inputs import (
+    Inputs,
+    Output,
+    check_at_least_one,
+    check_choice,
+    check_heads,
+    check_inputs,
+    masked_mean,
+)
 from emilib.models.temporal import TCN, BiLSTM, DifferenceGate, pool_steps, positions
 
 
@@ -66,26 +74,30 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
         dropout: float = 0.1,
     ):
         super().__init__()
+        if isinstance(modalities, str) or not modalities or set(modalities) - set(MODALITIES):
+            raise ValueError(f"expected modalities out of {MODALITIES}, got {modalities!r}")
+        check_choice("fusion", fusion, ("sum", "concat"))
+        check_at_least_one(segments=segments)
+        check_heads(width, heads)
         dims = {"frames": frames_dim, "audio": audio_dim, "text": text_dim}
-        self.modalities = _check_modalities(modalities)
-        _check_sizes(width=width, heads=heads, segments=segments, fusion=fusion)
+        self.modalities = tuple(name for name in MODALITIES if name in modalities)
         self.dims = {name: dims[name] for name in self.modalities}
         self.width, self.segments, self.segment_pooling = width, segments, segment_pooling
 
-        states = {"frames": tcn_width, "audio": 2 * audio_hidden, "text": text_dim}
         if "frames" in self.modalities:
             self.tcn = TCN(frames_dim, tcn_width, tcn_kernel, tcn_dilations, dropout)
         if "audio" in self.modalities:
             self.lstm = BiLSTM(audio_dim, audio_hidden)
             self.gate = DifferenceGate(2 * audio_hidden) if gate else nn.Identity()
+        states = {"frames": tcn_width, "audio": 2 * audio_hidden, "text": text_dim}
         self.mapping = nn.ModuleDict(
-            {name: _mapping(states[name], width, dropout) for name in self.modalities}
+            {name: mapping_mlp(states[name], width, dropout) for name in self.modalities}
         )
         self.concat = nn.Linear(3 * width, width) if fusion == "concat" else None
         self.quality = None
         if quality and fusion == "sum":
-            self.quality = nn.ModuleDict({name: _score(width) for name in self.modalities})
-        # What stands for a clip without any modality, so that its output is finite and learned.
+            self.quality = nn.ModuleDict({name: score_mlp(width) for name in self.modalities})
+        # Stands for a clip without any modality, so that its output is finite and learned.
         self.nothing = nn.Parameter(torch.randn(width) * 0.02)
         layer = nn.TransformerEncoderLayer(
             width, heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True
@@ -116,18 +128,11 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
         A clip with no modality at all gets a learned constant and weights of 0.
         Raises ValueError as `check_inputs` does, also when no used modality is passed.
         """
+        dtype = self.head.weight.dtype
         inputs = check_inputs(
-            frames,
-            audio,
-            text,
-            frames_valid,
-            audio_valid,
-            present,
-            dims=self.dims,
-            uses=self.modalities,
-            dtype=self.head.weight.dtype,
+            *(frames, audio, text, frames_valid, audio_valid, present), dims=self.dims, dtype=dtype
         )
-        mapped, real = self.map(inputs)
+        mapped, real = self.map(inputs)  # (B, M, 3, W), (B, M, 3)
         weights = None
         if self.concat is not None:
             fused = self.concat(mapped.flatten(2))  # (B, M, 3 W) -> (B, M, W)
@@ -141,73 +146,60 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
 
         Returns mapped (B, M, 3, W), zero where there is nothing, and real (B, M, 3) bool.
         """
+        x, valid = inputs.sequences, inputs.valid
         counts, steps = self.time_base(inputs)
-        on_base = torch.arange(steps, device=counts.device) < counts[:, None]  # (B, M)
+        base = torch.arange(steps, device=counts.device) < counts[:, None]  # (B, M)
         states, real = {}, {}
-        if inputs.frames is not None:
-            hidden = self.tcn(inputs.frames, inputs.frames_valid)
-            states["frames"], real["frames"] = pool_steps(
-                hidden, inputs.frames_valid, counts, steps
-            )
-        if inputs.audio is not None:
-            hidden = self.gate(self.lstm(inputs.audio, inputs.audio_valid))
-            states["audio"], real["audio"] = pool_steps(hidden, inputs.audio_valid, counts, steps)
-        if inputs.text is not None:
-            states["text"] = inputs.text.unsqueeze(1)  # mapped once, then broadcast
-            real["text"] = on_base & inputs.present[:, 2:]
-        nothing = torch.zeros_like(on_base)
-        real = torch.stack([real.get(name, nothing) for name in MODALITIES], dim=-1)
-        empty = self.nothing.new_zeros(())
-        mapped = [
-            self.mapping[name](states[name]) if name in states else empty for name in MODALITIES
-        ]
-        mapped = torch.stack([m.expand(*on_base.shape, self.width) for m in mapped], dim=2)
+        if "frames" in x:
+            hidden = self.tcn(x["frames"], valid["frames"])  # Eq. 2
+            states["frames"], real["frames"] = pool_steps(hidden, valid["frames"], counts, steps)
+        if "audio" in x:
+            hidden = self.gate(self.lstm(x["audio"], valid["audio"]))  # Eq. 3, 6
+            states["audio"], real["audio"] = pool_steps(hidden, valid["audio"], counts, steps)
+        if "text" in x:
+            states["text"], real["text"] = x["text"], base & valid["text"]  # one step for all
+        nothing = self.nothing.new_zeros(())
+        mapped = [self.mapping[n](states[n]) if n in states else nothing for n in MODALITIES]
+        mapped = torch.stack([m.expand(*base.shape, self.width) for m in mapped], dim=2)
+        real = torch.stack([real.get(n, torch.zeros_like(base)) for n in MODALITIES], dim=-1)
         return mapped.masked_fill(~real.unsqueeze(-1), 0.0), real
 
     def time_base(self, inputs: Inputs) -> tuple[Tensor, int]:
         """Segments of each clip (B,) and the longest: M, or the clip's own frame steps."""
         counts = torch.full_like(inputs.present[:, 0], self.segments, dtype=torch.long)
-        if self.segment_pooling or inputs.frames is None:
+        if self.segment_pooling or "frames" not in inputs.valid:
             return counts, self.segments
-        steps = torch.arange(1, inputs.frames.shape[1] + 1, device=counts.device)
-        lengths = (steps * inputs.frames_valid).amax(1)
+        valid = inputs.valid["frames"]
+        lengths = (torch.arange(1, valid.shape[1] + 1, device=valid.device) * valid).amax(1)
         counts = torch.where(lengths > 0, lengths, counts)
         return counts, int(counts.max())
 
     def weigh(self, mapped: Tensor, real: Tensor) -> Tensor:
         """Softmax of the quality scores over what is there (Eq. 7, 8); (B, M, 3)."""
-        if self.quality is None:
-            scores = torch.zeros_like(real, dtype=mapped.dtype)
-        else:
-            absent = mapped.new_zeros(()).expand(*real.shape[:2], 1)
-            scores = torch.cat(
-                [
-                    self.quality[name](mapped[:, :, column]) if name in self.quality else absent
-                    for column, name in enumerate(MODALITIES)
-                ],
-                dim=-1,
-            )
-        return present_softmax(scores, real)
+        scores = list(torch.zeros_like(mapped[..., 0]).unbind(-1))  # (B, M) of each modality
+        for name, score in (self.quality or {}).items():
+            column = MODALITIES.index(name)
+            scores[column] = score(mapped[:, :, column]).squeeze(-1)
+        return present_softmax(torch.stack(scores, dim=-1), real)
 
     def estimate(self, fused: Tensor, valid: Tensor) -> Tensor:
         """Transformer over the segments, linear output, mean over valid segments (Eq. 9).
 
         fused (B, M, W), valid (B, M) bool. Returns (B, E).
         """
-        nobody = ~valid.any(1)
-        first = torch.zeros_like(valid)
-        first[:, 0] = nobody
-        valid = valid | first  # attention always has a segment to look at
-        fused = torch.where(first.unsqueeze(-1), self.nothing.to(fused.dtype), fused)
+        # A clip without any valid segment: its first segment is the learned vector instead.
+        first = torch.arange(valid.shape[1], device=valid.device) == 0
+        empty = first & ~valid.any(1, keepdim=True)  # (B, M)
+        valid = valid | empty
+        fused = torch.where(empty.unsqueeze(-1), self.nothing.to(fused.dtype), fused)
         fused = fused + positions(fused.shape[1], self.width, fused.device, fused.dtype)
         hidden = self.encoder(fused, src_key_padding_mask=~valid)
-        intensity = self.head(hidden).masked_fill(~valid.unsqueeze(-1), 0.0)  # (B, M, E)
         # One label a clip: the mean over the steps answers to it (the paper's loss is a step's).
-        return intensity.sum(1) / valid.sum(1, keepdim=True)
+        return masked_mean(self.head(hidden), valid)
 
 
 def present_softmax(scores: Tensor, real: Tensor) -> Tensor:
-    """Softmax over the last dimension among the entries that are there (paper A, Eq. 8).
+    """Softmax over the last dimension among the real entries (paper A, Eq. 8).
 
     scores (..., 3) float; real (..., 3) bool. Returns (..., 3): exactly 0 where not real, and
     all 0, never NaN, where nothing is.
@@ -216,9 +208,12 @@ def present_softmax(scores: Tensor, real: Tensor) -> Tensor:
     return torch.softmax(scores.masked_fill(~real, lowest), dim=-1).masked_fill(~real, 0.0)
 
 
-def _mapping(dim: int, width: int, dropout: float) -> nn.Sequential:
-    # Ends in a LayerNorm: modalities of one scale, so that the weights of Eq. 8 are comparable.
-    # Form and normalisation are not stated in the paper.
+def mapping_mlp(dim: int, width: int, dropout: float) -> nn.Sequential:
+    """The MLP of Eq. 4, (..., dim) → (..., width).
+
+    It ends in a LayerNorm: modalities of one scale, so that the weights of Eq. 8 are comparable.
+    Form and normalisation are not stated in the paper.
+    """
     return nn.Sequential(
         nn.Linear(dim, width),
         nn.GELU(),
@@ -228,23 +223,6 @@ def _mapping(dim: int, width: int, dropout: float) -> nn.Sequential:
     )
 
 
-def _score(width: int) -> nn.Sequential:
-    # Not stated in the paper: the width of the quality MLP.
+def score_mlp(width: int) -> nn.Sequential:
+    """The MLP of Eq. 7, (..., width) → (..., 1). Its hidden width is not stated in the paper."""
     return nn.Sequential(nn.Linear(width, width // 2), nn.GELU(), nn.Linear(width // 2, 1))
-
-
-def _check_modalities(modalities: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(modalities, str) or not modalities or set(modalities) - set(MODALITIES):
-        raise ValueError(
-            f"expected modalities as a non-empty sequence out of {MODALITIES}, got {modalities!r}"
-        )
-    return tuple(name for name in MODALITIES if name in modalities)
-
-
-def _check_sizes(width: int, heads: int, segments: int, fusion: str) -> None:
-    if width < 2 or width % heads:
-        raise ValueError(f"expected a width that heads divide, got width {width}, heads {heads}")
-    if segments < 1:
-        raise ValueError(f"expected segments of at least 1, got {segments}")
-    if fusion not in ("sum", "concat"):
-        raise ValueError(f'expected fusion "sum" or "concat", got {fusion!r}')

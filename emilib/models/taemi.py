@@ -10,7 +10,7 @@ cuts. The models themselves take sequences of any length.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import inspect
 from typing import NamedTuple
 
 import torch
@@ -18,14 +18,21 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from emilib.models.inputs import MODALITIES, Inputs, check_inputs
-from emilib.models.output import Output
+from emilib import MODALITIES, SAMPLE_RATE
+from emilib.models.inputs import (
+    Output,
+    check_choice,
+    check_heads,
+    check_inputs,
+    masked_mean,
+    stand_in,
+)
 
 # Paper B, 3.2: the vision sequence is clipped to 400 frames, the waveform to 12 s. The convolution
 # stack of wav2vec2 has a receptive field of 400 samples and a stride of 320 samples at 16 kHz.
 MAX_FRAMES = 400
 MAX_AUDIO_SECONDS = 12.0
-MAX_AUDIO = (12 * 16_000 - 400) // 320 + 1  # 599 steps
+MAX_AUDIO = (int(MAX_AUDIO_SECONDS * SAMPLE_RATE) - 400) // 320 + 1  # 599 steps
 
 TOKEN_STD = 0.02  # not stated in the paper; the release draws its missing tokens from N(0, 0.02^2)
 
@@ -36,25 +43,6 @@ class Difference(NamedTuple):
     what: str
     paper: str
     release: str
-
-
-def masked_mean(sequence: Tensor, valid: Tensor) -> Tensor:
-    """Mean of (B, T, D) over the steps that are real; (B, D), zeros where no step is."""
-    weight = valid.unsqueeze(-1).to(sequence.dtype)
-    return (sequence * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
-
-
-def stand_in(sequence: Tensor, valid: Tensor, here: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
-    """A token in place of the sequences that are not here: one real step, at step 0.
-
-    sequence (B, T, D), valid (B, T) bool, here (B,) bool, token (D,) or (B, D).
-    Returns the sequence and its mask; nothing of what is not here is left in either.
-    """
-    steps = sequence.shape[1]
-    alone = F.pad(token.unsqueeze(-2), (0, 0, 0, steps - 1))  # (T, D) or (B, T, D)
-    first = torch.arange(steps, device=valid.device) == 0
-    sequence = torch.where(here[:, None, None], sequence, alone)
-    return sequence, torch.where(here[:, None], valid, first)
 
 
 class CrossAttention(nn.Module):
@@ -118,8 +106,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0, norm: str = "post"):
         super().__init__()
-        if norm not in ("post", "pre"):
-            raise ValueError(f'norm is {norm!r}: give "post" or "pre".')
+        check_choice("self_attention_norm", norm, ("post", "pre"))
         self.heads = heads
         # On what comes out and not on the attention itself: with dropout inside, a CPU's fused
         # attention falls back to one four times slower.
@@ -205,78 +192,74 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
         modality_dropout: float = 0.1,
     ):
         super().__init__()
-        _check_settings(
-            width, heads, fusion, anchor, text_in_fusion, explicit_missing, modality_dropout
-        )
-        dims = {"frames": frames_dim, "audio": audio_dim, "text": text_dim}
-        self.dims = dims
-        self.fusion = fusion
-        self.anchor = anchor
-        self.modality_dropout = modality_dropout
-        full = fusion == "cross_attention"
-        default = "raw" if full else "projected"
-        self.raw_text = (text_in_fusion or default) == "raw"
+        check_choice("fusion", fusion, ("cross_attention", "self_attention", "concat"))
+        check_choice("anchor", anchor, MODALITIES)
+        check_choice("text_in_fusion", text_in_fusion, (None, "raw", "projected"))
+        check_heads(width, heads)
+        if not set(explicit_missing) <= set(MODALITIES):
+            raise ValueError(f"expected explicit_missing out of {MODALITIES}, got {explicit_missing}")
+        if not 0 <= modality_dropout < 1:
+            raise ValueError(f"expected modality_dropout in [0, 1), got {modality_dropout}")
+        self.dims = {"frames": frames_dim, "audio": audio_dim, "text": text_dim}
+        self.fusion, self.anchor, self.modality_dropout = fusion, anchor, modality_dropout
+        crossed = fusion == "cross_attention"
+        self.raw_text = (text_in_fusion or ("raw" if crossed else "projected")) == "raw"
 
         self.missing = nn.ParameterDict()
         if missing_tokens:
-            for name, dim in dims.items():
+            for name, dim in self.dims.items():
                 self.missing[name] = nn.Parameter(torch.randn(dim) * TOKEN_STD)
         explicit = [missing_tokens and name in explicit_missing for name in MODALITIES]
         self.register_buffer("explicit", torch.tensor(explicit), persistent=False)
 
-        inner = {name: width if projection else dim for name, dim in dims.items()}
+        inner = {name: width if projection else dim for name, dim in self.dims.items()}
         self.projection = nn.ModuleDict(
-            {n: nn.Linear(d, width) if projection else nn.Identity() for n, d in dims.items()}
+            {n: nn.Linear(d, width) if projection else nn.Identity() for n, d in self.dims.items()}
         )
         self.self_attention = nn.ModuleDict()
         if self_attention and fusion != "concat":
             for name in ("frames", "audio"):
-                heads_here = _divisor(inner[name], heads)
+                # Without projection a width may be 1027: the most heads that divide it.
+                most = next(h for h in range(heads, 0, -1) if inner[name] % h == 0)
                 self.self_attention[name] = SelfAttention(
-                    inner[name], heads_here, attention_dropout, self_attention_norm
+                    inner[name], most, attention_dropout, self_attention_norm
                 )
-
-        self.asked = tuple(n for n in ("audio", "frames", "text") if n != anchor)
+        self.context = tuple(name for name in ("audio", "frames", "text") if name != anchor)
         self.cross_attention = nn.ModuleDict()
-        if full:
-            for name in self.asked:
+        if crossed:
+            for name in self.context:
                 self.cross_attention[name] = CrossAttention(
                     inner[anchor], inner[name], width, heads, attention_dropout, attention_norm
                 )
 
         text_width = text_dim if self.raw_text else inner["text"]
-        if full:
-            first = text_width if anchor == "text" else inner[anchor]
-            self.fused_dim = first + 2 * width
+        if crossed:
+            self.fused_dim = (text_width if anchor == "text" else inner[anchor]) + 2 * width
         else:
             self.fused_dim = text_width + inner["audio"] + inner["frames"]
-        hidden = hidden or width
         self.head = nn.Sequential(
-            nn.Linear(self.fused_dim, hidden),  # W_1
+            nn.Linear(self.fused_dim, hidden or width),  # W_1
             nn.GELU(),
             nn.Dropout(dropout),
-            nn.Linear(hidden, num_targets),  # W_2; labels have a mean, so both keep their bias
+            nn.Linear(hidden or width, num_targets),  # W_2; labels have a mean: both keep their bias
         )
 
     @classmethod
     def paper(cls, **settings) -> TAEMI:
-        """The model the paper's text describes. `settings` change widths (or anything else)."""
-        return cls(**{**PAPER, **settings})
+        """The model the paper's text describes, which the defaults are."""
+        return cls(**settings)
 
     @classmethod
     def release(cls, **settings) -> TAEMI:
-        """The model the authors' release trains by default. `settings` as in `paper`."""
-        return cls(**{**RELEASE, **settings})
+        """The model the authors' release trains by default. `settings` as of the class."""
+        return cls(**{name: released for name, (_, released) in RELEASE.items()} | settings)
 
     @staticmethod
     def differences() -> list[Difference]:
         """What sets the two apart, as (what, paper, release): model first, then data and recipe."""
-        rows = [
-            Difference(what, str(PAPER[name]), str(RELEASE[name]))
-            for name, what in _SETTING_NAMES.items()
-            if PAPER[name] != RELEASE[name]
-        ]
-        return rows + list(_OTHER_DIFFERENCES)
+        paper = inspect.signature(TAEMI.__init__).parameters
+        rows = [Difference(w, str(paper[n].default), str(r)) for n, (w, r) in RELEASE.items()]
+        return rows + list(OTHER_DIFFERENCES)
 
     def forward(
         self,
@@ -293,62 +276,61 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
 
         frames_valid, audio_valid : (B, T) bool, True where a step is real; None: every step
         present : (B, 3) bool, order frames, audio, text; None: a modality is present where it has
-            a valid step, and a text that is given is present
+            a valid step, and a text that is passed is present
         generator : for modality dropout in training; None is torch's own, seeded by
             torch.manual_seed
 
-        `attention` holds, for each modality asked, (B, H, T) over the steps given. Where the clip's
-        modality is replaced by its token it is 1 at step 0. It is None without cross-attention.
+        `attention` holds, for each modality asked, (B, H, T) over the steps passed. Where the
+        clip's modality is replaced by its token it is 1 at step 0. None without cross-attention.
         What lies in padding or in the slot of an absent modality, NaN included, changes nothing.
         Raises ValueError when shapes disagree.
         """
         dtype = self.head[0].weight.dtype
-        given = check_inputs(
+        inputs = check_inputs(
             *(frames, audio, text, frames_valid, audio_valid, present), dims=self.dims, dtype=dtype
         )
-        given, tokens = self._drop(complete_inputs(given, self.dims), generator)
-        raw, valid = self._fill(given, tokens)
-        projected = {name: self.projection[name](x) for name, x in raw.items()}
+        present, tokens = self.drop(inputs.present, generator)
+        projected, valid = {}, {}
+        for column, name in enumerate(MODALITIES):
+            token = self.token(name, tokens[:, column])
+            x, valid[name] = stand_in(
+                inputs.sequences[name], inputs.valid[name], present[:, column], token
+            )
+            projected[name] = self.projection[name](x)
+            if name == "text":
+                text = x[:, 0]  # raw, or its token
         for name, layer in self.self_attention.items():
             projected[name] = layer(projected[name], valid[name])
-        fused, attention = self._fuse(raw["text"][:, 0], projected, valid)
+        fused, attention = self.fuse(text, projected, valid)
         return Output(intensity=self.head(fused), attention=attention)
 
-    def _drop(self, given: Inputs, generator) -> tuple[Inputs, Tensor]:
-        """Modality dropout; which modalities are left, and (B, 3) where the token stands in."""
-        tokens = ~given.present & self.explicit
-        if not (self.training and self.modality_dropout > 0):
-            return given, tokens
-        device = generator.device if generator is not None else given.present.device
-        chance = torch.rand(given.present.shape, generator=generator, device=device)
-        dropped = (chance < self.modality_dropout).to(given.present.device)
-        return replace(given, present=given.present & ~dropped), tokens | dropped
+    def drop(self, present: Tensor, generator=None) -> tuple[Tensor, Tensor]:
+        """Modality dropout (3.4): which modalities are left, and where a token stands in (B, 3)."""
+        tokens = ~present & self.explicit
+        if not self.training or self.modality_dropout == 0:
+            return present, tokens
+        device = generator.device if generator is not None else present.device
+        chance = torch.rand(present.shape, generator=generator, device=device)
+        dropped = (chance < self.modality_dropout).to(present.device)
+        return present & ~dropped, tokens | dropped
 
-    def _fill(self, given: Inputs, tokens: Tensor) -> tuple[dict, dict]:
-        """Every modality as a sequence (B, T, D) with its mask (B, T), nothing lacking in it."""
-        text_valid = given.present.new_ones(len(given.text), 1)
-        sequences = {
-            "frames": (given.frames, given.frames_valid),
-            "audio": (given.audio, given.audio_valid),
-            "text": (given.text[:, None], text_valid),
-        }
-        filled, valid = {}, {}
-        for column, name in enumerate(MODALITIES):
-            x, mask = sequences[name]
-            token = x.new_zeros(x.shape[-1])
-            if name in self.missing:  # (B, D): the token where it stands in, zeros elsewhere
-                token = self.missing[name].to(x.dtype) * tokens[:, column, None]
-            filled[name], valid[name] = stand_in(x, mask, given.present[:, column], token)
-        return filled, valid
+    def token(self, name: str, stands_in: Tensor) -> Tensor:
+        """(B, D): the learned token of a modality where `stands_in` (B,), zeros elsewhere."""
+        if name not in self.missing:
+            return self.head[0].weight.new_zeros(self.dims[name])
+        return self.missing[name] * stands_in.unsqueeze(-1)
 
-    def _fuse(self, text: Tensor, sequences: dict, valid: dict) -> tuple[Tensor, dict | None]:
-        """f (B, fused_dim) and the attention of each modality asked."""
+    def fuse(self, text: Tensor, sequences: dict, valid: dict) -> tuple[Tensor, dict | None]:
+        """f (B, fused_dim) = [t; h_a; h_v] and the attention over each modality of the context.
+
+        text (B, D_t) raw; sequences (B, T, W) and valid (B, T) of each modality, the text's T is 1
+        """
         pooled = {name: masked_mean(sequences[name], valid[name]) for name in MODALITIES}
         text = text if self.raw_text else pooled["text"]
         if self.fusion != "cross_attention":
             return torch.cat([text, pooled["audio"], pooled["frames"]], dim=-1), None
         parts, attention = [text if self.anchor == "text" else pooled[self.anchor]], {}
-        for name in self.asked:
+        for name in self.context:
             answer, attention[name] = self.cross_attention[name](
                 pooled[self.anchor], sequences[name], valid[name]
             )
@@ -356,29 +338,17 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
         return torch.cat(parts, dim=-1), attention
 
 
-PAPER = {
-    "projection": True,
-    "self_attention": True,
-    "attention_norm": False,
-    "heads": 4,
-    "width": 512,
-    "attention_dropout": 0.1,
-    "modality_dropout": 0.1,
-    "explicit_missing": MODALITIES,
+# The release's model, by argument of `TAEMI`: (what it is about, the release's value).
+RELEASE = {
+    "projection": ("linear projection into a shared space", False),
+    "self_attention": ("self-attention layer for each sequence", False),
+    "attention_norm": ("LayerNorm on query and key of the cross-attention", True),
+    "explicit_missing": (
+        "modalities whose token stands in where a clip lacks them",
+        ("frames", "text"),
+    ),
 }
-RELEASE = PAPER | {
-    "projection": False,
-    "self_attention": False,
-    "attention_norm": True,
-    "explicit_missing": ("frames", "text"),
-}
-_SETTING_NAMES = {
-    "projection": "linear projection into a shared space",
-    "self_attention": "self-attention layer for each sequence",
-    "attention_norm": "LayerNorm on query and key of the cross-attention",
-    "explicit_missing": "modalities whose token stands in where a clip lacks them",
-}
-_OTHER_DIFFERENCES = (
+OTHER_DIFFERENCES = (
     Difference("attention heads", "not stated", "4"),
     Difference("attention dropout", "not stated", "0.1"),
     Difference("initial missing tokens", "not stated", f"N(0, {TOKEN_STD}²)"),
@@ -389,42 +359,3 @@ _OTHER_DIFFERENCES = (
     Difference("learning rate of the encoders", "not stated apart from 1e-4", "1e-4"),
     Difference("seed", "not stated", "3407"),
 )
-
-
-def complete_inputs(given: Inputs, dims: dict[str, int]) -> Inputs:
-    """Checked inputs with zeros, one step long, for each modality of `dims` that is None.
-
-    A model then has no special case for a batch that lacks a modality altogether.
-    """
-    like = next(x for x in (given.frames, given.audio, given.text) if x is not None)
-    filled = {}
-    for name, dim in dims.items():
-        if getattr(given, name) is not None:
-            continue
-        shape = (len(like), dim) if name == "text" else (len(like), 1, dim)
-        filled[name] = like.new_zeros(shape)
-        if name != "text":
-            filled[f"{name}_valid"] = given.present.new_zeros(shape[:2])
-    return replace(given, **filled)
-
-
-def _divisor(width: int, heads: int) -> int:
-    """The most heads, at most `heads`, that divide a width: without projection it may be 1027."""
-    return next(h for h in range(heads, 0, -1) if width % h == 0)
-
-
-def _check_settings(width, heads, fusion, anchor, text_in_fusion, explicit, chance) -> None:
-    choices = {
-        "fusion": (fusion, ("cross_attention", "self_attention", "concat")),
-        "anchor": (anchor, ("text", "audio", "frames")),
-        "text_in_fusion": (text_in_fusion, (None, "raw", "projected")),
-    }
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}: give one of {', '.join(map(repr, allowed))}.")
-    if width % heads:
-        raise ValueError(f"width {width} is no multiple of heads {heads}: change one of them.")
-    if not set(explicit) <= set(MODALITIES):
-        raise ValueError(f"explicit_missing is {tuple(explicit)}: give names of {MODALITIES}.")
-    if not 0 <= chance < 1:
-        raise ValueError(f"modality_dropout is {chance}: give a chance from 0 up to below 1.")

@@ -83,10 +83,9 @@ class BiLSTM(nn.Module):
     """Bidirectional LSTM whose padding is invisible without packed sequences (paper A, Eq. 3).
 
     A bias-free LSTM at zero state stays exactly at zero while its input is zero. So the bias is
-    given as one more input channel that is 1 at real steps and 0 in padding: the backward
-    direction then passes the padding unmoved and starts at the clip's last real step. The
-    result equals torch's LSTM on every clip alone, in one call for both directions and without
-    the cost of `pack_padded_sequence`.
+    one more input channel, which is 1 at real steps and 0 in padding: the backward direction
+    passes the padding unmoved and starts at the clip's last real step. The result equals torch's
+    LSTM on every clip alone, without the cost of `pack_padded_sequence`.
 
     audio : (B, T, D) float; valid : (B, T) bool, real steps first, padding after.
     Returns (B, T, 2 hidden), zero in padding.
@@ -101,12 +100,9 @@ class BiLSTM(nn.Module):
         check_mask("valid", valid, audio.shape[:2])
         check_prefix("valid", valid)
         padding = ~valid.T.unsqueeze(-1)  # (T, B, 1)
-        # Time first, as the recurrence reads it: one copy puts in order and adds the channel.
-        steps = audio.new_empty(valid.shape[1], valid.shape[0], audio.shape[2] + 1)
+        # One copy puts time first, as the recurrence reads it, and adds the channel.
+        steps = audio.new_ones(*valid.T.shape, audio.shape[2] + 1)
         steps[..., :-1] = audio.transpose(0, 1)
-        steps[..., -1] = 1.0
-        if valid.all():
-            return self.lstm(steps)[0].transpose(0, 1)
         hidden, _ = self.lstm(steps.masked_fill_(padding, 0.0))
         return hidden.masked_fill(padding, 0.0).transpose(0, 1)
 
@@ -114,9 +110,7 @@ class BiLSTM(nn.Module):
 class DifferenceGate(nn.Module):
     """Gate from a state and its change: α = σ(W_g [h; Δh]), h̃ = α ⊙ h (paper A, Eq. 6).
 
-    Δh^t = h^t - h^(t-1). Δh of the first step is 0: not stated in the paper.
-    The product with [h; Δh] is computed as (W_h + W_Δ) h^t - W_Δ h^(t-1), which is the same
-    without making the concatenation. A bias is in W_g: not stated in the paper.
+    Δh^t = h^t - h^(t-1). Not stated in the paper: Δh of the first step, 0 here, and a bias in W_g.
 
     hidden_states : (B, T, D) float. Returns the same shape.
     """
@@ -126,15 +120,9 @@ class DifferenceGate(nn.Module):
         self.gate = nn.Linear(2 * dim, dim)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        state, change = self.gate.weight.chunk(2, dim=1)  # W_h, W_Δ
-        steps = hidden_states.transpose(0, 1)  # (T, B, D), as `BiLSTM` lays them in memory
-        # At the first step the state itself stands for the one before: a change of 0.
-        before = torch.cat([steps[:1], steps[:-1]]).flatten(0, 1)
-        gate = F.linear(steps.flatten(0, 1), state + change, self.gate.bias)  # (T B, D)
-        # In place: these are the longest sequences of the model, and memory is what they cost.
-        # Autocast casts for `linear`, not for an operation in place: hence the two `to`.
-        gate = gate.addmm_(before.to(gate.dtype), change.T.to(gate.dtype), alpha=-1.0).sigmoid_()
-        return (gate.view(steps.shape) * steps).transpose(0, 1)
+        change = torch.diff(hidden_states, dim=1, prepend=hidden_states[:, :1])
+        alpha = torch.sigmoid(self.gate(torch.cat([hidden_states, change], dim=-1)))
+        return alpha * hidden_states
 
 
 def pool_segments(frames: Tensor, valid: Tensor, segments: int) -> tuple[Tensor, Tensor]:

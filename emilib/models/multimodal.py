@@ -1,0 +1,308 @@
+"""Three multimodal networks that both papers discuss: TFN, MulT and MISA."""
+
+from collections.abc import Sequence
+from itertools import combinations, pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from emilib import MODALITIES
+from emilib.models.earlier import (
+    AveragedOutput,
+    Fusion,
+    Provenance,
+    Sequences,
+    last_step,
+    transformer,
+    with_positions,
+)
+from emilib.models.inputs import Output, check_at_least_one, check_heads, masked_mean
+from emilib.models.temporal import BiLSTM
+
+
+class TFN(Fusion):
+    """Tensor Fusion Network, Zadeh et al. 2017: the outer product of three embeddings.
+
+    z = [z_text; 1] ⊗ [z_frames; 1] ⊗ [z_audio; 1], so that every one-, two- and three-way
+    product is in it; then two layers of 128 ReLU and a linear layer.
+    """
+
+    provenance = Provenance(
+        "outer product with ones; 32-wide frames and audio, 128-wide text, two layers of 128 ReLU",
+        "text is one vector here: no LSTM over words",
+        "dropout (0.1 here)",
+    )
+
+    def __init__(
+        self,
+        frames_dim: int = 768,
+        audio_dim: int = 1027,
+        text_dim: int = 768,
+        num_targets: int = 6,
+        *,
+        width: int = 32,
+        text_width: int = 128,
+        hidden: int = 128,
+        dropout: float = 0.1,
+    ):
+        super().__init__({"frames": frames_dim, "audio": audio_dim, "text": text_dim})
+        self.embed = nn.ModuleDict(
+            {
+                "frames": relu_stack([frames_dim, width, width, width], dropout),
+                "audio": relu_stack([audio_dim, width, width, width], dropout),
+                "text": relu_stack([text_dim, text_width, text_width], dropout),
+            }
+        )
+        fused = (text_width + 1) * (width + 1) ** 2
+        self.head = nn.Sequential(
+            relu_stack([fused, hidden, hidden], dropout), nn.Linear(hidden, num_targets)
+        )
+
+    def combine(self, sequences: Sequences, present: Tensor) -> Output:
+        z = {
+            name: F.pad(self.embed[name](masked_mean(x, valid)), (0, 1), value=1.0)  # [z; 1]
+            for name, (x, valid) in sequences.items()
+        }
+        cube = torch.einsum("bi,bj,bk->bijk", z["text"], z["frames"], z["audio"])
+        return Output(intensity=self.head(cube.flatten(1)))
+
+
+class MulT(Fusion):
+    """Multimodal Transformer, Tsai et al. 2019: each modality read through the two others.
+
+    Temporal convolution to a common width, sinusoidal positions; six crossmodal transformers β → α;
+    for each α a self-attention Transformer over [β → α; γ → α]; the last real steps of
+    the three, concatenated, through a residual block and a linear layer.
+    """
+
+    provenance = Provenance(
+        "temporal convolution, sinusoidal positions, six crossmodal transformers, three "
+        "self-attention Transformers, last steps concatenated, residual block",
+        "text is one vector here: a sequence of length 1; width 40, 4 layers, 8 heads",
+        "kernel size and dropout for this task (3 and 0.1 here)",
+    )
+
+    def __init__(
+        self,
+        frames_dim: int = 768,
+        audio_dim: int = 1027,
+        text_dim: int = 768,
+        num_targets: int = 6,
+        *,
+        width: int = 40,
+        heads: int = 8,
+        layers: int = 4,
+        kernel_size: int = 3,
+        dropout: float = 0.1,
+        max_steps: int | None = None,
+    ):
+        check_heads(width, heads)
+        check_at_least_one(layers=layers)
+        super().__init__({"frames": frames_dim, "audio": audio_dim, "text": text_dim}, max_steps)
+        kernels = {"frames": kernel_size, "audio": kernel_size, "text": 1}  # text is one step
+        self.project = nn.ModuleDict(
+            {n: nn.Conv1d(d, width, kernels[n], padding="same") for n, d in self.dims.items()}
+        )
+        self.sources = {t: [s for s in MODALITIES if s != t] for t in MODALITIES}
+        self.crossmodal = nn.ModuleDict()
+        for target in MODALITIES:
+            for source in self.sources[target]:
+                block = Crossmodal(width, heads, layers, dropout)
+                self.crossmodal[f"{source}_to_{target}"] = block
+        self.memory = nn.ModuleDict(
+            {name: transformer(2 * width, heads, layers, dropout) for name in MODALITIES}
+        )
+        self.residual = nn.Sequential(
+            nn.Linear(6 * width, 6 * width),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(6 * width, 6 * width),
+        )
+        self.head = nn.Linear(6 * width, num_targets)
+
+    def combine(self, sequences: Sequences, present: Tensor) -> Output:
+        low = {}
+        for name, (x, _) in sequences.items():
+            low[name] = with_positions(self.project[name](x.transpose(1, 2)).transpose(1, 2))
+        last = []
+        for target in MODALITIES:
+            valid = sequences[target][1]
+            read = [
+                self.crossmodal[f"{source}_to_{target}"](
+                    low[target], low[source], sequences[source][1]
+                )
+                for source in self.sources[target]
+            ]
+            states = self.memory[target](torch.cat(read, dim=-1), src_key_padding_mask=~valid)
+            last.append(last_step(states, valid))
+        fused = torch.cat(last, dim=-1)  # (B, 6 width)
+        return Output(intensity=self.head(fused + self.residual(fused)))
+
+
+class Crossmodal(nn.Module):
+    """Crossmodal transformer β → α: the target's steps ask, the source's low-level steps answer.
+
+    Block i: Y = CM_i(LN(Z_{i-1}), LN(Z_β)) + LN(Z_{i-1}), Z_i = f(LN(Y)) + LN(Y).
+    """
+
+    def __init__(self, width: int, heads: int, layers: int, dropout: float):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "norm": nn.LayerNorm(width),
+                    "source_norm": nn.LayerNorm(width),
+                    "attention": nn.MultiheadAttention(width, heads, dropout, batch_first=True),
+                    "forward_norm": nn.LayerNorm(width),
+                    "feed_forward": nn.Sequential(
+                        nn.Linear(width, 4 * width),
+                        nn.ReLU(),
+                        nn.Dropout(dropout),
+                        nn.Linear(4 * width, width),
+                    ),
+                }
+            )
+            for _ in range(layers)
+        )
+
+    def forward(self, target: Tensor, source: Tensor, source_valid: Tensor) -> Tensor:
+        """target (B, T_α, W), source (B, T_β, W), source_valid (B, T_β) → (B, T_α, W)."""
+        padding = ~source_valid
+        for block in self.blocks:
+            query, context = block["norm"](target), block["source_norm"](source)
+            read, _ = block["attention"](
+                query, context, context, key_padding_mask=padding, need_weights=False
+            )
+            target = block["forward_norm"](read + query)
+            target = block["feed_forward"](target) + target
+        return target
+
+
+class MISA(Fusion):
+    """Modality-invariant and -specific representations, Hazarika et al. 2020.
+
+    u_m from two stacked bidirectional LSTMs (text: its vector); a shared and a private encoder,
+    linear and sigmoid, give h_c and h_p; the six vectors through one Transformer layer,
+    concatenated, and a linear layer. In training `auxiliary_loss` is
+    similarity · L_sim + difference · L_diff + reconstruction · L_recon, over the clips that have
+    all three modalities (`misa_losses`).
+    """
+
+    provenance = Provenance(
+        "stacked bidirectional LSTMs, shared and private sigmoid encoders, CMD, orthogonality "
+        "and reconstruction losses, Transformer over six vectors",
+        "text vector in place of BERT; losses over clips with all three modalities, the squared "
+        "Frobenius norm divided by its number of entries",
+        "width and loss weights for this task (128; 1, 0.3, 1 here)",
+    )
+
+    def __init__(
+        self,
+        frames_dim: int = 768,
+        audio_dim: int = 1027,
+        text_dim: int = 768,
+        num_targets: int = 6,
+        *,
+        width: int = 128,
+        heads: int = 2,
+        dropout: float = 0.1,
+        similarity: float = 1.0,
+        difference: float = 0.3,
+        reconstruction: float = 1.0,
+        max_steps: int | None = None,
+    ):
+        check_heads(width, heads)
+        super().__init__({"frames": frames_dim, "audio": audio_dim, "text": text_dim}, max_steps)
+        self.loss_weights = (similarity, difference, reconstruction)
+        self.recurrent = nn.ModuleDict(
+            {
+                n: nn.ModuleList([BiLSTM(self.dims[n], width), BiLSTM(2 * width, width)])
+                for n in ("frames", "audio")
+            }
+        )
+        ends = {"frames": 2 * width, "audio": 2 * width, "text": text_dim}
+        self.project = nn.ModuleDict(
+            {
+                n: nn.Sequential(nn.Linear(d, width), nn.ReLU(), nn.LayerNorm(width))
+                for n, d in ends.items()
+            }
+        )
+        self.shared = nn.Sequential(nn.Linear(width, width), nn.Sigmoid())
+        self.private = nn.ModuleDict(
+            {n: nn.Sequential(nn.Linear(width, width), nn.Sigmoid()) for n in MODALITIES}
+        )
+        self.decode = nn.ModuleDict({n: nn.Linear(width, width) for n in MODALITIES})
+        self.fuse = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout, batch_first=True)
+        self.head = nn.Sequential(
+            relu_stack([6 * width, 3 * width], dropout), nn.Linear(3 * width, num_targets)
+        )
+
+    def combine(self, sequences: Sequences, present: Tensor) -> AveragedOutput:
+        u = {name: self.project[name](self.ends(name, *sequences[name])) for name in MODALITIES}
+        shared = {name: self.shared(x) for name, x in u.items()}
+        private = {name: self.private[name](x) for name, x in u.items()}
+        six = torch.stack([*shared.values(), *private.values()], dim=1)  # (B, 6, width)
+        intensity = self.head(self.fuse(six).flatten(1))
+        if not self.training:
+            return AveragedOutput(intensity)
+        rebuilt = {n: self.decode[n](shared[n] + private[n]) for n in MODALITIES}
+        whole = present.all(dim=1)
+        sides = [{n: x[whole] for n, x in side.items()} for side in (u, shared, private, rebuilt)]
+        parts = zip(self.loss_weights, misa_losses(*sides), strict=True)
+        return AveragedOutput(intensity, auxiliary_loss=sum(w * part for w, part in parts))
+
+    def ends(self, name: str, x: Tensor, valid: Tensor) -> Tensor:
+        """End states of both directions of the upper LSTM (B, 2 width); the text's vector."""
+        if name == "text":
+            return x[:, 0]
+        for layer in self.recurrent[name]:
+            x = layer(x, valid)
+        forwards, backwards = x.chunk(2, dim=-1)
+        return torch.cat([last_step(forwards, valid), backwards[:, 0]], dim=-1)
+
+
+def misa_losses(u, shared, private, rebuilt) -> tuple[Tensor, Tensor, Tensor]:
+    """Similarity, difference and reconstruction loss of MISA, for B clips.
+
+    Each argument maps a modality to (B, D). Similarity: mean over pairs of modalities of the
+    central moment discrepancy of the shared vectors. Difference: squared Frobenius norm, over the
+    number of entries, of H_cᵀ H_p for each modality and H_pᵀ H_p' for each pair, of vectors of
+    zero mean over the batch and then of length 1. Reconstruction: mean squared error of u. All 0
+    for fewer than 2 clips.
+    """
+    names = list(u)
+    if len(u[names[0]]) < 2:
+        zero = u[names[0]].sum() * 0
+        return zero, zero, zero
+    pairs = list(combinations(names, 2))
+    similarity = sum(central_moment_discrepancy(shared[a], shared[b]) for a, b in pairs) / 3
+    s, p = (
+        {n: F.normalize(x - x.mean(0), dim=-1) for n, x in side.items()}
+        for side in (shared, private)
+    )
+    difference = sum((s[n].T @ p[n]).square().mean() for n in names)
+    difference = difference + sum((p[a].T @ p[b]).square().mean() for a, b in pairs)
+    reconstruction = sum((u[n] - rebuilt[n]).square().mean() for n in names) / 3
+    return similarity, difference, reconstruction
+
+
+def central_moment_discrepancy(x: Tensor, y: Tensor, moments: int = 5) -> Tensor:
+    """CMD of two samples (B, D) with values in [0, 1] (Zellinger et al. 2017).
+
+    ‖E x - E y‖ + sum over k = 2..K of ‖C_k(x) - C_k(y)‖ with C_k(x) = E (x - E x)^k.
+    """
+    x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
+    total = torch.linalg.vector_norm(x_mean - y_mean)
+    for k in range(2, moments + 1):
+        gap = (x - x_mean).pow(k).mean(dim=0) - (y - y_mean).pow(k).mean(dim=0)
+        total = total + torch.linalg.vector_norm(gap)
+    return total
+
+
+def relu_stack(widths: Sequence[int], dropout: float) -> nn.Sequential:
+    """Linear, ReLU and dropout between each two widths."""
+    layers = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers)

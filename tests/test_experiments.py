@@ -11,8 +11,7 @@ import torch
 from emilib.cache import Cache
 from emilib.features import FeatureSet, FeatureSplits
 from emilib.metrics import mean_pearson
-from emilib.models import TAEMI
-from emilib.models.build import build
+from emilib.models import TAEMI, build
 from emilib.models.earlier import Savchenko2025, search_weights
 from emilib.study import claims, results, runs
 from emilib.study.experiments import Experiment, all_experiments

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from emilib.features import FeatureSet
+from emilib.models import MODELS as CLASSES
 from emilib.models import earlier as prior
 from emilib.models import for_features
-from emilib.models.build import CLASSES
 from emilib.study import Recipe, fit, fit_savchenko
 from emilib.training import loop as training
 

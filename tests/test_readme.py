@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from emilib import __main__ as command_line
 from emilib import environment, profiles, runner
-from emilib.models.build import CLASSES
+from emilib.models import MODELS as CLASSES
 from emilib.study import claims, experiments, mean_pearson
 from emilib.synthetic import generative_model as script
 

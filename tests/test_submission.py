@@ -12,7 +12,7 @@ from emilib import __main__ as command_line
 from emilib import profiles, submission
 from emilib.corpus.layout import EMOTIONS
 from emilib.features import FeatureSet
-from emilib.models.build import build
+from emilib.models import build
 from emilib.pipeline import Workspace
 from emilib.study import experiments, results
 

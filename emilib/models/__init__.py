@@ -24,7 +24,12 @@ MODELS = {  # what `for_features` builds, and the module it is in
     "MulT": "multimodal",
     "MISA": "multimodal",
 }
-_HOME = MODELS | {"Output": "inputs", "ContrastivePair": "contrastive", "EndToEnd": "end_to_end"}
+_HOME = MODELS | {
+    "Yu2025": "earlier",
+    "ContrastivePair": "contrastive",
+    "EndToEnd": "end_to_end",
+    "Output": "inputs",
+}
 
 __all__ = [*_HOME, "MODELS", "build", "for_features"]
 

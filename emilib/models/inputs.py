@@ -175,7 +175,9 @@ def check_finite(name: str, values: Tensor) -> None:
 def check_choice(name: str, value, choices: Sequence) -> None:
     """Refuse a setting that is not one of `choices`."""
     if value not in choices:
-        raise ValueError(f"expected {name} as one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ValueError(
+            f"expected {name} as one of {', '.join(map(repr, choices))}, got {value!r}"
+        )
 
 
 def check_at_least_one(**sizes: int | None) -> None:

@@ -197,7 +197,9 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
         check_choice("text_in_fusion", text_in_fusion, (None, "raw", "projected"))
         check_heads(width, heads)
         if not set(explicit_missing) <= set(MODALITIES):
-            raise ValueError(f"expected explicit_missing out of {MODALITIES}, got {explicit_missing}")
+            raise ValueError(
+                f"expected explicit_missing out of {MODALITIES}, got {explicit_missing}"
+            )
         if not 0 <= modality_dropout < 1:
             raise ValueError(f"expected modality_dropout in [0, 1), got {modality_dropout}")
         self.dims = {"frames": frames_dim, "audio": audio_dim, "text": text_dim}
@@ -241,7 +243,9 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
             nn.Linear(self.fused_dim, hidden or width),  # W_1
             nn.GELU(),
             nn.Dropout(dropout),
-            nn.Linear(hidden or width, num_targets),  # W_2; labels have a mean: both keep their bias
+            nn.Linear(
+                hidden or width, num_targets
+            ),  # W_2; labels have a mean: both keep their bias
         )
 
     @classmethod

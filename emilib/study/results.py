@@ -18,7 +18,6 @@ import torch
 from emilib import EMOTIONS, metrics, models
 from emilib.cache import Cache, code_version, key
 from emilib.features.feature_set import FeatureSplits
-from emilib.models.end_to_end import EndToEnd
 from emilib.progress import quietly
 from emilib.study.experiments import MEDIA, Experiment
 from emilib.training.loop import TargetScale
@@ -29,7 +28,7 @@ TRAINED_BY = (
     "training/loop.py",
     "metrics.py",
     "features/feature_set.py",
-    "models/build.py",
+    "models/__init__.py",
 )
 
 
@@ -125,10 +124,13 @@ class Results:
         if not outcome.folders:
             raise ValueError(f"{name!r} is a mean of {outcome.experiment.members}: load these")
         position = 0 if seed is None else outcome.seeds.index(seed)
-        cls = getattr(models, outcome.experiment.model)
+        folder = str(outcome.folders[position] / "model")
         if outcome.experiment.features == MEDIA:
-            cls = EndToEnd
-        return quietly(cls.from_pretrained, str(outcome.folders[position] / "model")).eval()
+            from emilib.features.loading import load_encoder
+
+            return quietly(models.EndToEnd.from_pretrained, folder, load_encoder).eval()
+        cls = getattr(models, outcome.experiment.model)
+        return quietly(cls.from_pretrained, folder).eval()
 
 
 def _check_same_clips(first: Outcome, second: Outcome) -> None:

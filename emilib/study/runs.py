@@ -15,7 +15,7 @@ import torch
 from emilib.cache import Cache, key, share, single_process, wait_until
 from emilib.features.feature_set import FeatureSplits
 from emilib.features.media_set import MediaSet
-from emilib.models import for_features
+from emilib.models import EndToEnd, for_features
 from emilib.study.experiments import Experiment
 from emilib.study.results import KIND, Results, collect, result_parts
 from emilib.training.loop import Result, fit, one_thread
@@ -40,7 +40,6 @@ def train_model(experiment: Experiment, train, valid, seed: int, checkpoint, dev
 def with_encoders(fusion: torch.nn.Module, data: MediaSet) -> torch.nn.Module:
     """A TAEMI with published encoders of sound and words inside, to be trained with it."""
     from emilib.features import loading
-    from emilib.models.end_to_end import EndToEnd
 
     built = []
     for role in ("audio", "text"):
@@ -106,7 +105,12 @@ def run_one(
             "scale": None if result.scale is None else result.scale.plain(),
         }
         (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        result.model.cpu().save_pretrained(folder / "model")
+        model, save = result.model.cpu(), ()
+        if isinstance(model, EndToEnd):
+            from emilib.features.loading import save_encoder
+
+            save = (save_encoder,)
+        model.save_pretrained(folder / "model", *save)
 
     return cache.step(KIND, parts, make)
 

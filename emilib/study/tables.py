@@ -14,7 +14,6 @@ import pandas as pd
 from emilib import models
 from emilib.cache import atomic_write
 from emilib.metrics import Estimate
-from emilib.models import earlier
 from emilib.study import claims
 from emilib.study.experiments import Experiment
 from emilib.study.results import Results
@@ -163,8 +162,7 @@ def _columns(names: str, estimate: Estimate) -> dict[str, float]:
 def _provenance(row: str) -> Sequence[str]:
     """What is specified, inferred and unknown of the system of a row of B2; "" for TAEMI's own."""
     name = _MODELS.get(row, row.replace(" ", ""))
-    marks = getattr(earlier, "MARKS", {}).get(name.replace("Yu2025", "yu2025"), ("",) * 3)
-    return getattr(getattr(models, name, None), "provenance", marks)
+    return getattr(getattr(models, name, None), "provenance", ("",) * 3)
 
 
 def marks(table: pd.DataFrame) -> pd.DataFrame:

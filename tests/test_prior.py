@@ -13,6 +13,7 @@ from torch import nn
 
 from emilib.features import FeatureSet
 from emilib.models import earlier as prior
+from emilib.models import multimodal
 
 DIMS = {"frames": 6, "audio": 7, "text": 5}
 LENGTHS = {"frames": torch.tensor([4, 1, 6, 3]), "audio": torch.tensor([2, 9, 5, 1])}
@@ -33,11 +34,11 @@ MODELS = {
     "StatisticsMLP": (lambda **k: prior.StatisticsMLP(6, "frames", 3), ["frames"]),
     "Savchenko2025": (lambda **k: prior.Savchenko2025(*ALL), list(DIMS)),
     "Zhang2024": (lambda **k: prior.Zhang2024(*ALL, width=8, heads=2, members=2, **k), list(DIMS)),
-    "TFN": (lambda **k: prior.TFN(*ALL, width=6, text_width=8, hidden=16, **k), list(DIMS)),
-    "MulT": (lambda **k: prior.MulT(*ALL, width=8, heads=2, layers=2, **k), list(DIMS)),
-    "MISA": (lambda **k: prior.MISA(*ALL, width=8, **k), list(DIMS)),
+    "TFN": (lambda **k: multimodal.TFN(*ALL, width=6, text_width=8, hidden=16, **k), list(DIMS)),
+    "MulT": (lambda **k: multimodal.MulT(*ALL, width=8, heads=2, layers=2, **k), list(DIMS)),
+    "MISA": (lambda **k: multimodal.MISA(*ALL, width=8, **k), list(DIMS)),
     "MulT-short": (
-        lambda **k: prior.MulT(*ALL, width=8, heads=2, layers=1, max_steps=3, **k),
+        lambda **k: multimodal.MulT(*ALL, width=8, heads=2, layers=1, max_steps=3, **k),
         list(DIMS),
     ),
     "Yu2024-short": (
@@ -194,7 +195,7 @@ def test_mixed_precision_gives_finite_gradients(name):
 def test_stated_sizes():
     with torch.device("meta"):
         hallmen, gru, mean = prior.Hallmen2024(), prior.LastStepGRU(), prior.MeanLinear()
-        savchenko, tfn, mult = prior.Savchenko2025(), prior.TFN(), prior.MulT()
+        savchenko, tfn, mult = prior.Savchenko2025(), multimodal.TFN(), multimodal.MulT()
     assert (hallmen.lstm.hidden_size, hallmen.lstm.num_layers) == (1027, 2)
     assert not hallmen.lstm.bidirectional
     assert [tuple(p.shape) for p in (hallmen.head[0].weight, hallmen.head[2].weight)] == [
@@ -319,7 +320,7 @@ def test_tensor_fusion_holds_every_product():
 
 def test_crossmodal_block_reads_the_source():
     torch.manual_seed(0)
-    layer = prior._Crossmodal(8, 2, 1, 0.0).eval()
+    layer = multimodal.Crossmodal(8, 2, 1, 0.0).eval()
     target, source = torch.randn(1, 3, 8), torch.randn(1, 5, 8)
     block = layer.blocks[0]
     asking, answering = F.layer_norm(target, (8,)), F.layer_norm(source, (8,))
@@ -343,9 +344,9 @@ def test_central_moment_discrepancy_is_numpys():
     moments = lambda v: [v.mean(0)] + [((v - v.mean(0)) ** k).mean(0) for k in range(2, 6)]  # noqa: E731
     pairs = zip(moments(x), moments(y), strict=True)
     expected = sum(cdist(a[None], b[None])[0, 0] for a, b in pairs)
-    value = prior.central_moment_discrepancy(torch.tensor(x), torch.tensor(y))
+    value = multimodal.central_moment_discrepancy(torch.tensor(x), torch.tensor(y))
     assert value.item() == pytest.approx(expected)
-    assert prior.central_moment_discrepancy(torch.tensor(x), torch.tensor(x)).item() == 0
+    assert multimodal.central_moment_discrepancy(torch.tensor(x), torch.tensor(x)).item() == 0
 
 
 def test_misa_losses_vanish_where_they_should():
@@ -354,14 +355,14 @@ def test_misa_losses_vanish_where_they_should():
     u = {name: torch.randn(6, 4) for name in DIMS}
     shared = dict.fromkeys(DIMS, same)
     private = {name: torch.zeros(6, 4) for name in DIMS}
-    similarity, difference, reconstruction = prior.misa_losses(u, shared, private, u)
+    similarity, difference, reconstruction = multimodal.misa_losses(u, shared, private, u)
     assert similarity.item() == 0
     assert difference.item() == 0
     assert reconstruction.item() == 0
     private["audio"] = same
-    assert prior.misa_losses(u, shared, private, u)[1].item() > 0
+    assert multimodal.misa_losses(u, shared, private, u)[1].item() > 0
     zero = {name: x[:1] for name, x in u.items()}
-    assert [float(x) for x in prior.misa_losses(zero, zero, zero, zero)] == [0.0, 0.0, 0.0]
+    assert [float(x) for x in multimodal.misa_losses(zero, zero, zero, zero)] == [0.0, 0.0, 0.0]
 
 
 def test_misa_trains_with_its_regularisers():
@@ -495,7 +496,7 @@ def test_fusion_weights_are_checked():
         (lambda: prior.LastStepGRU(4, "frames", layers=0), "layers is 0"),
         (lambda: prior.Zhang2024(width=10, heads=4), "no multiple of heads 4"),
         (lambda: prior.Zhang2024(members=0), "members is 0"),
-        (lambda: prior.MulT(width=9, heads=2), "no multiple of heads 2"),
+        (lambda: multimodal.MulT(width=9, heads=2), "no multiple of heads 2"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(make, message):

@@ -1,9 +1,7 @@
 """Official baselines and earlier solutions (paper B, Table 2), on this project's features.
 
-They take the same features, masks and `present` as every model here, so that their rows are
-trained on the same data with the same seeds. None can be rebuilt to the letter from what is
-public: `provenance` of each class says what its paper specifies, what is inferred here and what
-is unknown.
+None can be rebuilt to the letter from what is public: `provenance` of each class says what its
+paper specifies, what is inferred here and what is unknown.
 """
 
 from __future__ import annotations
@@ -12,137 +10,34 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from emilib import MODALITIES
 from emilib.models.dual_stage import DualStage
+from emilib.models.fusion import (
+    AveragedOutput,
+    Fusion,
+    Provenance,
+    Sequences,
+    average,
+    last_step,
+    modality_vectors,
+    transformer,
+    with_positions,
+)
 from emilib.models.inputs import (
     Output,
     check_at_least_one,
     check_choice,
     check_heads,
-    check_inputs,
-    check_prefix,
     masked_mean,
-    stand_in,
 )
-from emilib.models.taemi import TOKEN_STD
-from emilib.models.temporal import TCN, pool_steps, positions
+from emilib.models.temporal import TCN
 
 FOLDS = 5  # held-out folds of the training clips for Savchenko's weights; not stated
-Sequences = dict[str, tuple[Tensor, Tensor]]  # by modality: (B, T, D) and its mask (B, T)
-
-
-class Provenance(NamedTuple):
-    """How much of a model its paper states: a sentence or two each, for the table."""
-
-    specified: str
-    inferred: str
-    unknown: str
-
-
-@dataclass
-class AveragedOutput(Output):
-    """`Output` with a term to add to the training loss; None outside training.
-
-    auxiliary_loss : scalar. For models that average members it is the members' spread about
-        their mean ŷ: with it, (ŷ - y)² + mean_k (ŷ_k - ŷ)² = mean_k (ŷ_k - y)², so the mean squared
-        error of the average plus this term is the mean of the members' own errors (Krogh and
-        Vedelsby 1995). For `MISA` it is the weighted sum of its three regularisers.
-    """
-
-    auxiliary_loss: Tensor | None = None
-
-
-class Fusion(nn.Module, PyTorchModelHubMixin):
-    """A model that reads each modality as a sequence; a subclass defines `combine`.
-
-    dims : width of each modality it reads
-    max_steps : longer sequences become the means of so many equal segments before anything else, a
-        saving that no original has; None reads every step
-    tokens : where not False, a learned vector of each modality's width stands as the only step of
-        the sequence that a clip lacks. No original says what it does with such a clip.
-    """
-
-    provenance: Provenance
-
-    def __init__(self, dims: dict[str, int], max_steps: int | None = None, tokens: bool = True):
-        super().__init__()
-        check_at_least_one(max_steps=max_steps)
-        self.dims, self.max_steps = dims, max_steps
-        if tokens:
-            self.missing = modality_vectors(dims)
-
-    def forward(
-        self, frames, audio, text, frames_valid=None, audio_valid=None, present=None
-    ) -> Output:
-        """Six arguments as `check_inputs` takes them → `Output`."""
-        dtype = next(self.parameters()).dtype
-        inputs = check_inputs(
-            *(frames, audio, text, frames_valid, audio_valid, present), dims=self.dims, dtype=dtype
-        )
-        sequences = {}
-        for name in self.dims:
-            x, valid = stand_in(
-                *(inputs.sequences[name], inputs.valid[name]),
-                *(inputs.present[:, MODALITIES.index(name)], self.token(name)),
-            )
-            if self.max_steps is not None and x.shape[1] > self.max_steps:
-                check_prefix(f"{name}_valid", valid)
-                counts = valid.sum(dim=1).clamp(max=self.max_steps)  # short clips stay as they are
-                x, valid = pool_steps(x, valid, counts, self.max_steps)
-            sequences[name] = x, valid
-        return self.combine(sequences, inputs.present)
-
-    def token(self, name: str) -> Tensor:
-        """(D,): what stands for a modality that a clip lacks."""
-        return self.missing[name]
-
-    def combine(self, sequences: Sequences, present: Tensor) -> Output:
-        """Sequences with at least one real step a clip, and (B, 3) which of them the clip has."""
-        raise NotImplementedError
-
-
-def modality_vectors(dims: dict[str, int]) -> nn.ParameterDict:
-    """A small random vector for each modality."""
-    vectors = {name: nn.Parameter(torch.randn(dim) * TOKEN_STD) for name, dim in dims.items()}
-    return nn.ParameterDict(vectors)
-
-
-def average(predictions: list[Tensor], training: bool) -> AveragedOutput:
-    """Mean of (B, E) predictions, with the members' spread as auxiliary loss in training."""
-    members = torch.stack(predictions)  # (K, B, E)
-    mean = members.mean(dim=0)
-    spread = (members - mean).square().mean() if training else None
-    return AveragedOutput(intensity=mean, auxiliary_loss=spread)
-
-
-def last_step(sequence: Tensor, valid: Tensor) -> Tensor:
-    """(B, T, D), (B, T) → (B, D): the state at each clip's last real step."""
-    check_prefix("valid", valid)
-    last = valid.sum(dim=1).clamp_min(1) - 1
-    return sequence[torch.arange(len(sequence), device=sequence.device), last]
-
-
-def transformer(width: int, heads: int, layers: int, dropout: float) -> nn.TransformerEncoder:
-    """Pre-norm Transformer encoder."""
-    layer = nn.TransformerEncoderLayer(
-        width, heads, 4 * width, dropout, activation="gelu", batch_first=True, norm_first=True
-    )
-    return nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
-
-
-def with_positions(x: Tensor) -> Tensor:
-    """(B, T, D) plus sinusoidal positions."""
-    return x + positions(*x.shape[1:], device=x.device, dtype=x.dtype)
-
-
-# ------------------------------------------------------------------ official baselines
 
 
 class MeanLinear(Fusion):
@@ -232,14 +127,10 @@ class LateAverage(Fusion):
         return average([out.intensity for out in outputs], self.training)
 
 
-# ------------------------------------------------------------------ earlier solutions
-
-
 class Yu2024(Fusion):
     """Yu et al. 2024 [33] (Table 2, 0.32): a TCN and a Transformer for each of frames and audio.
 
-    Each branch: TCN, Transformer encoder, mean over the real steps, linear layer. The intensity is
-    the mean of the two predictions.
+    Each branch: TCN, Transformer encoder, mean over the real steps, linear layer; then their mean.
     """
 
     provenance = Provenance(
@@ -313,8 +204,7 @@ class Hallmen2024(Fusion):
 def clip_statistics(sequence: Tensor, valid: Tensor) -> Tensor:
     """Mean, standard deviation, minimum and maximum over the real steps: (B, T, D) → (B, 4 D).
 
-    The deviation divides by the number of steps, so a single step has (almost) 0. Each clip needs
-    a real step: without one the extremes are infinite.
+    The deviation divides by the number of steps. Each clip needs a real step.
     """
     real = valid.unsqueeze(-1)
     mean = masked_mean(sequence, valid)
@@ -383,9 +273,9 @@ class Savchenko2025(Fusion):
         return self.members[name].missing[name]
 
     def combine(self, sequences: Sequences, present: Tensor) -> Output:
-        members = self.members.items()
-        outputs = [m.combine({n: sequences[n]}, present).intensity for n, m in members]
-        return Output(intensity=(self.fusion[:, None] * torch.stack(outputs)).sum(dim=0))
+        outputs = [m.combine({n: sequences[n]}, present) for n, m in self.members.items()]
+        predictions = torch.stack([out.intensity for out in outputs])  # (3, B, E)
+        return Output(intensity=(self.fusion[:, None] * predictions).sum(dim=0))
 
 
 def search_weights(predictions, target, parts: int = 20) -> np.ndarray:
@@ -410,9 +300,8 @@ def search_weights(predictions, target, parts: int = 20) -> np.ndarray:
 
 @dataclass
 class SavchenkoFit:
-    """`model` has weights searched on held-out folds of the training clips; `leaked` the same
-    members with weights searched on the validation clips (None without these), as the original:
-    what that reports is too high by construction."""
+    """`model` has weights searched on held-out folds of the training clips; `leaked`, as the
+    original, on the validation clips: too high by construction. None without these."""
 
     model: Savchenko2025
     leaked: Savchenko2025 | None
@@ -424,8 +313,8 @@ def fit_savchenko(
     """Train the three members and search the fusion weights, without and with the leak.
 
     train, valid : FeatureSet with all three modalities and targets
-    fit_one(model, data) → something with `.model` and `.predict(data)`, as `emilib.study.fit`
-        returns; it is called folds + 1 times a modality and has no validation set
+    fit_one(model, data) → something with `.model` and `.predict(data)`, as `study.fit` returns,
+        without validation clips; called folds + 1 times a modality
     Raises ValueError when the training clips lack a modality altogether or are fewer than folds.
     """
     lacking = [name for name in MODALITIES if name not in train.dims]
@@ -435,24 +324,24 @@ def fit_savchenko(
         raise ValueError(f"expected folds from 2 to {len(train)}, the number of clips, got {folds}")
     target = np.asarray(train.target)
     order = np.random.default_rng(seed).permutation(len(train))
-    held_out, on_valid, members = np.full((3, *target.shape), np.nan), [], []
+    held_out, on_valid, trained = np.full((3, *target.shape), np.nan), [], []
     for column, name in enumerate(MODALITIES):
 
-        def member(data, name=name):
+        def fit_member(data, name=name):
             model = StatisticsMLP(train.dims[name], name, target.shape[1], hidden=hidden)
             return fit_one(model, data)
 
         for fold in np.array_split(order, folds):
             fold, rest = np.sort(fold), np.setdiff1d(order, fold)
-            held_out[column, fold] = member(train.select(rest)).predict(train.select(fold))
-        result = member(train)
-        members.append(result.model)
+            held_out[column, fold] = fit_member(train.select(rest)).predict(train.select(fold))
+        result = fit_member(train)
+        trained.append(result.model)
         if valid is not None:
             on_valid.append(result.predict(valid))
     dims = [train.dims[name] for name in MODALITIES]
     model, leaked = Savchenko2025(*dims, target.shape[1], hidden=hidden), None
-    for name, trained in zip(MODALITIES, members, strict=True):
-        model.members[name].load_state_dict(trained.state_dict())
+    for member, result in zip(model.members.values(), trained, strict=True):
+        member.load_state_dict(result.state_dict())
     if valid is not None:
         leaked = deepcopy(model)
         leaked.fusion.copy_(torch.tensor(search_weights(on_valid, valid.target)))

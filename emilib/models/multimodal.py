@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emilib import MODALITIES
-from emilib.models.earlier import (
+from emilib.models.fusion import (
     AveragedOutput,
     Fusion,
     Provenance,

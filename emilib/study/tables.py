@@ -13,11 +13,7 @@ import pandas as pd
 
 from emilib import models
 from emilib.cache import atomic_write
-<<<<<<< HEAD
 from emilib.metrics import Estimate
-=======
-from emilib.models.fusion import Provenance
->>>>>>> 001b021 (Models: fusion.py holds the shared base, multimodal.py TFN, MulT and MISA)
 from emilib.study import claims
 from emilib.study.experiments import Experiment
 from emilib.study.results import Results

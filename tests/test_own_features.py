@@ -96,10 +96,10 @@ def test_a_modality_may_lack_altogether_where_the_class_can_do_without(name, lac
     data = made(lacking=[lacking])
     reads = READS.get(name, list(WIDTHS))
     if name == "Savchenko2025":
-        with pytest.raises(ValueError, match=f"no training clip has {lacking}"):
+        with pytest.raises(ValueError, match=lacking):
             trained(name, data)
     elif reads == [lacking]:
-        with pytest.raises(ValueError, match=f"reads {lacking}, which the clips lack"):
+        with pytest.raises(ValueError, match=f"expected clips with {lacking}"):
             trained(name, data)
     else:
         assert np.isfinite(trained(name, data).predict(data)).all()
@@ -181,9 +181,9 @@ def test_validation_of_another_width_is_refused():
 @pytest.mark.parametrize(
     ("name", "data", "sentence"),
     [
-        ("TAMEI", made(), r"expected one of TAEMI, DualStage, .* came 'TAMEI'"),
+        ("TAMEI", made(), "TAMEI"),
         ("TAEMI", made(lacking=["target"]), "TAEMI: expected clips with targets"),
-        ("Yu2024", made(lacking=["frames", "audio"]), "Yu2024 reads frames, audio, which the clip"),
+        ("Yu2024", made(lacking=["frames", "audio"]), "frames or audio"),
     ],
 )
 def test_for_features_says_what_does_not_fit(name, data, sentence):
@@ -198,7 +198,7 @@ def test_for_features_takes_widths_and_settings():
     assert dual_stage.head.out_features == 9
     gru = for_features("LastStepGRU", made(), modality="audio", hidden=4)
     assert (gru.gru.input_size, gru.gru.hidden_size) == (3, 4)
-    assert for_features("StatisticsMLP", data).modality == "frames"
+    assert set(for_features("StatisticsMLP", data).dims) == {"frames"}
 
 
 # ------------------------------------------------------------------ Savchenko 2025

@@ -11,6 +11,7 @@ cuts. The models themselves take sequences of any length.
 from __future__ import annotations
 
 import inspect
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -256,14 +257,14 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
     @classmethod
     def release(cls, **settings) -> TAEMI:
         """The model the authors' release trains by default. `settings` as of the class."""
-        return cls(**{name: released for name, (_, released) in RELEASE.items()} | settings)
+        return cls(**RELEASE | settings)
 
     @staticmethod
     def differences() -> list[Difference]:
         """What sets the two apart, as (what, paper, release): model first, then data and recipe."""
         paper = inspect.signature(TAEMI.__init__).parameters
-        rows = [Difference(w, str(paper[n].default), str(r)) for n, (w, r) in RELEASE.items()]
-        return rows + list(OTHER_DIFFERENCES)
+        rows = [(ABOUT[n], str(paper[n].default), str(value)) for n, value in RELEASE.items()]
+        return [*itertools.starmap(Difference, rows), *OTHER_DIFFERENCES]
 
     def forward(
         self,
@@ -342,15 +343,17 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
         return torch.cat(parts, dim=-1), attention
 
 
-# The release's model, by argument of `TAEMI`: (what it is about, the release's value).
-RELEASE = {
-    "projection": ("linear projection into a shared space", False),
-    "self_attention": ("self-attention layer for each sequence", False),
-    "attention_norm": ("LayerNorm on query and key of the cross-attention", True),
-    "explicit_missing": (
-        "modalities whose token stands in where a clip lacks them",
-        ("frames", "text"),
-    ),
+RELEASE = {  # arguments of the release's model; the defaults are the paper's
+    "projection": False,
+    "self_attention": False,
+    "attention_norm": True,
+    "explicit_missing": ("frames", "text"),
+}
+ABOUT = {
+    "projection": "linear projection into a shared space",
+    "self_attention": "self-attention layer for each sequence",
+    "attention_norm": "LayerNorm on query and key of the cross-attention",
+    "explicit_missing": "modalities whose token stands in where a clip lacks them",
 }
 OTHER_DIFFERENCES = (
     Difference("attention heads", "not stated", "4"),

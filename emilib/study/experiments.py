@@ -138,7 +138,7 @@ def _taemi(profile) -> list[Experiment]:
     """Tables B3 and B4, and TAEMI in the form of its release."""
     recipe, full = profile.taemi_recipe, "TAEMI (full)"
     by_value = dataclasses.replace(recipe, clip_by="value")
-    form = {k: v for k, v in taemi.RELEASE.items() if v != taemi.PAPER[k]}
+    form = dict(taemi.RELEASE)
     changes = {
         "": ({}, recipe, ("B2", "TAEMI"), ("B3", full), ("B4", "Text-anchored")),
         "_concat": ({"fusion": "concat"}, recipe, ("B3", "Simple feature concat")),

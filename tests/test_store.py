@@ -1,96 +1,136 @@
+"""The feature store: what is written is read back, whatever happens in between."""
+
+import pickle
+from itertools import chain, islice
+from pathlib import Path
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from emilib.cache import Cache
-from emilib.features.store import Store, build, read_shard, write_shard
+from emilib.features.store import Rows, Store, build, write_shard
+
+STEPS = st.one_of(st.none(), st.integers(0, 6))
+KINDS = st.sampled_from([("f2", (3,)), ("f4", (1,)), ("u1", (3, 4, 4)), ("i2", ()), ("f8", (2,))])
 
 
-def clips(count=7):
-    rng = np.random.default_rng(0)
-    arrays = {f"{i:05d}": rng.normal(size=(i + 1, 3)).astype(np.float16) for i in range(count)}
-    arrays["00002"] = None
-    arrays["00004"] = np.zeros((0, 3), np.float16)
-    return arrays
+def clips(steps, dtype="f2", tail=(3,)):
+    draw = np.random.default_rng(0)
+    arrays = [None if n is None else draw.uniform(0, 200, (n, *tail)).astype(dtype) for n in steps]
+    return {f"{i:05d}": array for i, array in enumerate(arrays)}
 
 
-def same(a, b):
-    return (a is None and b is None) or np.array_equal(a, b)
+CLIPS = clips([1, 2, None, 4, 0, 6, 7])
 
 
-def test_a_shard_gives_back_what_was_written(tmp_path):
-    wanted = clips()
-    write_shard(tmp_path / "a.safetensors", list(wanted), list(wanted.values()))
-    found = dict(read_shard(tmp_path / "a.safetensors"))
-    assert list(found) == list(wanted)
-    assert all(same(found[i], wanted[i]) for i in wanted)
+def assert_same(store, expected):
+    assert list(store) == store.ids == list(expected)
+    for id_ in reversed(expected):
+        array = store[id_]
+        if expected[id_] is None:
+            assert array is None
+        else:
+            np.testing.assert_array_equal(array, expected[id_], strict=True)
+        assert store.length(id_) == (0 if array is None else len(array))
 
 
-def test_a_shard_of_nothing(tmp_path):
-    write_shard(tmp_path / "a.safetensors", ["x"], [None])
-    assert dict(read_shard(tmp_path / "a.safetensors")) == {"x": None}
+@given(st.lists(st.lists(STEPS, min_size=1, max_size=5), min_size=1, max_size=3), KINDS)
+@settings(deadline=None, max_examples=40)
+def test_a_store_gives_back_what_was_written(tmp_path_factory, shards, kind):
+    folder = tmp_path_factory.mktemp("store")
+    arrays = clips([*chain(*shards)], *kind)
+    ids = iter(arrays)
+    for number, steps in enumerate(shards):
+        own = [*islice(ids, len(steps))]
+        write_shard(folder / f"{number:05d}.safetensors", own, [arrays[i] for i in own])
+    store = Store(folder)
+    assert_same(store, arrays)
+    assert_same(pickle.loads(pickle.dumps(store)), arrays)
 
 
-def test_mixed_widths_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="one dtype and width"):
-        write_shard(tmp_path / "a", ["x", "y"], [np.zeros((1, 2)), np.zeros((1, 3))])
+def test_arrays_are_mapped_not_read_and_not_written(tmp_path):
+    path = tmp_path / "0.safetensors"
+    write_shard(path, list(CLIPS), list(CLIPS.values()))
+    before, array = path.read_bytes(), Store(tmp_path)["00006"]
+    array[:] = 0
+    assert path.read_bytes() == before
+    assert_same(Store(tmp_path), CLIPS)
+    assert "x" not in Store(tmp_path)
+    with pytest.raises(ValueError, match="dtype and width"):
+        write_shard(path, ["x", "y"], [np.zeros((1, 2)), np.zeros((1, 3))])
 
 
-def builder(tmp_path, wanted, stop_after=None):
-    asked = []
+def test_rows_are_clips_in_any_order(tmp_path):
+    write_shard(tmp_path / "0.safetensors", list(CLIPS), list(CLIPS.values()))
+    rows = Rows(Store(tmp_path), ["00005", "00004", "00002", "00001"], lambda a: a + 1)
+    np.testing.assert_array_equal(rows[0], CLIPS["00005"] + 1)
+    assert [row is None for row in rows] == [False, True, True, False]
+    assert [rows.length(i) for i in range(len(rows))] == [6, 0, 0, 2]
+    np.testing.assert_array_equal(rows.pick([3, 0])[0], CLIPS["00001"] + 1)
 
-    def produce(ids):
+
+class Producer:
+    """Builds a store of `CLIPS` in shards of two, and notes which clips it was asked for."""
+
+    def __init__(self, folder, stop_after=None):
+        self.folder, self.stop_after, self.asked, self.told = folder, stop_after, [], []
+
+    def produce(self, ids):
         for number, id_ in enumerate(ids):
-            if number == stop_after:
+            if number == self.stop_after:
                 raise KeyboardInterrupt
-            asked.append(id_)
-            yield {"values": wanted[id_]}
+            self.asked.append(id_)
+            yield {"values": CLIPS[id_], "other": CLIPS[id_]}
 
-    return asked, lambda: build(
-        Cache(tmp_path), "kind", {"a": 1}, list(wanted), produce, ("values",), shard_size=2
-    )
-
-
-def test_store_reads_any_clip_by_id(tmp_path):
-    wanted = clips()
-    store = builder(tmp_path, wanted)[1]()["values"]
-    assert store.ids == list(wanted)
-    assert all(same(store[i], wanted[i]) for i in reversed(wanted))
-    assert [store.length(i) for i in wanted] == [1, 2, 0, 4, 0, 6, 7]
-    assert all(same(dict(store.items())[i], wanted[i]) for i in wanted)
-    assert "00003" in store
-    assert "x" not in store
+    def __call__(self):
+        names, options = ("values", "other"), {"shard_size": 2}
+        tell = lambda *counts: self.told.append(counts)  # noqa: E731
+        arguments = ("kind", {"a": 1}, list(CLIPS), self.produce, names)
+        return build(Cache(self.folder), *arguments, progress=tell, **options)
 
 
-def test_only_missing_shards_are_made_after_an_interruption(tmp_path):
-    wanted = clips()
-    asked, run = builder(tmp_path, wanted, stop_after=5)
+def killed(folder):
     with pytest.raises(KeyboardInterrupt):
-        run()
-    assert asked == list(wanted)[:5]
-    asked, run = builder(tmp_path, wanted)
-    store = run()["values"]
-    assert asked == list(wanted)[4:]  # two shards of two were finished
-    assert all(same(store[i], wanted[i]) for i in wanted)
-    asked, run = builder(tmp_path, wanted)
-    run()
-    assert asked == []
+        Producer(folder, stop_after=5)()
 
 
-def test_a_spoilt_unfinished_shard_is_made_again(tmp_path):
-    wanted = clips()
-    with pytest.raises(KeyboardInterrupt):
-        builder(tmp_path, wanted, stop_after=5)[1]()
-    shard = next(tmp_path.rglob("00000.safetensors"))
-    content = bytearray(shard.read_bytes())
+def test_a_kill_loses_no_finished_shard(tmp_path):
+    killed(tmp_path)
+    again = Producer(tmp_path)
+    for store in again().values():
+        assert_same(store, CLIPS)
+    assert again.asked == list(CLIPS)[4:]  # two shards of two were finished
+    assert again.told == [(5, 7), (6, 7), (7, 7)]
+    third = Producer(tmp_path)
+    assert_same(third()["other"], CLIPS)
+    assert third.asked == []
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
     content[-1] ^= 1
-    shard.write_bytes(bytes(content))
-    asked, run = builder(tmp_path, wanted)
-    run()
-    assert asked[:2] == list(wanted)[:2]
+    path.write_bytes(content)
 
 
-def test_pictures_keep_their_shape(tmp_path):
-    images = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4)
-    (tmp_path / "s").mkdir()
-    write_shard(tmp_path / "s" / "a.safetensors", ["x"], [images])
-    assert np.array_equal(Store(tmp_path / "s")["x"], images)
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+@pytest.mark.parametrize("harm", [flip, truncate, Path.unlink])
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_harmed_shard_is_produced_again(tmp_path, harm, finished):
+    if finished:
+        Producer(tmp_path)()
+    else:
+        killed(tmp_path)
+    harm(next(tmp_path.rglob("other/00000.safetensors")))
+    again = Producer(tmp_path)
+    assert_same(again()["other"], CLIPS)
+    assert again.asked == (list(CLIPS) if finished else [*list(CLIPS)[:2], *list(CLIPS)[4:]])
+
+
+def test_an_empty_store(tmp_path):
+    produce = pytest.fail
+    assert len(build(Cache(tmp_path), "kind", {}, [], produce, ["values"])["values"]) == 0

@@ -1,0 +1,328 @@
+"""Feature sets against naive loops and scikit-learn, on arrays of any length with any gaps."""
+
+import copy
+import pickle
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.preprocessing import StandardScaler
+
+from emilib import EMOTIONS, MODALITIES
+from emilib.features import FeatureSet
+from emilib.features.media_set import MediaSet
+from emilib.features.store import Rows, Store, write_shard
+
+WIDTHS = {"frames": 5, "audio": 4, "text": 6}
+# Steps of frames and of audio (None: the clip lacks them), and whether there are words.
+STEPS = st.one_of(st.none(), st.integers(1, 9))
+CLIPS = st.lists(st.tuples(STEPS, STEPS, st.booleans()), min_size=1, max_size=12)
+
+
+def arrays(clips, seed=0):
+    draw = np.random.default_rng(seed)
+
+    def sequence(steps, width, dtype):
+        return None if steps is None else draw.normal(3, 2, (steps, width)).astype(dtype)
+
+    text = draw.normal(size=(len(clips), WIDTHS["text"])).astype(np.float32)
+    text[[not spoken for *_, spoken in clips]] = np.nan
+    return {
+        "ids": [f"{i:05d}" for i in range(len(clips))],
+        "frames": [sequence(steps, WIDTHS["frames"], np.float32) for steps, *_ in clips],
+        "audio": [sequence(steps, WIDTHS["audio"], np.float16) for _, steps, _ in clips],
+        "text": text,
+        "target": draw.uniform(size=(len(clips), 2)),
+    }
+
+
+def make(clips=None, seed=0, **changes):
+    clips = clips or [(3 + i % 4, 9 + i, i != 4) if i != 2 else (None, 9, True) for i in range(10)]
+    return FeatureSet.from_arrays(**{"dims": WIDTHS, **arrays(clips, seed), **changes})
+
+
+@given(CLIPS, st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_a_batch_holds_what_a_loop_copies(clips, scaled):
+    data = make(clips)
+    present = np.array([[f is not None, a is not None, t] for f, a, t in clips])
+    np.testing.assert_array_equal(data.present, present)
+    steps = [[1 if n is None else n for n in clip[:2]] for clip in clips]
+    assert data.lengths().tolist() == [max(pair) for pair in steps]
+    rows = np.random.default_rng(1).permutation(len(clips))
+    widths = {m: WIDTHS[m] for c, m in enumerate(MODALITIES) if present[:, c].any()}
+    moments = {m: (np.arange(d) + 1.0, np.arange(d) + 2.0) for m, d in widths.items()}
+    moments["text"] = (np.ones(6), np.full(6, 2.0))
+    given_data = make(clips, dims=None)
+    if scaled:
+        given_data = given_data.standardised(moments)
+    batch = given_data.batch(rows, device="cpu")
+    assert batch.index.tolist() == rows.tolist()
+    assert torch.equal(batch.present, torch.from_numpy(present[rows]))
+    np.testing.assert_array_equal(batch.target, data.target[rows].astype(np.float32))
+    for column, name in enumerate(("frames", "audio")):
+        values, valid = getattr(batch, name), getattr(batch, f"{name}_valid")
+        if name not in widths:
+            assert values is valid is None
+            continue
+        expected = np.zeros((len(rows), max(clips[r][column] or 1 for r in rows), WIDTHS[name]))
+        real = np.zeros(expected.shape[:2], bool)
+        for position, row in enumerate(rows):
+            for step in range(clips[row][column] or 0):
+                value = getattr(data, name)[row][step].astype(float)
+                mean, spread = moments[name]
+                expected[position, step] = (value - mean) / spread if scaled else value
+                real[position, step] = True
+        np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(valid, real)
+        assert values.dtype == torch.float32
+    text = (data.text - 1) / 2 if scaled else data.text
+    np.testing.assert_allclose(batch.text, np.nan_to_num(text)[rows], rtol=1e-5, atol=1e-6)
+    names = {"frames", "audio", "text", "frames_valid", "audio_valid", "present"}
+    assert set(batch.inputs()) == names
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.booleans(), st.booleans())
+@settings(deadline=None, max_examples=40)
+def test_batches_hold_every_clip_once(count, size, shuffle, bucket):
+    data = make([(1 + 7 * i % 11, None, True) for i in range(count)])
+
+    def order(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return [b.index.tolist() for b in data.batches(size, shuffle, generator, None, bucket)]
+
+    batches = order(1)
+    assert sorted([*chain(*batches)]) == list(range(count))
+    assert sorted(map(len, batches))[1:] == [size] * (len(batches) - 1)
+    assert order(1) == batches
+    if not shuffle:
+        assert [*chain(*batches)] == list(range(count))
+    elif count > 20:
+        assert order(2) != batches
+
+
+def test_buckets_hold_clips_of_similar_length():
+    lengths = np.random.default_rng(0).integers(10, 600, 200)
+    data = FeatureSet.from_arrays(range(200), audio=[np.ones((n, 2)) for n in lengths])
+
+    def padded(bucket):
+        generator = torch.Generator().manual_seed(0)
+        batches = list(data.batches(16, True, generator, bucket=bucket))
+        spans = [np.ptp(lengths[b.index]) for b in batches]
+        widths = [b.audio.shape[1] for b in batches]
+        return sum(b.audio_valid.numel() for b in batches), max(spans), widths
+
+    (bucketed, span, widths), (plain, _, _) = padded(True), padded(False)
+    assert bucketed < 0.75 * plain
+    assert span < 300
+    assert widths not in (sorted(widths), sorted(widths)[::-1])  # batches come in random order
+    with pytest.raises(ValueError, match="batch_size"):
+        next(data.batches(0))
+
+
+@given(CLIPS)
+@settings(deadline=None, max_examples=40)
+def test_moments_are_those_of_scikit_learn(clips):
+    data = make([*clips, (2, 3, True)], dims=None)
+    moments = data.moments()
+    scaled = data.standardised(moments)
+    for name in MODALITIES:
+        columns = getattr(data, name), getattr(scaled, name)
+        raw, ours = (
+            c[data.present[:, 2]]
+            if name == "text"
+            else np.concatenate([a for a in c if a is not None])
+            for c in columns
+        )
+        judge = StandardScaler().fit(raw.astype(np.float64))
+        np.testing.assert_allclose(moments[name][0], judge.mean_, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(moments[name][1], judge.scale_, rtol=1e-6)
+        np.testing.assert_allclose(
+            ours, judge.transform(raw.astype(np.float64)), rtol=1e-4, atol=1e-5
+        )
+    np.testing.assert_array_equal(scaled.present, data.present)
+
+
+def test_a_constant_column_is_zero_and_other_moments_are_refused():
+    constant = FeatureSet.from_arrays("ab", text=np.full((2, 3), 7.0))
+    assert (constant.standardised(constant.moments()).text == 0).all()
+    with pytest.raises(ValueError, match="moments of"):
+        make().standardised(constant.moments())
+
+
+def test_parts_and_views():
+    data = make(names=("calm", "loud"))
+    mask = data.present.all(axis=1)
+    for part in (data.select(mask), data.select(np.flatnonzero(mask))):
+        assert part.ids == [i for i in data.ids if i not in ("00002", "00004")]
+        np.testing.assert_array_equal(part.text, data.text[mask])
+        np.testing.assert_array_equal(part.target, data.target[mask])
+        np.testing.assert_array_equal(part.frames[2], data.frames[3])
+    assert len(data.select([])) == 0
+    moments = data.moments()
+    scaled = data.standardised(moments).select([9, 3])
+    expected = (data.audio[9].astype(float) - moments["audio"][0]) / moments["audio"][1]
+    np.testing.assert_allclose(scaled.audio[0], expected, rtol=1e-5, atol=1e-6)
+    words = data.only("text")
+    assert (words.frames, words.audio, words.dims) == (None, None, {"text": 6})
+    assert not words.present[:, :2].any()
+    assert words.batch([0, 1]).frames is None
+    others = data.with_target(data.target[:, ::-1])
+    np.testing.assert_array_equal(others.batch([3]).target, data.batch([3]).target.flip(1))
+    for view in (words, others, scaled, data.select(mask)):
+        assert view.targets == ("calm", "loud")
+    for wrong in ({"smell"}, {"frames"}):
+        with pytest.raises(ValueError, match="expected"):
+            words.only(*wrong)
+
+
+def test_targets_have_names():
+    target = np.random.default_rng(0).normal(size=10)
+    single = make(target=target)
+    np.testing.assert_array_equal(single.target, target[:, None])
+    assert single.targets == ("target 0",)
+    assert make(target=np.zeros((10, 6))).targets == EMOTIONS
+    assert make(target=None).num_targets == 0
+    assert "2 targets" in repr(make())
+
+
+def test_fingerprint_changes_with_any_content():
+    data = make()
+    moments = data.moments()
+    audio, text = copy.deepcopy(data.audio), data.text.copy()
+    audio[3][0, 0] += 1
+    text[0, 0] += 1
+    other = {"audio": (moments["audio"][0] + 1, moments["audio"][1])}
+    variants = [
+        data,
+        make(audio=audio),
+        make(text=text),
+        make(target=data.target + 1e-9),
+        make(ids=[f"x{i}" for i in range(10)]),
+        make(names=("calm", "loud")),
+        data.only("text"),
+        data.standardised(moments),
+        data.standardised(moments | other),
+        data.select(np.arange(10)[::-1]),
+    ]
+    assert len({v.fingerprint() for v in variants}) == len(variants)
+    assert (
+        make().fingerprint() == data.fingerprint() == pickle.loads(pickle.dumps(data)).fingerprint()
+    )
+    data.known_as("corpus")
+    views = [data.only("text").fingerprint(), data.only("audio", "text").fingerprint()]
+    assert len({"corpus", *views}) == 3
+    assert all("corpus" in view for view in views)
+
+
+def test_rows_of_a_store_are_read_a_batch_at_a_time(tmp_path):
+    plain = make()
+    columns = {}
+    for name in ("frames", "audio"):
+        (tmp_path / name).mkdir()
+        write_shard(tmp_path / name / "0.safetensors", plain.ids, list(getattr(plain, name)))
+        columns[name] = Rows(Store(tmp_path / name), plain.ids)
+    stored = make(**columns)
+    assert stored.frames is columns["frames"]
+    assert stored.fingerprint() == plain.fingerprint()
+    order = [9, 2, 0]
+    for data in (stored.select(order), pickle.loads(pickle.dumps(stored)).select(order)):
+        batch, expected = data.batch([0, 1, 2]), plain.batch(order)
+        assert torch.equal(batch.frames, expected.frames)
+        assert torch.equal(batch.audio, expected.audio)
+        assert torch.equal(batch.present, expected.present)
+
+
+def test_masked_steps_are_left_out_whatever_they_hold():
+    plain, padded, valid = make(), {}, {}
+    for name in ("frames", "audio"):
+        padded[name] = np.full((10, 25, WIDTHS[name]), np.nan)
+        valid[f"{name}_valid"] = np.zeros((10, 25), bool)
+        for row, steps in enumerate(getattr(plain, name)):
+            if steps is not None:  # the step in front is not real either
+                padded[name][row, 1 : 1 + len(steps)] = steps
+                valid[f"{name}_valid"][row, 1 : 1 + len(steps)] = True
+    same = make(**padded, **valid)
+    np.testing.assert_array_equal(same.present, plain.present)
+    for row in (0, 2, 9):
+        np.testing.assert_array_equal(same.batch([row]).audio, plain.batch([row]).audio)
+        np.testing.assert_array_equal(same.batch([row]).frames, plain.batch([row]).frames)
+
+
+MASKS = [np.ones(9 + i if i != 2 else 9, bool) for i in range(10)]
+BAD_TEXT = np.where(np.arange(60).reshape(10, 6) == 7, np.inf, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"frames": [np.zeros((2, 3))]}, "10 ids, got 1"),
+        ({"frames": [np.zeros(3)] * 10}, r"\(T, D\)"),
+        ({"audio": [np.zeros((2, 4))] * 9 + [np.zeros((2, 3))]}, r"audio\[9\].* width 4"),
+        ({"audio": [np.full((2, 4), np.inf)] * 10}, "finite"),
+        ({"audio": [np.zeros((2, 4), int)] * 10}, "float"),
+        ({"text": np.zeros((9, 6))}, r"\(10, D\)"),
+        ({"text": BAD_TEXT}, "'00001'"),
+        ({"target": np.full((10, 2), np.nan)}, "nan"),
+        ({"target": np.zeros((10, 2, 1))}, "target"),
+        ({"names": ["one"]}, "names"),
+        ({"frames": None, "audio": None, "text": None}, "at least one of"),
+        ({"audio_valid": MASKS[:-1]}, "audio_valid: expected"),
+        ({"audio_valid": [mask[1:] for mask in MASKS]}, r"audio_valid\[0\]"),
+        ({"audio_valid": [1.0 * mask for mask in MASKS]}, "float64"),
+        ({"audio": None, "audio_valid": MASKS}, "no audio"),
+    ],
+)
+def test_bad_arrays_are_refused_in_one_sentence(changes, word):
+    with pytest.raises(ValueError, match=word) as error:
+        make(**changes)
+    assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------- waveforms and tokens
+
+
+def media(longest=580, rows=slice(None)):
+    draw = np.random.default_rng(0)
+    waveforms = [draw.normal(0, 999, 400 + 50 * i).astype(np.int16) for i in range(10)]
+    waveforms[5] = None
+    mask = (np.arange(8) < np.arange(1, 11)[:, None] % 7).astype(int)
+    tokens = {"input_ids": draw.integers(1, 50, (10, 8))[rows], "attention_mask": mask}
+    return MediaSet(make(), waveforms, tokens, longest, {}, {})
+
+
+def test_a_batch_of_media_is_that_of_features_with_waveforms_and_tokens():
+    data, rows = media(), [3, 0, 5, 4]
+    batch, plain = data.batch(rows, "cpu"), data.features.batch(rows)
+    for name in ("frames", "frames_valid", "present", "target", "index"):
+        assert torch.equal(getattr(batch, name), getattr(plain, name))
+    assert batch.waveform.shape == batch.waveform_valid.shape == (4, 580)
+    for position, row in enumerate(rows):
+        expected = np.zeros(1) if row == 5 else data.waveforms[row][:580]
+        real = batch.waveform_valid[position]
+        np.testing.assert_array_equal(batch.waveform[position, real] * 32768, expected)
+        assert (batch.waveform[position, ~real] == 0).all()
+    assert batch.input_ids.shape == batch.attention_mask.shape == (4, 6)
+    np.testing.assert_array_equal(batch.input_ids, data.tokens["input_ids"][rows, :6])
+    assert set(batch.inputs()) >= {"waveform", "waveform_valid", "tokens", "present"}
+    assert media(longest=480).batch([9]).waveform.shape == (1, 480)
+
+
+def test_media_go_where_features_go():
+    data = media()
+    orders = [
+        [b.index.tolist() for b in one.batches(4, True, torch.Generator().manual_seed(3))]
+        for one in (data, data.features)
+    ]
+    assert orders[0] == orders[1]
+    assert (data.ids, data.targets, len(data)) == (data.features.ids, data.features.targets, 10)
+    assert data.fingerprint() != data.features.fingerprint()
+    assert data.only(*MODALITIES) is data
+    with pytest.raises(ValueError, match="all of"):
+        data.only("text")
+    assert (data.with_target(data.target + 1).batch([0]).target > 1).all()
+    with pytest.raises(ValueError, match="same clips"):
+        media(rows=slice(1, None))

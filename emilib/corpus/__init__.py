@@ -1,6 +1,8 @@
 """A corpus folder as a table of clips, its media, and what is broken in it. Needs no torch."""
 
+from emilib import EMOTIONS
 from emilib.corpus.defects import audit
-from emilib.corpus.layout import EMOTIONS, CorpusError, read
+from emilib.corpus.layout import CorpusError
+from emilib.corpus.reading import read
 
 __all__ = ["EMOTIONS", "CorpusError", "audit", "read"]

@@ -1,54 +1,38 @@
-"""What is broken in a corpus folder, a row a defect; and how long its partitions are."""
+"""What is broken in a corpus folder, a row a defect; and how long its clips are."""
 
 import math
 import os
-import re
 from collections import Counter
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from emilib import workers as processes
-from emilib.corpus import media
-from emilib.corpus.layout import EMOTIONS, FACE_NAME, SPLITS, has_files, read_with_findings
+from emilib import EMOTIONS, SAMPLE_RATE
+from emilib.corpus import layout, media
+from emilib.corpus.feature_files import NoArrayError, feature_shape, load_features
+from emilib.corpus.layout import CorpusError
+from emilib.corpus.reading import read, read_with_findings
+from emilib.workers import count, ordered_map
 
-DEFECTS = {
-    "unreadable": "a video, sound or face file that can't be opened, or gives nothing",
-    "damaged frames": "frames that can't be decoded cleanly, or are missing at the file's end",
-    "no video": "no file in raw/, where other clips have one",
-    "no face": "no face crop: no folder in face_images/, or nothing in it but Thumbs.db",
-    "no sound": "no sound track, neither in audio/ nor in the video",
-    "too short": "fewer samples at 16 kHz than the audio encoder's convolutions take",
-    "silent": "sound nowhere louder than -60 dB below full scale",
-    "no transcript": "no file in text/, where other clips have one",
-    "empty transcript": "a file in text/ without a word",
-    "lying frame rate": "a stated frame rate far from what the time stamps say",
-    "bad features": "official features that are no array, empty, not finite, or of another width",
-    "label out of range": "a label outside [0, 1]",
-    "label not a number": "a label that is not a number",
-    "duplicate id": "an id with several rows in the split files; the first one counts",
-    "missing id": "a row without any file, or files without a row",
-}
-
-SAMPLE_RATE = 16000  # Hz
 SHORTEST = 400  # samples: the receptive field of wav2vec2's convolutions, 25 ms
 RATE_RATIO = 1.5  # a stated rate that is this much too high or too low lies
 # Clips with fewer coded pixels than this are always decoded in full: some 30 ms of one core.
 SMALL_PIXELS = 8_000_000
 CLIPS_A_WORKER = 150  # starting processes costs as much as auditing some hundred clips
+OFFICIAL = {"official_vision": "vit", "official_audio": "wav2vec2"}
 
 
 def audit(folder, workers=None, thorough=None):
     """The defects of a corpus folder.
 
-    folder : see `emilib.corpus.layout`
+    folder : see `emilib.corpus.read`
     workers : processes; None takes the cores there are, fewer for small folders, 1 stays in this
         process
-    thorough : how damaged pictures are looked for. False: by the packets alone (structure, index,
-        time stamps), and by decoding the clips whose packets look odd. True: by decoding every
-        frame, which finds also flipped bits inside a picture, but takes nine times longer
+    thorough : how to look for damaged pictures. False: by the packets alone (index, time stamps,
+        zeroed blocks), and by decoding the clips whose packets look odd. True: by decoding every
+        frame, which also finds flipped bits inside a picture, but takes nine times longer
         (690 in place of 76 ms of a core for 7 s of 720p).
         None: as False, but small clips (in all SMALL_PIXELS) are always decoded.
 
@@ -58,34 +42,32 @@ def audit(folder, workers=None, thorough=None):
     Raises CorpusError where the folder can't be read at all; a broken file is a row, no error.
     """
     clips, findings = read_with_findings(folder)
-    jobs = [_Job(*row) for row in zip(*_job_columns(clips, thorough), strict=True)]
-    found = _map(_inspect, jobs, workers)
-    rows = [
-        (job.id, job.split, defect, detail)
-        for job, report in zip(jobs, found, strict=True)
-        for defect, detail in report.defects
+    # A kind of file is missing only where other clips of the split have it.
+    usual = clips[list(layout.FILE_COLUMNS)].notna().groupby(clips["split"]).any()
+    jobs = [
+        (clip, usual.loc[clip["split"]].to_dict(), thorough) for clip in clips.to_dict("records")
     ]
-    rows += [(i, split, "duplicate id", detail) for i, split, detail in findings.duplicates]
-    rows += [(i, split, "label not a number", detail) for i, split, detail in findings.labels]
-    rows += [(i, "", "missing id", f"no row: {detail}") for i, detail in findings.unlisted]
-    rows += [*_label_rows(clips), *_bare_rows(clips), *_width_rows(jobs, found)]
+    reports = _each(_clip_defects, jobs, workers)
+    rows = [
+        (clip["id"], clip["split"], *defect)
+        for (clip, *_), (defects, _, _) in zip(jobs, reports, strict=True)
+        for defect in defects
+    ]
+    widths = pd.DataFrame([widths for _, widths, _ in reports], columns=list(OFFICIAL))
+    for check in CORPUS_CHECKS:
+        rows += [(i, split, _name(check), text) for i, split, text in check(clips, findings)]
+    rows += [(i, split, "bad features", text) for i, split, text in _odd_widths(clips, widths)]
     table = pd.DataFrame(rows, columns=["id", "split", "defect", "detail"])
-    rank = {name: n for n, name in enumerate((*SPLITS, ""))}
-    table = table.sort_values(["id", "defect", "detail"], kind="stable")
-    table = table.sort_values("split", key=lambda s: s.map(rank), kind="stable")
-    table = table.reset_index(drop=True)
-    table.attrs["clips"] = len(clips)
-    table.attrs["decoded"] = sum(report.decoded for report in found)
+    rank = table["split"].map({name: n for n, name in enumerate((*layout.SPLITS, ""))})
+    table = table.assign(rank=rank).sort_values(["rank", "id", "defect", "detail"])
+    table = table.drop(columns="rank").reset_index(drop=True)
+    table.attrs.update(clips=len(clips), decoded=sum(decoded for *_, decoded in reports))
     return table
 
 
 def report(table, most=6):
-    """The defects of `audit` for a person: clips a defect, what it means, and their ids.
-
-    most : ids named a defect; more are counted. Returns text of several lines.
-    """
-    sick = table["id"].nunique()
-    lines = [f"{table.attrs['clips']} clips, {sick} ids with a defect"]
+    """The defects of `audit` as text: clips a defect, what it means, and at most `most` ids."""
+    lines = [f"{table.attrs['clips']} clips, {table['id'].nunique()} ids with a defect"]
     for defect, meaning in DEFECTS.items():
         ids = table.loc[table["defect"] == defect, "id"].drop_duplicates().tolist()
         lines.append(f"{len(ids):6d}  {defect:20s}  {meaning}")
@@ -102,231 +84,146 @@ def durations(clips, workers=None):
     clips : a DataFrame of `emilib.corpus.read`. Returns a Series of floats indexed by id.
     """
     pairs = list(zip(clips["video"], clips["audio"], strict=True))
-    return pd.Series(_map(_seconds, pairs, workers), index=clips["id"], name="seconds", dtype=float)
+    return pd.Series(
+        _each(_seconds, pairs, workers), index=clips["id"], name="seconds", dtype=float
+    )
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A clip to look at; a None among the files of a kind the corpus has is itself a defect."""
+def before_a_run(source):
+    """Read a corpus's tables and the heads of its official pickles; nothing is decoded.
 
-    id: str
-    split: str
-    video: str | None
-    audio: str | None
-    faces: str | None
-    official_vision: str | None
-    official_audio: str | None
-    transcript: str | None
-    kinds: frozenset  # the columns that some clip of the corpus has a file for
-    thorough: bool | None
+    source : as of `emilib.corpus.read`
+
+    Returns sentences worth knowing: ids without files, files without a row, damaged pickles.
+    Raises CorpusError, one sentence, for what `read` refuses, for a split whose clips have no
+    file at all, and for official features that `check_official` refuses.
+    """
+    clips = read(source)
+    for split in ("train", "validation"):
+        rows = clips[clips["split"] == split]
+        if not layout.has_files(rows).any():
+            raise CorpusError(
+                f"None of the {len(rows)} {split} clips of {source} has a file; expected for "
+                f"example {Path(clips.attrs['folder']) / 'raw'}/ID.mp4."
+            )
+    return [*clips.attrs["notes"], *check_official(clips)]
+
+
+def check_official(clips):
+    """Look at the head of every pickle in vit/ and wav2vec2/: arrays, and of one width each.
+
+    Returns a sentence where pickles are damaged: such a clip counts as without these features.
+    Raises CorpusError for a pickle of anything but an array, which is not run, and for several
+    widths in one folder.
+    """
+    notes = []
+    for column, folder in OFFICIAL.items():
+        widths, damaged = {}, []
+        for path in clips[column].dropna():
+            try:
+                widths[path] = feature_shape(path)[1]
+            except NoArrayError as error:
+                raise CorpusError(f"{error} Remove or replace the file.") from error
+            except media.MediaError:
+                damaged.append(Path(path).name)
+        counts = Counter(widths.values()).most_common()
+        if len(counts) > 1:
+            usual, most = counts[0]
+            odd = next(path for path, width in widths.items() if width != usual)
+            raise CorpusError(
+                f"{odd} is {widths[odd]} wide and {most} of {len(widths)} files in {folder}/ are "
+                f"{usual} wide; expected features of one encoder in one folder."
+            )
+        if damaged:
+            names = layout.shortened(damaged)
+            notes.append(f"Damaged pickles in {folder}/ that are left out: {names}.")
+    return notes
+
+
+def _each(function, items, workers):
+    if workers is None:
+        workers = min(count(), len(items) // CLIPS_A_WORKER)
+    return list(ordered_map(function, items, workers))
+
+
+def _seconds(paths):
+    """Duration of the first of some files that opens, NaN for none."""
+    for path in filter(None, paths):
+        try:
+            return packet_facts(path).duration
+        except media.MediaError:
+            continue  # `audit` has a row for it
+    return math.nan
+
+
+# ---- what the files of one clip show ------------------------------------------------------------
 
 
 @dataclass
-class _Report:
-    defects: list  # (defect, detail)
-    widths: dict  # {"official_vision": D, ...}
-    decoded: bool
+class _Evidence:
+    clip: dict  # its row of the table
+    usual: dict  # column -> whether other clips of the split have such a file
+    errors: list = field(default_factory=list)  # of files that don't open
+    facts: "PacketFacts | None" = None  # of the video
+    decoded: media.Media | None = None  # the video, where its picture was decoded in full
+    waveform: np.ndarray | None = None
+    reached: bool = True  # False where a sound track may lie in a file that does not open
+    face_sizes: list | None = None  # bytes of each crop
+    features: dict = field(default_factory=dict)  # column -> (T, D), or the error as text
 
 
-def _job_columns(clips, thorough):
-    names = [name for name in _Job.__dataclass_fields__ if name not in ("kinds", "thorough")]
-    # A kind counts for a split: test clips may come without what the others have.
-    kinds = {
-        split: frozenset(c for c in names[2:] if group[c].notna().any())
-        for split, group in clips.groupby("split")
-    }
-    count = len(clips)
-    return [*(clips[n] for n in names), clips["split"].map(kinds), [thorough] * count]
-
-
-def _map(function, items, workers):
-    """[function(item) ...] in order, in processes where there is enough to do for them."""
-    if workers is None:
-        workers = min(processes.count(), len(items) // CLIPS_A_WORKER)
-    if workers <= 1:
-        return [function(item) for item in items]
+def _examine(clip, usual, thorough):
+    evidence = _Evidence(clip, usual)
     try:
-        return list(processes.ordered_map(function, items, workers))
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "A worker process died while it read the clips: too little memory, perhaps. Run with "
-            "workers=1 to see where."
-        ) from error
-
-
-def _inspect(job):
-    """All that can be said of one clip by its files."""
-    if not any((job.video, job.audio, job.faces, job.official_vision, job.official_audio)):
-        return _Report([], {}, False)  # a row without files is one defect, not five
-    report = _Report([], {}, False)
-    waveform = _inspect_sound_file(job, report)
-    waveform = _inspect_video(job, report, waveform)
-    if job.audio is not None or job.video is not None:
-        _inspect_waveform(waveform, report)
-    _inspect_faces(job, report)
-    _inspect_features(job, report)
-    if job.transcript is None and "transcript" in job.kinds:
-        report.defects.append(("no transcript", "no file in text/"))
-    elif job.transcript == "":
-        report.defects.append(("empty transcript", "the file in text/ holds no word"))
-    return report
-
-
-_UNKNOWN = object()  # a sound track that could not be reached: said once, as unreadable
-
-
-def _inspect_sound_file(job, report):
-    """Waveform of audio/ID; None where there is no such file or no track in it."""
-    if job.audio is None:
-        return None
-    try:
-        return media.decode(job.audio, frames=False, sample_rate=SAMPLE_RATE).waveform
+        if clip["audio"]:
+            evidence.waveform = media.decode(clip["audio"], frames=False).waveform
     except media.MediaError as error:
-        report.defects.append(("unreadable", str(error)))
-        return _UNKNOWN
-
-
-def _inspect_video(job, report, waveform):
-    """Look at raw/ID; returns the waveform, taken from here where there is no sound file."""
-    if job.video is None:
-        if "video" in job.kinds:
-            report.defects.append(("no video", "no file in raw/"))
-        return waveform
-    wants_sound = waveform is None
-    try:
-        facts = packet_facts(job.video)
-        full = job.thorough or bool(facts.hints)
-        full = full or (job.thorough is None and facts.pixels <= SMALL_PIXELS)
-        full = full and facts.frames > 0
-        report.decoded = full
-        if full:
-            # The damage is what is asked for here: every frame is decoded, one a second is kept.
-            decoded = media.decode(
-                job.video, fps=1, size=(32, 32), sample_rate=SAMPLE_RATE, sound=wants_sound
-            )
-            if decoded.images is None:
-                report.defects.append(("unreadable", f"{job.video}: {decoded.problems[0]}"))
-            elif decoded.damaged:
-                detail = "; ".join(p for p in decoded.problems if "damaged" in p or "read" in p)
-                report.defects.append(("damaged frames", detail))
-        elif wants_sound and facts.has_sound:
-            decoded = media.decode(job.video, frames=False, sample_rate=SAMPLE_RATE)
-        else:
-            decoded = None
-    except media.MediaError as error:
-        report.defects.append(("unreadable", str(error)))
-        return _UNKNOWN if waveform is None else waveform
-    if facts.lost:
-        report.defects.append(
-            ("damaged frames", f"{facts.lost} of {facts.frames + facts.lost} frames missing")
-        )
-    if not facts.has_picture:
-        report.defects.append(("no video", f"{job.video} has no picture"))
-    _inspect_rate(facts, report)
-    return decoded.waveform if wants_sound and decoded is not None else waveform
-
-
-def _inspect_rate(facts, report):
-    stated, measured = facts.declared_fps, facts.measured_fps
-    if measured > 0 and stated > 0 and abs(math.log(stated / measured)) > math.log(RATE_RATIO):
-        detail = f"states {stated:g} a second, time stamps say {measured:.2f}"
-        report.defects.append(("lying frame rate", detail))
-
-
-def _inspect_waveform(waveform, report):
-    if waveform is _UNKNOWN:
-        return
-    if waveform is None:
-        report.defects.append(("no sound", "no sound track"))
-        return
-    if len(waveform) < SHORTEST:
-        detail = f"{len(waveform)} samples at {SAMPLE_RATE} Hz, {SHORTEST} needed"
-        report.defects.append(("too short", detail))
-    level = media.loudness(waveform, SAMPLE_RATE)
-    if level <= media.SILENCE:
-        report.defects.append(("silent", f"loudest 50 ms at {level:.0f} dB"))
-
-
-def _inspect_faces(job, report):
-    if job.faces is None:
-        if "faces" in job.kinds:
-            report.defects.append(("no face", "no folder in face_images/"))
-        return
-    with os.scandir(job.faces) as entries:
-        sizes = [entry.stat().st_size for entry in entries if FACE_NAME.fullmatch(entry.name)]
-    if not sizes:
-        report.defects.append(("no face", f"no <int>.jpg in {job.faces}"))
-    elif not all(sizes):
-        detail = f"{job.faces}: {sizes.count(0)} of {len(sizes)} face crops have 0 bytes"
-        report.defects.append(("unreadable", detail))
-
-
-def _inspect_features(job, report):
-    for column in ("official_vision", "official_audio"):
-        path = getattr(job, column)
-        if path is None:
-            continue
+        evidence.errors.append(str(error))
+        evidence.reached = False
+    if clip["video"]:
+        _watch(evidence, thorough)
+    if clip["faces"]:
+        with os.scandir(clip["faces"]) as entries:
+            faces = [entry for entry in entries if layout.FACE_NAME.fullmatch(entry.name)]
+            evidence.face_sizes = [entry.stat().st_size for entry in faces]
+    for column in filter(clip.get, OFFICIAL):
         try:
-            features = media.load_features(path)
+            evidence.features[column] = load_features(clip[column])
         except media.MediaError as error:
-            report.defects.append(("bad features", str(error)))
-            continue
-        report.widths[column] = features.shape[1]
-        if not features.size:
-            report.defects.append(("bad features", f"{path}: shape {features.shape}, no values"))
-        elif not np.isfinite(features).all():
-            report.defects.append(("bad features", f"{path}: values that are not finite"))
+            evidence.features[column] = str(error)
+    return evidence
 
 
-def _label_rows(clips):
-    """Intensities outside [0, 1]; NaN (a test clip, or no number) is not looked at here."""
-    if clips.attrs["targets"] != list(EMOTIONS):
-        return []  # one's own targets may have any range
-    rows = []
-    for emotion in EMOTIONS:
-        outside = clips[(clips[emotion] < 0) | (clips[emotion] > 1)]
-        for row in outside.itertuples(index=False):
-            value = clips.loc[clips["id"] == row.id, emotion].iloc[0]
-            rows.append((row.id, row.split, "label out of range", f"{emotion} is {value:g}"))
-    return rows
-
-
-def _bare_rows(clips):
-    bare = clips[~has_files(clips)]
-    return [
-        (row.id, row.split, "missing id", "no file of any kind")
-        for row in bare.itertuples(index=False)
-    ]
-
-
-def _width_rows(jobs, found):
-    """Official features whose width is not that of most clips."""
-    rows = []
-    for column in ("official_vision", "official_audio"):
-        widths = Counter(r.widths[column] for r in found if column in r.widths)
-        if len(widths) < 2:
-            continue
-        usual = widths.most_common(1)[0][0]
-        for job, report in zip(jobs, found, strict=True):
-            width = report.widths.get(column, usual)
-            if width != usual:
-                detail = f"{getattr(job, column)}: width {width}, most clips have {usual}"
-                rows.append((job.id, job.split, "bad features", detail))
-    return rows
+def _watch(evidence, thorough):
+    """Look at the video's packets, and decode its picture and sound where that is called for."""
+    path, listens = evidence.clip["video"], evidence.waveform is None and evidence.reached
+    try:
+        facts = packet_facts(path)
+        small = thorough is None and facts.pixels <= SMALL_PIXELS
+        full = facts.frames > 0 and bool(thorough or facts.hints or small)
+        if full or (listens and facts.has_sound):
+            # The damage is what counts here: every frame is decoded, one a second is kept.
+            decoded = media.decode(path, fps=1, size=(32, 32), frames=full, sound=listens)
+            evidence.decoded = decoded if full else None
+            evidence.waveform = decoded.waveform if listens else evidence.waveform
+        evidence.facts = facts
+    except media.MediaError as error:
+        evidence.errors.append(str(error))
+        evidence.reached = not listens
 
 
 @dataclass
 class PacketFacts:
-    """What the packets of a file say, without decoding.
+    """What the packets of a file tell, without decoding.
 
     frames : video packets; lost : how many more the container's index names
     pixels : frames times coded width times height
-    hints : what makes a decoding error likely
     duration : seconds from the first packet's beginning to the last one's end, longest track
+    hints : what makes a decoding error likely
     """
 
-    has_picture: bool = False
-    has_sound: bool = False
+    has_picture: bool
+    has_sound: bool
     frames: int = 0
     lost: int = 0
     pixels: int = 0
@@ -341,28 +238,34 @@ def packet_facts(path):
     hints, errors = {}, []
     with media.open_media(path) as container:
         video, audio = media.first_streams(container)
-        streams = [s for s in (video, audio) if s is not None]
-        spans = {stream.index: _Span(stream.time_base) for stream in streams}
-        prefix = _length_prefix(video)
+        facts = PacketFacts(video is not None, audio is not None)
+        spans = {s.index: [] for s in (video, audio) if s is not None}  # (start, end) a packet
+        streams = [container.streams[index] for index in spans]
+        nal = video is not None and video.codec_context.name in ("h264", "hevc")
         for packet in media.packets(container, streams, errors):
             if not packet.size:
                 continue  # the empty packet at the end
-            spans[packet.stream.index].add(packet)
+            pictured = packet.stream is video
+            facts.frames += pictured
             if packet.is_corrupt:
                 hints["the container marks packets as damaged"] = None
-            if prefix and packet.stream is video and not _whole_units(bytes(packet), prefix):
+            # Neither a unit's length nor its escaped contents hold four zeros in a row.
+            if pictured and nal and bytes(4) in bytes(packet):
                 hints["coded pictures are malformed"] = None
-        facts = PacketFacts(has_picture=video is not None, has_sound=audio is not None)
+            if packet.pts is not None and not packet.is_discard:
+                clock = packet.time_base
+                start = packet.pts * clock.numerator / clock.denominator
+                length = (packet.duration or 0) * clock.numerator / clock.denominator
+                spans[packet.stream.index].append((start, start + length))
         if video is not None:
-            span = spans[video.index]
-            codec = video.codec_context
-            facts.frames = span.count
-            facts.lost = max(0, video.frames - span.count)
-            facts.pixels = span.count * codec.width * codec.height
-            facts.measured_fps = span.rate
-            facts.declared_fps = media.farthest(media.stated_rates(video), span.rate)
-        known = [span.end - span.start for span in spans.values() if span.timed]
-        facts.duration = max(known, default=media.stated_duration(container))
+            starts = [start for start, _ in spans[video.index]]
+            if len(starts) > 1 and max(starts) > min(starts):
+                facts.measured_fps = (len(starts) - 1) / (max(starts) - min(starts))
+            facts.lost = max(0, video.frames - facts.frames)
+            facts.pixels = facts.frames * video.codec_context.width * video.codec_context.height
+            facts.declared_fps = media.farthest(media.stated_rates(video), facts.measured_fps)
+        lengths = [max(end for _, end in s) - min(s)[0] for s in spans.values() if s]
+        facts.duration = max(lengths, default=media.stated_duration(container))
     if errors:
         hints[f"{len(errors)} places can't be read"] = None
     if facts.lost:
@@ -371,69 +274,149 @@ def packet_facts(path):
     return facts
 
 
-class _Span:
-    """First and last time of a stream's packets, which come in the order of decoding."""
-
-    def __init__(self, clock):
-        # Two integers: thousands of products of Fractions take as long as reading the file.
-        self.clock = (clock.numerator, clock.denominator)
-        self.count = self.timed = 0
-        self.start, self.last, self.end = math.inf, -math.inf, -math.inf
-
-    def add(self, packet):
-        self.count += 1
-        if packet.pts is None or packet.is_discard:
-            return
-        self.timed += 1
-        times, over = self.clock
-        time = packet.pts * times / over
-        length = (packet.duration or 0) * times / over
-        self.start, self.last = min(self.start, time), max(self.last, time)
-        self.end = max(self.end, time + length)
-
-    @property
-    def rate(self):
-        if self.timed < 2 or self.last <= self.start:
-            return math.nan
-        return (self.timed - 1) / (self.last - self.start)
+# ---- the defects: each is a function whose docstring tells what it is ---------------------------
 
 
-def _length_prefix(video):
-    """Bytes of the length in front of each unit of H.264 and HEVC in mp4; 0 for other codings."""
-    if video is None:
-        return 0
-    header = video.codec_context.extradata or b""
-    if video.codec_context.name == "h264" and len(header) > 4 and header[0] == 1:
-        return (header[4] & 3) + 1
-    if video.codec_context.name == "hevc" and len(header) > 21 and header[0] == 1:
-        return (header[21] & 3) + 1
-    return 0
+def _clip_defects(job):
+    """[(defect, detail)], {column: width of official features}, whether the picture was decoded."""
+    clip, usual, thorough = job
+    if not any(clip[column] for column in layout.FILE_COLUMNS if column != "transcript"):
+        return [], {}, False  # a row without files is one defect, not five
+    seen = _examine(clip, usual, thorough)
+    defects = [(_name(check), detail) for check in CLIP_CHECKS for detail in check(seen)]
+    arrays = {c: a for c, a in seen.features.items() if not isinstance(a, str)}
+    return defects, {c: a.shape[1] for c, a in arrays.items()}, seen.decoded is not None
 
 
-# Inside a unit an encoder breaks these three up with a 3: they only come from damage.
-_FORBIDDEN = re.compile(rb"\x00\x00[\x00-\x02]")
+def unreadable(seen):
+    """a video, sound or face file that does not open, or holds nothing"""
+    yield from seen.errors
+    if seen.decoded is not None and seen.decoded.images is None:
+        yield f"{seen.clip['video']}: {seen.decoded.problems[0]}"
+    if seen.face_sizes and 0 in seen.face_sizes:
+        empty, faces = seen.face_sizes.count(0), len(seen.face_sizes)
+        yield f"{seen.clip['faces']}: {empty} of {faces} face crops have 0 bytes"
 
 
-def _whole_units(data, prefix):
-    """True where a packet splits exactly into units that could be of H.264 or HEVC."""
-    position = 0
-    while position + prefix < len(data):
-        length = int.from_bytes(data[position : position + prefix], "big")
-        position += prefix
-        if length == 0 or position + length > len(data) or data[position] & 0x80:
-            return False
-        if _FORBIDDEN.search(data, position, position + length):
-            return False
-        position += length
-    return position == len(data)
+def damaged_frames(seen):
+    """frames that can't be decoded cleanly, or are missing at the file's end"""
+    if seen.decoded is not None and seen.decoded.images is not None and seen.decoded.damaged:
+        yield "; ".join(p for p in seen.decoded.problems if "damaged" in p or "read" in p)
+    if seen.facts is not None and seen.facts.lost:
+        yield f"{seen.facts.lost} of {seen.facts.frames + seen.facts.lost} frames missing"
 
 
-def _seconds(pair):
-    """Duration of the first of two files that opens, NaN for neither."""
-    for path in pair:
-        if path is not None:
-            try:
-                return packet_facts(path).duration
-            except media.MediaError:
-                continue  # `audit` has a row for it
-    return math.nan
+def no_video(seen):
+    """no file in raw/, where other clips have one"""
+    if seen.clip["video"] is None and seen.usual["video"]:
+        yield "no file in raw/"
+    if seen.facts is not None and not seen.facts.has_picture:
+        yield f"{seen.clip['video']} has no picture"
+
+
+def no_face(seen):
+    """no face crop: no folder in face_images/, or nothing in it but Thumbs.db"""
+    if seen.clip["faces"] is None and seen.usual["faces"]:
+        yield "no folder in face_images/"
+    if seen.face_sizes == []:
+        yield f"no <int>.jpg in {seen.clip['faces']}"
+
+
+def no_sound(seen):
+    """no sound track, neither in audio/ nor in the video"""
+    if (seen.clip["audio"] or seen.clip["video"]) and seen.waveform is None and seen.reached:
+        yield "no sound track"
+
+
+def too_short(seen):
+    """fewer samples at 16 kHz than the audio encoder's convolutions take"""
+    if seen.waveform is not None and len(seen.waveform) < SHORTEST:
+        yield f"{len(seen.waveform)} samples at {SAMPLE_RATE} Hz, {SHORTEST} needed"
+
+
+def silent(seen):
+    """sound nowhere louder than -60 dB below full scale"""
+    if seen.waveform is not None:
+        level = media.loudness(seen.waveform, SAMPLE_RATE)
+        if level <= media.SILENCE:
+            yield f"loudest 50 ms at {level:.0f} dB"
+
+
+def no_transcript(seen):
+    """no file in text/, where other clips have one"""
+    if seen.clip["transcript"] is None and seen.usual["transcript"]:
+        yield "no file in text/"
+
+
+def empty_transcript(seen):
+    """a file in text/ without a word"""
+    if seen.clip["transcript"] == "":
+        yield "the file in text/ holds no word"
+
+
+def lying_frame_rate(seen):
+    """a stated frame rate far from what the time stamps say"""
+    if seen.facts is not None:
+        stated, measured = seen.facts.declared_fps, seen.facts.measured_fps
+        if measured > 0 and stated > 0 and abs(math.log(stated / measured)) > math.log(RATE_RATIO):
+            yield f"states {stated:g} a second, time stamps say {measured:.2f}"
+
+
+def bad_features(seen):
+    """official features that are no array, empty, not finite, or of another width"""
+    for column, features in seen.features.items():
+        if isinstance(features, str):
+            yield features
+        elif not features.size:
+            yield f"{seen.clip[column]}: shape {features.shape}, no values"
+        elif not np.isfinite(features).all():
+            yield f"{seen.clip[column]}: values that are not finite"
+
+
+def label_out_of_range(clips, findings):
+    """a label outside [0, 1]"""
+    if clips.attrs["targets"] == list(EMOTIONS):  # one's own targets may have any range
+        for emotion in EMOTIONS:
+            outside = clips[(clips[emotion] < 0) | (clips[emotion] > 1)]
+            for id_, split, value in outside[["id", "split", emotion]].itertuples(index=False):
+                yield id_, split, f"{emotion} is {value:g}"
+
+
+def label_not_a_number(clips, findings):
+    """a label that is not a number"""
+    return findings.labels
+
+
+def duplicate_id(clips, findings):
+    """an id with several rows in the split files; the first one counts"""
+    return findings.duplicates
+
+
+def missing_id(clips, findings):
+    """a row without any file, or files without a row"""
+    for id_, split in clips.loc[~layout.has_files(clips), ["id", "split"]].itertuples(index=False):
+        yield id_, split, "no file of any kind"
+    for id_, detail in findings.unlisted:
+        yield id_, "", f"no row: {detail}"
+
+
+def _odd_widths(clips, widths):
+    """More of `bad_features`: those whose width is not that of most clips."""
+    for column in OFFICIAL:
+        usual = next(iter(Counter(widths[column].dropna()).most_common(1)), [None])[0]
+        odd = widths[column].notna() & (widths[column] != usual)
+        for clip, width in zip(clips[odd].to_dict("records"), widths.loc[odd, column], strict=True):
+            detail = f"{clip[column]}: width {width:g}, most clips have {usual:g}"
+            yield clip["id"], clip["split"], detail
+
+
+def _name(check):
+    return check.__name__.replace("_", " ")
+
+
+CLIP_CHECKS = (
+    *(unreadable, damaged_frames, no_video, no_face, no_sound, too_short, silent),
+    *(no_transcript, empty_transcript, lying_frame_rate, bad_features),
+)
+CORPUS_CHECKS = (label_out_of_range, label_not_a_number, duplicate_id, missing_id)
+DEFECTS = {_name(check): check.__doc__ for check in (*CLIP_CHECKS, *CORPUS_CHECKS)}

@@ -19,7 +19,7 @@ import pandas as pd
 from emilib import profiles
 from emilib import workers as processes
 from emilib.cache import Cache, code_version, key, rank, wait_until, world_size
-from emilib.corpus import check, layout, media
+from emilib.corpus import defects, feature_files, layout, media, read
 from emilib.corpus import user_dataset as own
 from emilib.progress import Counter, quietly
 
@@ -124,7 +124,7 @@ class Workspace:
 
     @functools.cached_property
     def _listed(self) -> pd.DataFrame:
-        return layout.read(self.source)
+        return read(self.source)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -195,10 +195,11 @@ class Workspace:
     @functools.cached_property
     def seconds(self) -> pd.Series:
         """Length of each clip in seconds, by id; NaN where neither picture nor sound opens."""
-        from emilib.corpus.defects import durations
 
         def make(folder: Path) -> None:
-            durations(self._listed, self.workers).to_json(folder / "seconds.json", orient="index")
+            defects.durations(self._listed, self.workers).to_json(
+                folder / "seconds.json", orient="index"
+            )
 
         parts = {"corpus": self.corpus_key, "code": code_version("corpus/defects.py")}
         folder = self.cache.shared_step("durations", parts, make)
@@ -313,7 +314,7 @@ class Workspace:
             "corpus": self.corpus_key,
             "frames": self._seen("vision"),
             "sound": self._seen("audio"),
-            "code": code_version("corpus/media.py"),
+            "code": code_version("corpus/media.py", "corpus/streams.py"),
         }
 
     def _seen(self, role: str) -> list | None:
@@ -683,7 +684,7 @@ class Workspace:
     def _official(self) -> dict:
         from emilib.features import store
 
-        check.official_features(self.clips)  # one sentence now, not an odd shape later
+        defects.check_official(self.clips)  # one sentence now, not an odd shape later
         columns = {"frames": "official_vision", "audio": "official_audio"}
         paths = self.clips.set_index("id")[list(columns.values())]
 
@@ -697,7 +698,7 @@ class Workspace:
         return store.build(self.cache, "official", parts, ids, produce, tuple(columns))
 
     def _official_parts(self) -> dict:
-        return {"corpus": self.corpus_key, "code": code_version("corpus/media.py")}
+        return {"corpus": self.corpus_key, "code": code_version("corpus/feature_files.py")}
 
     def _ours(self, stage: str) -> dict:
         texts = dict(zip(self.clips["id"], self.clips["transcript"], strict=True))
@@ -1015,7 +1016,7 @@ def _official_array(path) -> np.ndarray | None:
     if not isinstance(path, str):
         return None
     try:
-        array = media.load_features(path)
+        array = feature_files.load_features(path)
     except media.MediaError:
         return None
     return array.astype(np.float16) if array.size and np.isfinite(array).all() else None
@@ -1025,7 +1026,7 @@ def _seconds(job: _Job) -> float:
     for path in (job.video, job.audio):
         if path is not None:
             try:
-                return media.probe(path).duration
+                return media.stated_seconds(path)
             except media.MediaError:
                 continue
     return float("nan")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from emilib.cache import atomic_write
-from emilib.corpus import layout
+from emilib.corpus import layout, read
 from emilib.corpus.layout import EMOTIONS, HEADER
 
 COLUMNS = ("Filename", *EMOTIONS)
@@ -98,7 +98,7 @@ def test_ids(corpus) -> list[str]:
     Raises CorpusError for a folder that can't be read, has no test clips, or has other targets
     than the six intensities.
     """
-    clips = layout.read(corpus) if isinstance(corpus, (str, Path)) else corpus
+    clips = read(corpus) if isinstance(corpus, (str, Path)) else corpus
     targets = clips.attrs.get("targets", list(EMOTIONS))
     if targets != list(EMOTIONS):
         raise layout.CorpusError(

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import av
 import numpy as np
+from conftest import sine
+from conftest import write_media as write
 from PIL import Image
-from test_media import sine, write
 
-from emilib.corpus import media, read
+from emilib.corpus import feature_files, media, read
 from emilib.corpus.layout import HEADER, face_paths
 from emilib.synthetic import film as synthetic
 
@@ -155,7 +156,7 @@ def _is_whole(row):
 def _part(row):
     decoded = media.decode(row.video, fps=None)
     features = {
-        name: media.load_features(path)[:, : WIDTHS[name]]
+        name: feature_files.load_features(path)[:, : WIDTHS[name]]
         for name, path in (("vit", row.official_vision), ("wav2vec2", row.official_audio))
     }
     return _Part(

@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from emilib.corpus.layout import EMOTIONS, CorpusError, face_paths, read, read_with_findings
+from emilib.corpus import EMOTIONS, CorpusError, read
+from emilib.corpus.layout import face_paths
+from emilib.corpus.reading import read_with_findings
 
 HEADER = "Filename," + ",".join(EMOTIONS)
 
@@ -99,7 +101,7 @@ def test_test_split_file_decides_and_its_zeros_are_no_labels(corpus):
     clips = read(corpus)
     assert clips[clips["split"] == "test"]["id"].tolist() == ["12661"]
     assert clips[clips["split"] == "test"][list(EMOTIONS)].isna().all(axis=None)
-    assert clips.attrs["notes"] == ["Files without a row in a split file (1 ids): 12660."]
+    assert clips.attrs["notes"] == ["Files without a row in a split file (1): 12660."]
 
 
 def test_test_files_may_lie_beside_the_others(corpus):
@@ -195,7 +197,7 @@ def broken(folder, how):
         ("binary", "train_split.csv is no readable CSV"),
         ("empty file", "train_split.csv is no readable CSV"),
         ("empty name", "train_split.csv, line 2: Filename is empty"),
-        ("no files", "None of the 4 ids .* has a file; expected for example .*raw/00003.mp4"),
+        ("no files", "None of the 4 clips .* has a file; expected for example .*raw/00003.mp4"),
     ],
 )
 def test_one_sentence_for_what_is_wrong(corpus, how, says):

@@ -10,78 +10,14 @@ import av
 import numpy as np
 import psutil
 import pytest
+from conftest import noise, sine
+from conftest import write_media as write
 from scipy.signal import resample_poly
 
-from emilib.corpus import media
-from emilib.corpus.media import MediaError, decode, load_features, probe
-
-CLOCK = Fraction(1, 90000)
-
-
-def picture(number, height, width):
-    """A picture that tells its number (grey level) and which way is up (bright top left)."""
-    image = np.full((height, width, 3), 20 + 4 * (number % 50), np.uint8)
-    image[: height // 4, : width // 2] = (250, 30, 30)
-    return image
-
-
-def write(
-    path,
-    times=(),
-    sound=None,
-    size=(64, 96),
-    codec="libx264",
-    rate=25,
-    rotation=None,
-    sound_codec="aac",
-    sound_rate=16000,
-    sound_start=0.0,
-    options=None,
-    make=picture,
-    clock=CLOCK,
-):
-    """A media file with a picture at each of `times` (s) and `sound` (channels, S), if given."""
-    front = {"movflags": "+faststart"} if path.suffix in (".mp4", ".mov") else {}
-    with av.open(str(path), "w", options=front) as out:
-        video = audio = None
-        if len(times):
-            video = out.add_stream(codec, rate=rate, options=options or {"g": "250", "bf": "0"})
-            video.height, video.width, video.pix_fmt = *size, "yuv420p"
-            if codec == "libx264":
-                video.codec_context.time_base = clock  # x264 states it as the frame rate
-            if rotation is not None:
-                video.set_display_rotation(*rotation)
-        if sound is not None:
-            audio = out.add_stream(sound_codec, rate=sound_rate)
-            audio.layout = "stereo" if len(sound) == 2 else "mono"
-        for number, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(make(number, *size), format="rgb24")
-            frame.time_base = clock if codec == "libx264" else Fraction(1, rate)
-            frame.pts = round(time / frame.time_base)
-            out.mux(video.encode(frame))
-        if video is not None:
-            out.mux(video.encode())
-        if audio is not None:
-            _write_sound(out, audio, np.asarray(sound, np.float32), sound_rate, sound_start)
-    return path
-
-
-def _write_sound(out, audio, sound, rate, start):
-    resampler = av.AudioResampler(audio.codec_context.format, audio.layout, rate)
-    layout = "stereo" if len(sound) == 2 else "mono"
-    for begin in range(0, sound.shape[1], 1024):
-        piece = np.ascontiguousarray(sound[:, begin : begin + 1024])
-        frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout=layout)
-        frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
-        frame.pts = begin + round(start * rate)
-        for ready in resampler.resample(frame):
-            out.mux(audio.encode(ready))
-    out.mux(audio.encode())
-
-
-def sine(hertz, seconds, rate, channels=1, amplitude=0.5):
-    wave = amplitude * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)
-    return np.tile(wave.astype(np.float32), (channels, 1))
+from emilib.corpus import media, streams
+from emilib.corpus.feature_files import load_features
+from emilib.corpus.media import MediaError, decode
+from emilib.corpus.media import stated_seconds as probe
 
 
 def all_frames(path):
@@ -107,11 +43,6 @@ def damage(path, start, end, flips=60, seed=0):
         data[place] ^= 0xFF
     path.write_bytes(data)
     return path
-
-
-def noise(number, height, width):
-    """Pictures with much to encode, so that damaged bytes fall into coded pictures."""
-    return np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("fps", [5, 1, 7.5, 30])
@@ -146,7 +77,7 @@ def test_five_a_second_from_twenty_five_is_every_fifth(tmp_path):
 def test_no_rate_keeps_every_frame(tmp_path):
     path = write(tmp_path / "a.mp4", np.arange(13) / 25)
     assert decode(path, fps=None).images.shape == (13, 64, 96, 3)
-    with pytest.raises(ValueError, match="fps must be above 0"):
+    with pytest.raises(ValueError, match="fps"):
         decode(path, fps=0)
 
 
@@ -285,7 +216,7 @@ def same(got, expected):
 def decoded(monkeypatch):
     """Number of pictures that came out of decoders since the last look."""
     count = [0]
-    add = media._Pictures.add
+    add = streams.Pictures.add
 
     def counting(sink, frame):
         count[0] += 1
@@ -295,7 +226,7 @@ def decoded(monkeypatch):
         found, count[0] = count[0], 0
         return found
 
-    monkeypatch.setattr(media._Pictures, "add", counting)
+    monkeypatch.setattr(streams.Pictures, "add", counting)
     return look
 
 
@@ -500,18 +431,9 @@ def test_a_colon_in_the_name_is_no_address(tmp_path):
     assert len(decode(path).images) == 2
 
 
-def test_probe(tmp_path):
-    sound = sine(440, 2, 16000)
-    path = write(tmp_path / "a.mp4", np.arange(50) / 25, sound, clock=Fraction(1, 25))
-    facts = probe(path)
-    assert facts.has_video
-    assert facts.has_audio
-    assert (facts.height, facts.width) == (64, 96)
-    assert facts.duration == pytest.approx(2, abs=0.1)
-    assert facts.declared_fps == pytest.approx(25, rel=0.05)
-    write(tmp_path / "b.mp3", sound=sine(440, 1, 16000), sound_codec="libmp3lame")
-    assert not probe(tmp_path / "b.mp3").has_video
-    assert math.isnan(probe(tmp_path / "b.mp3").declared_fps)
+def test_stated_seconds(tmp_path):
+    path = write(tmp_path / "a.mp4", np.arange(50) / 25, sine(440, 2, 16000))
+    assert probe(path) == pytest.approx(2, abs=0.1)
 
 
 def test_files_are_closed(tmp_path):

@@ -11,7 +11,7 @@ import torch
 
 from emilib import __main__ as command_line
 from emilib import profiles
-from emilib.corpus import media, stream
+from emilib.corpus import media
 from emilib.corpus.layout import EMOTIONS
 from emilib.corpus.media import MediaError
 from emilib.pipeline import Workspace
@@ -421,16 +421,17 @@ def test_a_streamed_window_equals_the_same_piece_read_at_once(predictor, long_vi
     assert len(streamed[E].round(4).drop_duplicates()) > 1
 
 
-def test_streams_give_what_decode_gives(long_video):
+def test_streams_give_what_decode_gives(long_video, monkeypatch):
     problems: list[str] = []
-    blocks = list(stream.pictures(long_video, 5.0, 64, problems, count=50))
+    monkeypatch.setattr(media, "BLOCK", 50)
+    blocks = list(media.picture_blocks(long_video, 5.0, 64, problems))
     whole = media.decode(long_video, fps=5.0, size=64)
     assert max(len(images) for images, _ in blocks) <= 55
     np.testing.assert_array_equal(np.concatenate([i for i, _ in blocks]), whole.images)
     np.testing.assert_array_equal(np.concatenate([t for _, t in blocks]), whole.times)
-    waveform = stream.sound(long_video, problems)
+    waveform = media.sound_on_disk(long_video, problems)
     assert isinstance(waveform, np.memmap)
-    np.testing.assert_array_equal(waveform, stream.integers(whole.waveform))
+    np.testing.assert_array_equal(waveform, media.as_int16(whole.waveform))
     assert problems == []
 
 

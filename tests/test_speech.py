@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 import whisper
-from test_media import sine, write
+from conftest import sine
+from conftest import write_media as write
 from whisper.model import ModelDimensions
 
 from emilib.cache import Cache

@@ -14,8 +14,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from emilib import EMOTIONS
-from emilib.corpus.layout import CorpusError, read
-from emilib.corpus.media import decode, load_features
+from emilib.corpus import CorpusError, read
+from emilib.corpus.feature_files import load_features
+from emilib.corpus.media import decode
 from emilib.synthetic import face
 from emilib.synthetic.film import film_clip, make
 from emilib.synthetic.generative_model import (

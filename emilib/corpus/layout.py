@@ -78,7 +78,7 @@ def read_layout(folder, strict):
     for column in FILE_COLUMNS:
         paths = [files[s][column].get(i) for s, i in zip(clips["split"], clips["id"], strict=True)]
         clips[column] = pd.Series(paths, clips.index, dtype=object)
-    clips["transcript"] = clips["transcript"].map(text_of)
+    clips["transcript"] = pd.Series(map(text_of, clips["transcript"]), clips.index, dtype=object)
     listed, spare = set(clips["id"]), {}
     for split in SPLITS:
         for column, paths in files[split].items():
@@ -103,7 +103,7 @@ def finished(clips, folder, targets, findings, table):
     bare = clips.loc[~has_files(clips), "id"].tolist()
     if len(bare) == len(clips):
         raise CorpusError(
-            f"None of the {len(clips)} clips that {table} of {folder} names has a file; expected "
+            f"None of the {len(clips)} clips in {table} of {folder} has a file; expected "
             f"for example {folder / 'raw' / bare[0]}.mp4 or {folder / 'vit' / bare[0]}.pkl."
         )
     notes = {
@@ -245,7 +245,7 @@ def _ids(names, known, path):
 def _labels(table, ids, split, path, findings, strict):
     """(N, 6) float; what is not a finite number is NaN and a finding."""
     labels = table[list(EMOTIONS)].apply(pd.to_numeric, errors="coerce").to_numpy(float)
-    labels[~np.isfinite(labels)] = np.nan
+    labels = np.where(np.isfinite(labels), labels, np.nan)
     for row, column in np.argwhere(np.isnan(labels)):
         name = EMOTIONS[column]
         problem = f", line {row + 2}: {name} is {table[name].iloc[row]!r}, not a number"

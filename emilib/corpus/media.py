@@ -17,6 +17,7 @@ from PIL import Image
 
 from emilib import SAMPLE_RATE
 from emilib.corpus.layout import face_paths
+from emilib.corpus.streams import TIME_TOLERANCE as TIME_TOLERANCE
 from emilib.corpus.streams import Pictures, Sound
 
 SILENCE = -60.0  # dB: a waveform nowhere louder than this is silent
@@ -95,7 +96,8 @@ def decode(
         video, audio = first_streams(container)
         origin = (container.start_time or 0) / av.time_base
         limit = math.inf if max_seconds is None else float(max_seconds)
-        pictures = Pictures(fps, size, origin, limit, video, stated_rates(video))
+        stated = stated_rates(video)
+        pictures = Pictures(fps, size, origin, limit, video, stated)
         samples = Sound(sample_rate, origin, limit)
         sinks, errors = {}, []
         if frames and video is not None:
@@ -134,7 +136,7 @@ def decode(
         waveform=waveform,
         sample_rate=sample_rate,
         duration=duration if duration > 0 else stated_seconds,
-        declared_fps=farthest(stated_rates(video), pictures.measured_fps),
+        declared_fps=farthest(stated, pictures.measured_fps),
         measured_fps=pictures.measured_fps,
         problems=problems,
     )

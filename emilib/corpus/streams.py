@@ -172,7 +172,7 @@ class Pictures(_Sink):
     # Sparse decoding: of H.264, frames that no slot needs and no other frame refers to are skipped.
 
     def look_ahead(self, packets):
-        """The same packets, those up to the limit read at once: which frames are needed is known."""
+        """The same packets; reads ahead up to the limit, to know which frames are needed."""
         ahead = []
         for packet in packets:
             ahead.append(packet)

@@ -97,7 +97,7 @@ def read_table(table, strict=False):
     for name in targets:
         clips[name] = _target(table, rows[name], clips, findings, strict)
     findings.unlisted = files.unlisted()
-    return layout.finished(clips, table.parent, targets, findings, "the CSV"), findings
+    return layout.finished(clips, table.parent, targets, findings, table.name), findings
 
 
 def _rows(table):
@@ -105,13 +105,13 @@ def _rows(table):
     try:  # csv, not pandas: it knows each record's line, and which records are too short
         text = io.StringIO(table.read_text(encoding="utf-8-sig"), newline="")
         reader = csv.reader(text, strict=True, skipinitialspace=True)
-        lines = {reader.line_num: [cell.strip() for cell in cells] for cells in reader}
+        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise CorpusError(
             f"{table} is no readable CSV ({error}); expected UTF-8 text with commas, beginning "
             f"with {_EXAMPLE}."
         ) from error
-    (_, head), *rows = [row for row in lines.items() if any(row[1])] or [(0, [])]
+    (_, head), *rows = [row for row in lines if any(row[1])] or [(0, [])]
     if not rows:
         raise CorpusError(
             f"{table} names no clip; expected a header such as {_EXAMPLE}, then a row a clip."
@@ -244,11 +244,16 @@ class _Files:
         table = clips[["id"]].copy()
         for column, (name, suffixes) in SOURCES.items():
             paths = {} if column == "video" else layout.entries(self.folder / name, suffixes)
-            table[column] = [
-                str(self.folder / path) if path and _column(path) == column else paths.get(stem)
-                for path, stem in zip(clips["path"], stems, strict=True)
-            ]
-        table["transcript"] = table["transcript"].map(layout.text_of)
+            table[column] = pd.Series(
+                [
+                    str(self.folder / path) if path and _column(path) == column else paths.get(stem)
+                    for path, stem in zip(clips["path"], stems, strict=True)
+                ],
+                table.index,
+                dtype=object,
+            )
+        texts = map(layout.text_of, table["transcript"])
+        table["transcript"] = pd.Series(texts, table.index, dtype=object)
         return table
 
     def unlisted(self):

@@ -29,7 +29,7 @@ import pandas as pd
 from emilib import __version__
 from emilib import workers as processes
 from emilib.cache import atomic_write
-from emilib.corpus import media, stream
+from emilib.corpus import media
 from emilib.corpus.layout import EMOTIONS
 from emilib.corpus.media import MediaError
 from emilib.features import checkpoints as manifest
@@ -541,10 +541,10 @@ class EmiPredictor:
         size, fps = self.settings.image_size, self.settings.fps
         times, features = [], []
         if clip.video is not None and "frames" in self.modalities:
-            for images, when in stream.pictures(clip.video, fps, size, problems):
+            for images, when in media.picture_blocks(clip.video, fps, size, problems):
                 features.append(self._encode_frames(_channels_first(images)))
                 times.append(when)
-        waveform = stream.sound(clip.audio or clip.video, problems, SAMPLE_RATE)
+        waveform = media.sound_on_disk(clip.audio or clip.video, problems, SAMPLE_RATE)
         if not features and waveform is None:
             raise MediaError(f"Nothing in {clip.name} could be decoded: {'; '.join(problems)}.")
         times = np.concatenate(times) if times else np.zeros(0)
@@ -785,9 +785,7 @@ def _read(clip: Clip, settings: MediaSettings, threads: int = 1) -> _Material:
 
 def _decode(clip: Clip, settings: MediaSettings, threads: int) -> _Material:
     crops = clip.faces is not None and settings.visual == "faces"
-    stated = media.probe(clip.name).duration
-    if media.encrypted(clip.name):
-        raise MediaError(f"{clip.name} is encrypted; give a file without protection")
+    stated = media.stated_seconds(clip.name)
     if crops and stated > LONGEST:
         raise MediaError(
             f"{clip.name} is {stated:.0f} s long; face crops can be given for clips of up to "
@@ -805,7 +803,7 @@ def _decode(clip: Clip, settings: MediaSettings, threads: int) -> _Material:
         if piece.images is not None:
             found.frames, found.times = _channels_first(piece.images), piece.times
         if piece.waveform is not None:
-            found.waveform = stream.integers(piece.waveform)
+            found.waveform = media.as_int16(piece.waveform)
         found.duration = max(found.duration, piece.duration)
         found.damaged += piece.damaged
         found.problems += piece.problems
@@ -855,14 +853,14 @@ def _cut_out(clip: Clip, settings: MediaSettings, start: float) -> _Material:
     end = start + WINDOW
     times, images = [], []
     if clip.video is not None:
-        blocks = stream.pictures(clip.video, settings.fps, settings.image_size, problems)
+        blocks = media.picture_blocks(clip.video, settings.fps, settings.image_size, problems)
         for block, when in blocks:
             inside = (when >= start) & (when < end)
             times.append(when[inside])
             images.append(block[inside])
             if when[-1] >= end:
                 break
-    waveform = stream.sound(clip.audio or clip.video, problems, SAMPLE_RATE)
+    waveform = media.sound_on_disk(clip.audio or clip.video, problems, SAMPLE_RATE)
     sound = None
     if waveform is not None:
         sound = np.array(waveform[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)])

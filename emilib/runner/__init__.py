@@ -389,10 +389,10 @@ def _print_tables(figures: Path) -> None:
 
 def _run(options) -> int:
     os.environ.setdefault("PYTHONPATH", str(ROOT))  # the kernels import emilib too
-    from emilib.corpus import check
+    from emilib.corpus import defects
     from emilib.pipeline import Workspace
 
-    for note in check.before_a_run(options.corpus) if options.corpus else ():
+    for note in defects.before_a_run(options.corpus) if options.corpus else ():
         _say(note)
     home, notebooks = home_folder(), ROOT / "notebooks"
     if options.fresh and not options.dry_run:

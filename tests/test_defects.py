@@ -6,11 +6,12 @@ from fractions import Fraction
 import numpy as np
 import pandas as pd
 import pytest
-from test_media import damage, noise, sine, write
+from conftest import noise, sine
+from conftest import write_media as write
+from test_media import damage
 
-from emilib.corpus import media, read
+from emilib.corpus import EMOTIONS, CorpusError, media, read
 from emilib.corpus.defects import DEFECTS, SHORTEST, audit, durations, packet_facts, report
-from emilib.corpus.layout import EMOTIONS, CorpusError
 
 HEADER = "Filename," + ",".join(EMOTIONS)
 LABELS = "0,0.5,1,0,0.25,0.333"

@@ -1,0 +1,78 @@
+"""What tests of several rooms share: a writer of media files."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+
+CLOCK = Fraction(1, 90000)
+
+
+def picture(number, height, width):
+    """A picture that shows its number (grey level) and which way is up (bright top left)."""
+    image = np.full((height, width, 3), 20 + 4 * (number % 50), np.uint8)
+    image[: height // 4, : width // 2] = (250, 30, 30)
+    return image
+
+
+def noise(number, height, width):
+    """Pictures with much to encode, so that damaged bytes fall into coded pictures."""
+    return np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
+
+
+def sine(hertz, seconds, rate=16000, channels=1, amplitude=0.5):
+    """(channels, S) float32."""
+    wave = amplitude * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)
+    return np.tile(wave.astype(np.float32), (channels, 1))
+
+
+def write_media(
+    path,
+    times=(),
+    sound=None,
+    size=(64, 96),
+    codec="libx264",
+    rate=25,
+    rotation=None,
+    sound_codec="aac",
+    sound_rate=16000,
+    sound_start=0.0,
+    layout=None,
+    options=None,
+    make=picture,
+    clock=CLOCK,
+):
+    """A media file with a picture at each of `times` (s) and `sound` (channels, S), if given."""
+    front = {"movflags": "+faststart"} if path.suffix in (".mp4", ".mov") else {}
+    with av.open(str(path), "w", options=front) as out:
+        video = audio = None
+        if len(times):
+            video = out.add_stream(codec, rate=rate, options=options or {"g": "250", "bf": "0"})
+            video.height, video.width, video.pix_fmt = *size, "yuv420p"
+            if codec == "libx264":
+                video.codec_context.time_base = clock  # x264 states it as the frame rate
+            if rotation is not None:
+                video.set_display_rotation(*rotation)
+        if sound is not None:
+            sound = np.asarray(sound, np.float32)
+            audio = out.add_stream(sound_codec, rate=sound_rate)
+            audio.layout = layout = layout or ("mono" if len(sound) == 1 else "stereo")
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(make(number, *size), format="rgb24")
+            frame.time_base = clock if codec == "libx264" else Fraction(1, rate)
+            frame.pts = round(time / frame.time_base)
+            out.mux(video.encode(frame))
+        if video is not None:
+            out.mux(video.encode())
+        if audio is not None:
+            resampler = av.AudioResampler(audio.codec_context.format, audio.layout, sound_rate)
+            for begin in range(0, sound.shape[1], 1024):
+                # packed: planes of eight channels and more crash PyAV
+                piece = sound[:, begin : begin + 1024].T.reshape(1, -1)
+                frame = av.AudioFrame.from_ndarray(piece.copy(), format="flt", layout=layout)
+                frame.sample_rate, frame.time_base = sound_rate, Fraction(1, sound_rate)
+                frame.pts = begin + round(sound_start * sound_rate)
+                for ready in resampler.resample(frame):
+                    out.mux(audio.encode(ready))
+            out.mux(audio.encode())
+    return path

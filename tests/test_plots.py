@@ -9,9 +9,10 @@ import jupyter_client
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import sine
+from conftest import write_media as write
 from IPython.display import Audio, Image, Video
 from matplotlib.figure import Figure
-from test_media import sine, write
 
 from emilib import EMOTIONS
 from emilib.plots import browse, corpus_plots, notebook, style

@@ -12,11 +12,12 @@ from emilib.cache import Cache
 from emilib.features import FeatureSet, FeatureSplits
 from emilib.metrics import mean_pearson
 from emilib.models import TAEMI, build
-from emilib.models.earlier import Savchenko2025, search_weights
+from emilib.models.earlier import Savchenko2025
 from emilib.study import claims, results, runs
 from emilib.study.experiments import Experiment, all_experiments
 from emilib.study.results import collect
 from emilib.study.runs import ExperimentError, run
+from emilib.study.savchenko import search_weights
 from emilib.training import loop as training
 from emilib.training.loop import Recipe
 

@@ -8,10 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.spatial.distance import cdist
-from scipy.stats import pearsonr
 from torch import nn
 
-from emilib.features import FeatureSet
 from emilib.models import earlier as prior
 from emilib.models import multimodal
 
@@ -383,102 +381,6 @@ def test_misa_trains_with_its_regularisers():
 
 
 # ------------------------------------------------------------------ Savchenko's fusion
-
-
-def test_weight_grid_has_every_multiple_that_sums_to_one():
-    grid = prior.weight_grid(3, 0.05)
-    assert len(grid) == len({tuple(np.round(row * 20)) for row in grid}) == 231
-    np.testing.assert_allclose(grid.sum(axis=1), 1)
-    assert (grid >= 0).all()
-    assert len(prior.weight_grid(1)) == 1
-    with pytest.raises(ValueError, match=r"step is 0\.3"):
-        prior.weight_grid(3, 0.3)
-
-
-def test_search_finds_the_best_of_the_grid():
-    rng = np.random.default_rng(0)
-    target = rng.random((60, 2))
-    predictions = np.stack([target + rng.normal(0, s, (60, 2)) for s in (0.4, 0.6, 1.0)])
-    weights = prior.search_weights(predictions, target, step=0.1)
-    for e in range(2):
-        scores = [
-            pearsonr(row @ predictions[:, :, e], target[:, e]).statistic
-            for row in prior.weight_grid(3, 0.1)
-        ]
-        found = pearsonr(weights[:, e] @ predictions[:, :, e], target[:, e]).statistic
-        assert found == pytest.approx(max(scores))
-    useless = np.stack([target, np.zeros_like(target)])
-    assert (prior.search_weights(useless, target)[0] > 0).all()
-    with pytest.raises(ValueError, match="expected predictions"):
-        prior.search_weights(predictions, target[:, :1])
-
-
-def feature_set(count=24):
-    rng = np.random.default_rng(1)
-    return FeatureSet.from_arrays(
-        [str(i) for i in range(count)],
-        frames=[rng.normal(size=(3 + i % 4, 6)).astype("float32") for i in range(count)],
-        audio=[rng.normal(size=(2 + i % 5, 7)).astype("float32") for i in range(count)],
-        text=rng.normal(size=(count, 5)).astype("float32"),
-        target=rng.random((count, 3)).astype("float32"),
-    )
-
-
-def test_held_out_predictions_come_from_models_that_did_not_see_the_clip():
-    data, calls = feature_set(), []
-
-    def train_and_predict(train, held_out):
-        calls.append(len(held_out))
-        assert not set(train.ids) & set(held_out.ids)
-        assert len(train) + len(held_out) == len(data)
-        return np.array([[float(i)] * 3 for i in held_out.ids])
-
-    predictions = prior.held_out_predictions(data, train_and_predict, folds=5)
-    assert predictions[:, 0].tolist() == [float(i) for i in data.ids]
-    assert sorted(calls) == [4, 5, 5, 5, 5]
-    with pytest.raises(ValueError, match="folds is 1"):
-        prior.held_out_predictions(data, train_and_predict, folds=1)
-
-
-class Fitted:
-    """A few full-batch steps: what `fit_savchenko` needs of a trainer."""
-
-    def __init__(self, model, data):
-        self.model = model
-        (batch_,) = data.batches(len(data))
-        optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
-        for _ in range(10):
-            loss = F.mse_loss(model(**batch_.inputs()).intensity, batch_.target)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-
-    @torch.no_grad()
-    def predict(self, data):
-        (batch_,) = data.batches(len(data), bucket=False)
-        return self.model.eval()(**batch_.inputs()).intensity.numpy()
-
-
-def test_savchenko_weights_are_held_out_and_the_leak_is_apart():
-    data = feature_set()
-    train, valid = data.select(np.arange(16)), data.select(np.arange(16, 24))
-    torch.manual_seed(0)
-    fitted = prior.fit_savchenko(train, Fitted, valid, folds=3, step=0.1)
-    (batch_,) = valid.batches(len(valid), bucket=False)
-    with torch.no_grad():
-        parts = [m(**batch_.inputs()).intensity for m in fitted.model.members.values()]
-        for model in (fitted.model, fitted.leaked):
-            torch.testing.assert_close(model.fusion.sum(0), torch.ones(3))
-            expected = (model.fusion[:, None] * torch.stack(parts)).sum(0)
-            torch.testing.assert_close(model(**batch_.inputs()).intensity, expected)
-        honest, leaked = (
-            [pearsonr(p, y).statistic for p, y in zip(out.T, valid.target.T, strict=True)]
-            for out in (
-                m(**batch_.inputs()).intensity.numpy() for m in (fitted.model, fitted.leaked)
-            )
-        )
-    assert np.mean(leaked) >= np.mean(honest)  # what makes the leak a leak
-    assert prior.fit_savchenko(train, Fitted, folds=2).leaked is None
 
 
 def test_fusion_weights_are_checked():

@@ -38,29 +38,31 @@ def test_a_scale_is_that_of_scikit_learn_and_leaves_the_unit_interval_alone():
         scale = TargetScale.of(target, by)
         expected = reference.fit_transform(target)
         expected[:, [1, 5]] = target[:, [1, 5]]  # these lie in [0, 1]
-        np.testing.assert_allclose(scale.down(target), expected, atol=1e-9)
-        np.testing.assert_allclose(scale.up(scale.down(target)), target)
-        again = TargetScale.read(scale.plain())
-        np.testing.assert_array_equal(again.down(target), scale.down(target))
+        np.testing.assert_allclose(scale.transform(target), expected, atol=1e-9)
+        np.testing.assert_allclose(scale.inverse_transform(scale.transform(target)), target)
+        again = TargetScale.from_dict(scale.to_dict())
+        np.testing.assert_array_equal(again.transform(target), scale.transform(target))
     assert TargetScale.of(TRAIN.target) is None
-    assert TargetScale.read(None) is None
+    assert TargetScale.from_dict(None) is None
 
 
 def test_a_constant_column_beyond_the_unit_interval_is_moved_only():
     scale = TargetScale.of(np.full((4, 1), 5.0))
-    np.testing.assert_array_equal(scale.down(np.full((4, 1), 5.0)), 0)
+    np.testing.assert_array_equal(scale.transform(np.full((4, 1), 5.0)), 0)
     assert scale.factor.tolist() == [1.0]
 
 
 def test_fit_is_fit_on_standardised_targets_and_predicts_in_the_range_given():
     result = fit(small(), wide(TRAIN), wide(VALID), RECIPE, seed=1)
     scale = TargetScale.of(wide(TRAIN).target)
-    by_hand = fit(small(), TRAIN.with_target(scale.down(wide(TRAIN).target)), None, RECIPE, seed=1)
+    by_hand = fit(
+        small(), TRAIN.with_target(scale.transform(wide(TRAIN).target)), None, RECIPE, seed=1
+    )
     everything = dataclasses.replace(RECIPE, keep="last")
     again = fit(small(), wide(TRAIN), None, everything, seed=1)
     for first, second in zip(again.model.parameters(), by_hand.model.parameters(), strict=True):
         torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-3)
-    learnt = scale.down(again.predict(VALID))
+    learnt = scale.transform(again.predict(VALID))
     np.testing.assert_allclose(learnt, by_hand.predict(VALID), atol=1e-3)
     rho = mean_pearson(wide(VALID).target, result.predict(VALID))
     assert rho == pytest.approx(result.history.loc[result.epoch - 1, "rho"], abs=1e-5)
@@ -138,7 +140,7 @@ def test_savchenko_is_brought_into_the_range_of_its_sigmoid_and_back(features, t
             assert inside.all()
     raw = results.model("yu_2024")(**features["ours"].validation.batch(range(12)).inputs())
     np.testing.assert_allclose(
-        results["yu_2024"].scale.up(raw.intensity.detach().numpy()),
+        results["yu_2024"].scale.inverse_transform(raw.intensity.detach().numpy()),
         results["yu_2024"].predictions[0],
         atol=1e-4,
     )

@@ -6,12 +6,6 @@ paper specifies, what is inferred here and what is unknown.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import dataclass
-from itertools import product
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,8 +30,6 @@ from emilib.models.inputs import (
     masked_mean,
 )
 from emilib.models.temporal import TCN
-
-FOLDS = 5  # held-out folds of the training clips for Savchenko's weights; not stated
 
 
 class MeanLinear(Fusion):
@@ -276,77 +268,6 @@ class Savchenko2025(Fusion):
         outputs = [m.combine({n: sequences[n]}, present) for n, m in self.members.items()]
         predictions = torch.stack([out.intensity for out in outputs])  # (3, B, E)
         return Output(intensity=(self.fusion[:, None] * predictions).sum(dim=0))
-
-
-def search_weights(predictions, target, parts: int = 20) -> np.ndarray:
-    """Weights (M, E) in steps of 1 / parts with the highest Pearson correlation for each emotion.
-
-    predictions (M, N, E) of M members, target (N, E); a weight's column sums to 1. A search on the
-    clips that are scored afterwards is a leak: pass predictions of held-out training clips.
-    """
-    predictions, target = np.asarray(predictions, float), np.asarray(target, float)
-    steps = product(range(parts + 1), repeat=len(predictions))
-    grid = np.array([counts for counts in steps if sum(counts) == parts]) / parts  # (K, M)
-    p = predictions - predictions.mean(axis=1, keepdims=True)
-    y = target - target.mean(axis=0)
-    # Correlation of a weighted sum from the members' covariances: no sum is ever formed.
-    covariance = grid @ np.einsum("mne,ne->me", p, y)
-    among = np.einsum("mne,lne->mle", p, p)
-    variance = np.einsum("km,mle,kl->ke", grid, among, grid)
-    scale = np.sqrt(np.clip(variance, 0, None) * (y**2).sum(axis=0))
-    rho = np.divide(covariance, scale, out=np.zeros_like(scale), where=scale > 0)
-    return grid[rho.argmax(axis=0)].T
-
-
-@dataclass
-class SavchenkoFit:
-    """`model` has weights searched on held-out folds of the training clips; `leaked`, as the
-    original, on the validation clips: too high by construction. None without these."""
-
-    model: Savchenko2025
-    leaked: Savchenko2025 | None
-
-
-def fit_savchenko(
-    train, fit_one: Callable, valid=None, *, folds: int = FOLDS, seed: int = 0, hidden: int = 64
-) -> SavchenkoFit:
-    """Train the three members and search the fusion weights, without and with the leak.
-
-    train, valid : FeatureSet with all three modalities and targets
-    fit_one(model, data) → something with `.model` and `.predict(data)`, as `study.fit` returns,
-        without validation clips; called folds + 1 times a modality
-    Raises ValueError when the training clips lack a modality altogether or are fewer than folds.
-    """
-    lacking = [name for name in MODALITIES if name not in train.dims]
-    if lacking:
-        raise ValueError(f"expected training clips with all modalities, got none with {lacking}")
-    if not 2 <= folds <= len(train):
-        raise ValueError(f"expected folds from 2 to {len(train)}, the number of clips, got {folds}")
-    target = np.asarray(train.target)
-    order = np.random.default_rng(seed).permutation(len(train))
-    held_out, on_valid, trained = np.full((3, *target.shape), np.nan), [], []
-    for column, name in enumerate(MODALITIES):
-
-        def fit_member(data, name=name):
-            model = StatisticsMLP(train.dims[name], name, target.shape[1], hidden=hidden)
-            return fit_one(model, data)
-
-        for fold in np.array_split(order, folds):
-            fold, rest = np.sort(fold), np.setdiff1d(order, fold)
-            held_out[column, fold] = fit_member(train.select(rest)).predict(train.select(fold))
-        result = fit_member(train)
-        trained.append(result.model)
-        if valid is not None:
-            on_valid.append(result.predict(valid))
-    dims = [train.dims[name] for name in MODALITIES]
-    model, leaked = Savchenko2025(*dims, target.shape[1], hidden=hidden), None
-    for member, result in zip(model.members.values(), trained, strict=True):
-        member.load_state_dict(result.state_dict())
-    if valid is not None:
-        leaked = deepcopy(model)
-        leaked.fusion.copy_(torch.tensor(search_weights(on_valid, valid.target)))
-    model.fusion.copy_(torch.tensor(search_weights(held_out, target)))
-    return SavchenkoFit(model, leaked)
 
 
 class Zhang2024(Fusion):

@@ -319,7 +319,7 @@ class EmiPredictor:
             "seeds": list(self.models),
             "modalities": list(self.modalities),
             "emotions": list(self.emotions),
-            "scale": None if self.scale is None else self.scale.plain(),
+            "scale": None if self.scale is None else self.scale.to_dict(),
             "media": dataclasses.asdict(self.settings),
             "facts": self.facts,
         }
@@ -358,7 +358,7 @@ class EmiPredictor:
             kind = config["model"]
             models = {s: _load_model(kind, folder / f"seed-{int(s)}") for s in config["seeds"]}
             settings = MediaSettings(**config["media"])
-            scale = TargetScale.read(config.get("scale"))
+            scale = TargetScale.from_dict(config.get("scale"))
             given = config["facts"], config["modalities"], config["emotions"], scale
         except (OSError, KeyError, TypeError, RuntimeError, ValueError) as error:
             raise ValueError(
@@ -629,7 +629,7 @@ class EmiPredictor:
     def _intensity(self, outputs) -> np.ndarray:
         """(S, W, E) in the range of the corpus's targets."""
         found = np.stack([_array(output.intensity) for output in outputs])
-        return found if self.scale is None else self.scale.up(found)
+        return found if self.scale is None else self.scale.inverse_transform(found)
 
     def _outputs(self, data, removed: str | None = None) -> list:
         import torch

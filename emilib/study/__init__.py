@@ -13,7 +13,7 @@ _HOME = {
     "Recipe": "emilib.training.recipes",
     "Result": "emilib.training.loop",
     "fit": "emilib.training.loop",
-    "fit_savchenko": "emilib.training.loop",
+    "fit_savchenko": "emilib.study.savchenko",
     "predict": "emilib.training.loop",
     "mean_pearson": "emilib.metrics",
     "pearson": "emilib.metrics",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from emilib.models import taemi
 from emilib.study import claims
-from emilib.training.loop import fit_savchenko
+from emilib.study.savchenko import fit_savchenko
 from emilib.training.recipes import Recipe
 
 MEDIA = "media"  # the features of an experiment that trains its encoders

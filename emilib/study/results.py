@@ -26,6 +26,8 @@ KIND = "result"  # of a step in the cache
 TRAINED_BY = (
     "study/runs.py",
     "training/loop.py",
+    "training/optimisation.py",
+    "training/target_scale.py",
     "metrics.py",
     "features/feature_set.py",
     "models/__init__.py",
@@ -160,6 +162,8 @@ def _code(experiment: Experiment) -> str:
     modules = _modules(getattr(models, experiment.model).__module__)
     if experiment.features == MEDIA:
         modules |= {"emilib.models.end_to_end", "emilib.features.media_set"}
+    if experiment.train is not None and experiment.train.__module__.startswith("emilib."):
+        modules |= {experiment.train.__module__}
     files = [name.removeprefix("emilib.").replace(".", "/") + ".py" for name in sorted(modules)]
     train = "" if experiment.train is None else inspect.getsource(experiment.train)
     return key(code=code_version(*TRAINED_BY, *files), train=train)
@@ -214,7 +218,7 @@ def _read(experiment: Experiment, seeds: tuple, folders: list[Path], prefix: str
         epochs=np.array([meta["epoch"] for meta in metas]),
         folders=folders,
         targets=tuple(stored[0]["targets"].tolist()),
-        scale=TargetScale.read(metas[0]["scale"]),
+        scale=TargetScale.from_dict(metas[0]["scale"]),
     )
 
 

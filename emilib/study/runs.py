@@ -102,7 +102,7 @@ def run_one(
             "epochs": len(result.history),
             "device": next(result.model.parameters()).device.type,
             "torch": torch.__version__,
-            "scale": None if result.scale is None else result.scale.plain(),
+            "scale": None if result.scale is None else result.scale.to_dict(),
         }
         (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         model, save = result.model.cpu(), ()

@@ -86,6 +86,17 @@ def check(path=FILE) -> list[Row]:
     return rows
 
 
+def home() -> Path:
+    """Where generated things live: ``EMI_HOME``, or ``runs`` beside the package."""
+    return Path(os.environ.get("EMI_HOME") or ROOT / "runs").resolve()
+
+
+def figures(profile: str, embedded: bool, home: Path) -> Path:
+    """Where figures and tables go: the project's own folder for the default run alone."""
+    default = profile == "embedded" and embedded and home == ROOT / "runs"
+    return ROOT / "figures" if default else home / profile / "figures"
+
+
 def free_gb(folder) -> float:
     """Free space in GB (10^9 bytes) on the disk that holds a folder, which need not exist yet."""
     folder = Path(folder).absolute()

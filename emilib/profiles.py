@@ -99,6 +99,20 @@ class Profile:
     workers: int | None = None
     compile_vision: bool = False
 
+    def encoder_configs(self, stage: str = "random") -> dict:
+        """Configuration of the encoder of each role before any training here.
+
+        Raises ValueError for the stage "paper_b" where the profile names no encoders of it.
+        """
+        if stage != "paper_b":
+            return {"vision": self.vision, "audio": self.audio, "text": self.text}
+        if self.taemi_encoders is None:
+            raise ValueError(
+                f"profile {self.name!r} names no encoders of paper B: its TAEMI takes the features "
+                "of stage 'aligned'"
+            )
+        return self.taemi_encoders
+
 
 def _small(name: str, **fields) -> Profile:
     # Without attention dropout, which takes a CPU's fused attention off its fast path.

@@ -519,8 +519,8 @@ def test_a_profile_names_checkpoints_and_their_settings(monkeypatch, tmp_path):
         profiles.get("paper"), vision={"checkpoint": str(tmp_path / "v"), "pool": "mean"}
     )
     workspace = Workspace(profile, corpus=tmp_path, home=tmp_path / "home")
-    assert workspace._untrained("vision", workspace._configs()["vision"]).settings["pool"] == "mean"
-    first = workspace._encoder_config("vision")
+    assert workspace.all_steps.untrained("vision").settings["pool"] == "mean"
+    first = workspace.all_steps.identity("vision")
     assert first["weights"] == manifest.identity(str(tmp_path / "v"))
     small = Workspace("smoke", home=tmp_path / "home")
-    assert small._encoder_config("vision") == profiles.SMALL_VISION  # keys stay what they were
+    assert small.all_steps.identity("vision") == profiles.SMALL_VISION  # keys stay what they were

@@ -213,7 +213,7 @@ def test_a_workspace_has_the_targets_of_the_csv(workspace, folder):
     assert workspace.partitions["clips"].tolist() == [12, 4, 4]
     named = Workspace(workspace.profile, folder / "labels.csv", workspace.home)
     assert named.folder == workspace.folder
-    assert named.corpus_key == workspace.corpus_key
+    assert named.reader.key == workspace.reader.key
     ours = workspace.features("ours", "start")
     assert ours.validation.targets == ("valence", "arousal")
     assert ours.train.target.max() > 6

@@ -1047,7 +1047,7 @@ def _facts(workspace, results, experiment: str) -> dict:
     return {
         "experiment": experiment,
         "corpus": workspace.corpus_name,
-        "synthetic": bool(workspace._synthetic),
+        "synthetic": bool(workspace.is_synthetic),
         "profile": workspace.profile.name,
         "clips": {split: int(n) for split, n in workspace.clips["split"].value_counts().items()},
         # What follows the comma is advice for that machine.

@@ -441,7 +441,7 @@ def _print_plan(workspace, paths, out: Path, made_from, figures: Path) -> int:
         _say(f"  {path.stem:32s}{state}")
     _say("Steps that they ask for, and how much of each is kept already:")
     for row in workspace.steps().itertuples(index=False):
-        _say(f"  {row.step:32s}{row.there} of {row.all}")
+        _say(f"  {row.step:32s}{row.done} of {row.all}")
     if workspace.profile.corpus_size is None:
         _say(f"What all of it takes:\n{workspace.needs()}")
     workspace.require()

@@ -4,8 +4,11 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import write_media as write
+from transformers import BertConfig
 
 from emilib import profiles
+from emilib.cache import Cache
 from emilib.corpus.layout import EMOTIONS
 from emilib.pipeline import SYNTHETIC, Workspace
 
@@ -84,7 +87,7 @@ def test_media_that_are_not_changed_give_the_features_as_they_were(workspace):
                 assert encoded.length(id_) == 0
             else:
                 np.testing.assert_allclose(encoded[id_], expected, atol=1e-2, rtol=1e-2)
-    with pytest.raises(ValueError, match="modality: expected frames or audio, came 'text'"):
+    with pytest.raises(ValueError, match="modality: expected frames or audio, got 'text'"):
         workspace.spoilt_features("aligned", "text", None, {})
 
 
@@ -95,9 +98,8 @@ def test_a_second_workspace_makes_nothing_again(workspace, profile, monkeypatch)
     def refuse(*_):
         raise AssertionError("a step that is kept was made again")
 
-    for name in ("_make_start", "_make_contrast"):
-        monkeypatch.setattr(again, name, refuse)
-    monkeypatch.setattr("emilib.pipeline._decode", refuse)
+    monkeypatch.setattr("emilib.steps.decode", refuse)
+    monkeypatch.setattr(Cache, "scratch", refuse)
     assert again.features("ours").fingerprint == workspace.features("ours").fingerprint
 
 
@@ -111,7 +113,7 @@ def test_a_corpus_folder_from_elsewhere_gives_the_same_features(workspace, profi
     (elsewhere / "synthetic.json").unlink()
     real = Workspace(profile, corpus=elsewhere, home=tmp_path / "home")
     assert real.corpus_name == "corpus a corpus"
-    assert real.corpus_key != other.corpus_key
+    assert real.reader.key != other.reader.key
 
 
 def _append(path):
@@ -138,7 +140,7 @@ def test_the_corpus_key_of_a_real_folder_follows_what_is_in_it(
     (folder / "synthetic.json").unlink()
 
     def key():
-        return Workspace(profile, corpus=folder, home=tmp_path / "home").corpus_key
+        return Workspace(profile, corpus=folder, home=tmp_path / "home").reader.key
 
     first = key()
     assert key() == first
@@ -174,3 +176,73 @@ def test_an_unknown_profile_is_refused(monkeypatch):
 def test_figures_of_anything_but_the_default_run_stay_out_of_the_project(workspace, tmp_path):
     assert workspace.figures.is_relative_to(workspace.home)
     assert Workspace("embedded", home=tmp_path).figures.is_relative_to(tmp_path)
+
+
+def test_steps_count_what_is_kept_and_make_nothing(tmp_path):
+    profile = dataclasses.replace(
+        profiles.smoke(), corpus_size={"train": 6, "validation": 4, "test": 2}, workers=1
+    )
+    workspace = Workspace(profile, home=tmp_path)
+    first = workspace.steps()
+    assert not any(tmp_path.iterdir())
+    assert first[["step", "done", "all"]].to_dict("records") == [
+        {"step": "embedded corpus, clips", "done": 0, "all": 12}
+    ]
+    workspace.folder  # noqa: B018 - made when asked for
+    steps = workspace.steps().set_index("step")
+    assert steps["done"].sum() == 0
+    workspace.media  # noqa: B018
+    steps = Workspace(profile, home=tmp_path).steps().set_index("step")
+    assert steps["done"].to_dict() == {s: int(s == "decoding") for s in steps.index}
+    runs = steps.index.str.startswith("training runs")
+    assert steps.loc[runs, "all"].sum() == 2 * sum(
+        e.model is not None for e in workspace.experiments().values()
+    )
+    seen = set()
+    for step in steps[~runs].itertuples():
+        assert {name for name in step.needs.split("; ") if name} <= seen, "steps are in order"
+        seen.add(step.Index)
+    assert steps.loc[~runs, "key"].is_unique
+
+
+def test_weights_of_another_family_are_found_before_anything_is_made(tmp_path):
+    folder = tmp_path / "bert"
+    BertConfig().save_pretrained(folder)
+    profile = dataclasses.replace(profiles.smoke(), vision={"checkpoint": str(folder)})
+    workspace = Workspace(profile, home=tmp_path / "home")
+    with pytest.raises(ValueError, match=r"expected weights for vision .* type 'bert'"):
+        workspace.require()
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"visual": "eyes"}, "'faces' or 'video'"), ({"seeds": "0"}, "from 1"), ({"seeds": "x"}, "x")],
+)
+def test_what_a_profile_can_not_be_changed_to(change, words):
+    with pytest.raises(ValueError, match=words):
+        profiles.changed(profiles.smoke(), **change)
+
+
+def test_pictures_and_seeds_are_changed_from_outside(monkeypatch, tmp_path):
+    monkeypatch.setenv("EMI_VISUAL", "video")
+    monkeypatch.setenv("EMI_SEEDS", "4")
+    workspace = Workspace("smoke", home=tmp_path)
+    assert (workspace.profile.visual, workspace.profile.seeds) == ("video", (0, 1, 2, 3))
+    assert Workspace("smoke", home=tmp_path, visual="faces", seeds=1).profile.seeds == (0,)
+
+
+def test_a_corpus_without_words_is_refused_before_anything_is_made(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        write(folder / f"{name}.mp4", times=[0.0, 0.2])
+    rows = "file,joy,split\na,1,train\nb,3,train\nc,2,validation\n"
+    (folder / "labels.csv").write_text(rows)
+    with pytest.raises(ValueError, match="words of at least two training clips, got 0"):
+        Workspace("smoke", folder, tmp_path / "home").require()
+    (folder / "labels.csv").write_text(
+        "file,joy,split,text\na,1,train,oh\nb,3,train,no\nc,2,val,\n"
+    )
+    Workspace("smoke", folder, tmp_path / "home").require()
+    assert not (tmp_path / "home").exists()

@@ -1,0 +1,161 @@
+"""Features and media that are changed on purpose: a modality missing, noisy, covered or wrong.
+
+Sound and frames are corrupted as media and go through the frozen encoders again.
+
+Dimension key: N clips, T steps, S samples of a waveform or pixels of a side.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from emilib import MODALITIES
+from emilib.cache import code_version
+from emilib.features.feature_set import FeatureSet, FeatureSplits, Standardised
+from emilib.features.store import Rows
+
+GREY = 128  # of what covers a face
+
+
+@dataclasses.dataclass(frozen=True)
+class Corruption:
+    """One way to change a modality on purpose, and how much.
+
+    kind : a key of `KINDS`, which says what `level` is
+    """
+
+    kind: str
+    modality: str
+    level: float
+
+    def __str__(self):
+        return f"{self.modality}, {self.kind} {KINDS[self.kind].format(level=self.level)}"
+
+
+# How a level reads. Shares are of the clips for the first and the last, of the picture's side for
+# the blur, of its area for the cover, of a clip's frames for the noise.
+KINDS = {
+    "missing": "{level:.0%}",
+    "white noise": "{level:g} dB",
+    "blur": "{level:.1%}",
+    "covered": "{level:.0%}",
+    "lost to noise": "{level:.0%}",
+    "wrong words": "{level:.0%}",
+}
+MISSING = tuple(Corruption("missing", m, share) for m in MODALITIES for share in (0.25, 0.5, 1.0))
+SPOILT = (
+    *(Corruption("white noise", "audio", snr) for snr in (20.0, 10.0, 0.0)),
+    *(Corruption("blur", "frames", share) for share in (0.03, 0.06)),
+    *(Corruption("covered", "frames", share) for share in (0.25, 0.5)),
+    *(Corruption("lost to noise", "frames", share) for share in (0.25, 0.5)),
+    *(Corruption("wrong words", "text", share) for share in (0.25, 0.5, 1.0)),
+)
+
+
+def chosen(count: int, share: float, seed: int = 0) -> np.ndarray:
+    """(count,) bool, True for a share of them, drawn at random.
+
+    Of one seed a smaller share is part of a larger one. Raises ValueError outside 0 to 1.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share: expected a number from 0 to 1, got {share}")
+    mask = np.zeros(count, bool)
+    mask[np.random.default_rng(seed).permutation(count)[: round(share * count)]] = True
+    return mask
+
+
+def without(data: FeatureSet, modality: str, share: float = 1.0, seed: int = 0) -> FeatureSet:
+    """A share of the clips lacks a modality from now on; its width stays known."""
+    if modality not in data.dims:
+        raise ValueError(f"modality: expected one of {sorted(data.dims)}, got {modality!r}")
+    gone, values = chosen(len(data), share, seed), getattr(data, modality)
+    if modality == "text":
+        values = np.where(gone[:, None], np.nan, values)
+    elif isinstance(values, Standardised):  # as when it is read: rounding stays the same
+        values = Standardised(_without(values.raw, gone), values.mean, values.spread)
+    else:
+        values = _without(values, gone)
+    return dataclasses.replace(data, **{modality: values})
+
+
+def _without(arrays: Sequence, gone: np.ndarray) -> list:
+    return [None if missing else array for array, missing in zip(arrays, gone, strict=True)]
+
+
+def wrong_words(data: FeatureSet, share: float = 1.0, seed: int = 0) -> FeatureSet:
+    """A share of the clips that have words gets those of another clip."""
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(data.present[:, 2]))
+    wrong, text = chosen(len(rows), share, seed), data.text.copy()
+    text[rows[wrong]] = data.text[np.roll(rows, 1)[wrong]]
+    return dataclasses.replace(data, text=text)
+
+
+def with_noise(waveform: np.ndarray, snr: float, generator: np.random.Generator) -> np.ndarray:
+    """White Gaussian noise at a signal-to-noise ratio over the whole clip; (S,) int16.
+
+    snr : 10 log10 of the power of the clip over that of the noise, in dB. A silent clip stays
+        silent. What leaves the range of 16 bits is clipped, as a recorder does.
+    """
+    signal = waveform.astype(np.float64)
+    deviation = np.sqrt(np.mean(signal**2) / 10 ** (snr / 10)) if len(signal) else 0.0
+    noisy = signal + generator.normal(0.0, deviation, len(signal))
+    return np.clip(np.rint(noisy), -32768, 32767).astype(np.int16)
+
+
+def blurred(frames: np.ndarray, share: float) -> np.ndarray:
+    """(T, 3, S, S) uint8 through a Gaussian whose deviation is this share of the side S."""
+    sigma = share * frames.shape[-1]
+    smooth = gaussian_filter(frames.astype(np.float32), (0, 0, sigma, sigma), mode="nearest")
+    return np.rint(smooth).astype(np.uint8)
+
+
+def covered(frames: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
+    """(T, 3, S, S) uint8 with a grey square over this share of the area.
+
+    It lies at a random place within the picture, the same in all frames of the clip.
+    """
+    size = frames.shape[-1]
+    side = round(size * np.sqrt(share))
+    top, left = generator.integers(0, size - side + 1, 2)
+    result = frames.copy()
+    result[:, :, top : top + side, left : left + side] = GREY
+    return result
+
+
+def noisy_frames(frames: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
+    """(T, 3, S, S) uint8 of which a share of the frames is noise and nothing else."""
+    lost = chosen(len(frames), share, int(generator.integers(2**32)))
+    result = frames.copy()
+    result[lost] = generator.integers(0, 256, result[lost].shape, dtype=np.uint8)
+    return result
+
+
+def corrupt(corruption: Corruption, id_: str, medium: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The frames or the waveform of a clip, corrupted; the draw depends on seed and id alone."""
+    generator = np.random.default_rng([seed, zlib.crc32(id_.encode())])
+    if corruption.kind == "blur":
+        return blurred(medium, corruption.level)
+    harm = {"white noise": with_noise, "covered": covered, "lost to noise": noisy_frames}
+    return harm[corruption.kind](medium, corruption.level, generator)
+
+
+def corrupted(
+    splits: FeatureSplits, corruption: Corruption, encode: Callable, seed: int = 0
+) -> FeatureSet:
+    """The validation clips with one modality corrupted, standardised as fusion models get them.
+
+    encode(modality, corrupt, parts) : features by id of validation clips whose media went through
+        ``corrupt(id, medium)``, as the encoder gives them; `parts` is all that determines `corrupt`
+    """
+    clean, modality = splits.validation, corruption.modality
+    if corruption.kind == "missing":
+        return without(clean, modality, corruption.level, seed)
+    if corruption.kind == "wrong words":
+        return wrong_words(clean, corruption.level, seed)
+    parts = {"corruption": corruption, "seed": seed, "code": code_version("study/corruptions.py")}
+    encoded = encode(modality, lambda id_, medium: corrupt(corruption, id_, medium, seed), parts)
+    values = Standardised(Rows(encoded, clean.ids), *splits.moments[modality])
+    return dataclasses.replace(clean, **{modality: values})

@@ -1,13 +1,13 @@
-"""Probes and figure data against hand-made answers; what is shown against its source."""
+"""Probes against closed forms and answers that are known beforehand."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from emilib.corpus.layout import EMOTIONS
+from emilib import EMOTIONS
 from emilib.features import FeatureSet, FeatureSplits
 from emilib.metrics import pearson
-from emilib.study import probes
+from emilib.study import representation
 
 
 @pytest.fixture
@@ -37,60 +37,62 @@ def _splits(rng):
 def test_pooled_sound_is_mean_and_standard_deviation_of_each_clip(rng):
     steps = rng.standard_normal((7, 3)).astype(np.float16)
     data = FeatureSet.from_arrays("ab", audio=[steps, None], text=np.array([[1.0, 2], [3, 4]]))
-    found = probes.pooled(data, "audio")
+    found = representation.clip_statistics(data, "audio")
     for column in range(3):
         values = [float(v) for v in steps[:, column]]
         mean = sum(values) / 7
         spread = (sum((v - mean) ** 2 for v in values) / 7) ** 0.5
         np.testing.assert_allclose(found[0, [column, 3 + column]], [mean, spread], rtol=1e-12)
     assert np.isnan(found[1]).all()
-    np.testing.assert_array_equal(probes.pooled(data, "text"), [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(representation.clip_statistics(data, "text"), [[1, 2], [3, 4]])
     with pytest.raises(ValueError, match="frames"):
-        probes.pooled(data, "frames")
+        representation.clip_statistics(data, "frames")
 
 
 def test_pooled_frames_are_the_change_since_the_first(rng):
     steps = rng.standard_normal((7, 3))
     data = FeatureSet.from_arrays("ab", frames=[steps, None])
-    found = probes.pooled(data, "frames")
+    found = representation.clip_statistics(data, "frames")
     wanted = [sum(row[j] - steps[0, j] for row in steps) / 7 for j in range(3)]
     np.testing.assert_allclose(found[0], wanted, rtol=1e-12)
     assert np.isnan(found[1]).all()
     moved = FeatureSet.from_arrays("ab", frames=[steps + 100, None])
-    np.testing.assert_allclose(probes.pooled(moved, "frames")[0], wanted, rtol=1e-9)
+    np.testing.assert_allclose(
+        representation.clip_statistics(moved, "frames")[0], wanted, rtol=1e-9
+    )
 
 
 def test_ridge_is_the_closed_form_on_standardised_columns(rng, monkeypatch):
-    monkeypatch.setattr(probes, "ALPHAS", np.array([7.0]))
+    monkeypatch.setattr(representation, "ALPHAS", np.array([7.0]))
     x, y = rng.standard_normal((40, 5)) * [1, 10, 0.1, 3, 1] + 4, rng.standard_normal((40, 2))
     valid_x, valid_y = rng.standard_normal((30, 5)), rng.standard_normal((30, 2))
     z, valid_z = ((a - x.mean(0)) / x.std(0) for a in (x, valid_x))
     weights = np.linalg.solve(z.T @ z + 7 * np.eye(5), z.T @ (y - y.mean(0)))
     wanted = pearson(valid_y, valid_z @ weights)
-    np.testing.assert_allclose(probes.ridge(x, y, valid_x, valid_y), wanted, atol=1e-10)
+    np.testing.assert_allclose(representation.ridge(x, y, valid_x, valid_y), wanted, atol=1e-10)
 
 
 def test_ridge_finds_what_is_linear_and_gives_the_mean_for_missing_rows(rng):
     x, valid_x = rng.standard_normal((200, 3)), rng.standard_normal((100, 3))
     weights = rng.standard_normal((3, 6))
-    assert probes.ridge(x, x @ weights, valid_x, valid_x @ weights).min() > 0.999
+    assert representation.ridge(x, x @ weights, valid_x, valid_x @ weights).min() > 0.999
     gone = valid_x.copy()
     gone[:] = np.nan
-    np.testing.assert_array_equal(probes.ridge(x, x @ weights, gone, valid_x @ weights), 0)
+    np.testing.assert_array_equal(representation.ridge(x, x @ weights, gone, valid_x @ weights), 0)
     some = np.where(np.arange(100)[:, None] < 50, valid_x, np.nan)
-    found = probes.ridge(x, x @ weights, some, valid_x @ weights)
+    found = representation.ridge(x, x @ weights, some, valid_x @ weights)
     assert ((found > 0.5) & (found < 0.95)).all()  # half the clips predicted, half at the mean
 
 
 def test_kernel_ridge_follows_a_bend_that_ridge_can_not(rng):
     x, valid_x = rng.uniform(-2, 2, (200, 1)), rng.uniform(-2, 2, (100, 1))
-    straight = probes.ridge(x, x**2, valid_x, valid_x**2)
+    straight = representation.ridge(x, x**2, valid_x, valid_x**2)
     assert straight[0] < 0.5
-    assert probes.kernel_ridge(x, x**2 + 9, valid_x, valid_x**2 + 9)[0] > 0.99
+    assert representation.kernel_ridge(x, x**2 + 9, valid_x, valid_x**2 + 9)[0] > 0.99
 
 
 def test_probe_has_a_row_a_modality_and_tells_them_apart(rng):
-    table = probes.probe(_splits(rng))
+    table = representation.probe(_splits(rng))
     assert table["modality"].tolist() == ["frames", "audio", "text", "all"]
     assert tuple(table.columns[1:]) == EMOTIONS
     mean = table.set_index("modality").mean(axis=1)
@@ -103,11 +105,11 @@ def test_probe_has_a_row_a_modality_and_tells_them_apart(rng):
 def test_ceiling_matches_rows_by_id_whatever_their_order(rng):
     splits = _splits(rng)
     splits.validation.ids[:] = [str(1000 + i) for i in range(50)]
-    rows = [probes.pooled(s, "frames") for s in (splits.train, splits.validation)]
+    rows = [representation.clip_statistics(s, "frames") for s in (splits.train, splits.validation)]
     signals = pd.DataFrame(np.concatenate(rows), columns=[f"frames_{i}" for i in range(4)])
     signals["audio_0"], signals["text_0"] = rng.standard_normal((2, 130))
     signals.insert(0, "id", splits.train.ids + splits.validation.ids)
-    table = probes.ceiling(signals.sample(frac=1, random_state=0), splits)
+    table = representation.ceiling(signals.sample(frac=1, random_state=0), splits)
     assert table.set_index("modality").loc["frames"].min() > 0.99
     with pytest.raises(ValueError, match="lack one"):
-        probes.ceiling(signals.iloc[1:], splits)
+        representation.ceiling(signals.iloc[1:], splits)

@@ -1,4 +1,4 @@
-"""Damage does what it says and nothing else; what it costs is paired, as in `metrics`."""
+"""Corruptions do what they say and nothing else; what they cost is paired, as in `metrics`."""
 
 import itertools
 
@@ -11,10 +11,10 @@ from emilib import metrics, profiles
 from emilib.cache import Cache
 from emilib.features import FeatureSet, FeatureSplits
 from emilib.models import TAEMI, DualStage
-from emilib.plots import robustness_plots
-from emilib.study import Recipe, experiments, predict, robustness
-from emilib.study.experiments import Experiment
-from emilib.study.robustness import CLAIMS, MISSING, SPOILT, Answers, Damage
+from emilib.study import Recipe, corruptions, predict, robustness, run
+from emilib.study.corruptions import MISSING, SPOILT, Corruption
+from emilib.study.experiments import Experiment, all_experiments
+from emilib.study.robustness import HYPOTHESES, Measurements
 
 WIDTHS = {"frames": 4, "audio": 3, "text": 5}
 SMALL = {"width": 8, "segments": 3, "tcn_width": 4, "audio_hidden": 3, "layers": 1, "heads": 2}
@@ -37,62 +37,51 @@ def models():
     return [TAEMI(*WIDTHS.values(), 2, width=8), DualStage(*WIDTHS.values(), 2, **SMALL)]
 
 
-# ------------------------------------------------------------------ missing, wrong words
-
-
 def test_a_smaller_share_is_part_of_a_larger_one():
-    masks = [robustness.chosen(40, share, seed=1) for share in (0.0, 0.25, 0.5, 1.0)]
+    masks = [corruptions.chosen(40, share, seed=1) for share in (0.0, 0.25, 0.5, 1.0)]
     assert [mask.sum() for mask in masks] == [0, 10, 20, 40]
-    for small, large in itertools.pairwise(masks):
-        assert (large | ~small).all()
-    assert (robustness.chosen(40, 0.5, 2) != masks[2]).any()
-    with pytest.raises(ValueError, match=r"share: expected from 0 to 1, came 1\.5"):
-        robustness.chosen(40, 1.5)
+    assert all((large | ~small).all() for small, large in itertools.pairwise(masks))
+    assert (corruptions.chosen(40, 0.5, 2) != masks[2]).any()
+    with pytest.raises(ValueError, match="share"):
+        corruptions.chosen(40, 1.5)
 
 
+@pytest.mark.parametrize("standardised", [False, True])
 @pytest.mark.parametrize("modality", WIDTHS)
-def test_no_clip_without_changes_nothing_and_all_are_as_never_given(modality):
-    assert robustness.without(DATA, modality, 0.0).fingerprint() == DATA.fingerprint()
-    column = list(WIDTHS).index(modality)
-    gone = robustness.without(DATA, modality)
-    half = robustness.without(DATA, modality, 0.5, seed=3)
-    others = [m for m in WIDTHS if m != modality]
-    assert gone.dims == DATA.dims
+def test_a_share_of_clips_is_as_if_the_modality_was_never_passed(modality, standardised):
+    data = DATA.standardised(DATA.moments()) if standardised else DATA
+    assert corruptions.without(data, modality, 0.0).fingerprint() == data.fingerprint()
+    column, hit = list(WIDTHS).index(modality), corruptions.chosen(len(data), 0.5, 3)
+    gone = corruptions.without(data, modality)
+    half = corruptions.without(data, modality, 0.5, seed=3)
+    assert gone.dims == data.dims
     assert not gone.present[:, column].any()
-    np.testing.assert_array_equal(
-        half.present[:, column], DATA.present[:, column] & ~robustness.chosen(len(DATA), 0.5, 3)
-    )
+    np.testing.assert_array_equal(half.present[:, column], data.present[:, column] & ~hit)
     for model in models():
-        never = predict(model, DATA.only(*others))
+        never = predict(model, data.only(*(m for m in WIDTHS if m != modality)))
         np.testing.assert_allclose(predict(model, gone), never, atol=1e-6)
-        mixed = np.where(robustness.chosen(20, 0.5, 3)[:, None], never, predict(model, DATA))
+        mixed = np.where(hit[:, None], never, predict(model, data))
         np.testing.assert_allclose(predict(model, half), mixed, atol=1e-6)
+    with pytest.raises(ValueError, match="modality"):
+        corruptions.without(data.only("text" if modality != "text" else "audio"), modality)
 
 
 def test_wrong_words_are_another_clips():
-    wrong = robustness.wrong_words(DATA).text
-    here = DATA.present[:, 2]
+    wrong = corruptions.wrong_words(DATA).text
+    present = DATA.present[:, 2]
     np.testing.assert_array_equal(np.isnan(wrong), np.isnan(DATA.text))
-    assert (wrong[here] != DATA.text[here]).any(axis=1).all(), "every clip has other words"
-    order = np.lexsort(wrong[here].T), np.lexsort(DATA.text[here].T)
-    np.testing.assert_array_equal(wrong[here][order[0]], DATA.text[here][order[1]])
-    some = robustness.wrong_words(DATA, 0.25).text
-    assert (some[here] != DATA.text[here]).any(axis=1).sum() == round(0.25 * here.sum())
-    assert robustness.wrong_words(DATA, 0.0).fingerprint() == DATA.fingerprint()
-
-
-def test_a_modality_the_set_lacks_is_refused():
-    with pytest.raises(ValueError, match=r"modality: expected one of \['frames', 'text'\], came"):
-        robustness.without(DATA.only("frames", "text"), "audio")
-
-
-# ------------------------------------------------------------------ media
+    assert (wrong[present] != DATA.text[present]).any(axis=1).all(), "every clip has other words"
+    order = np.lexsort(wrong[present].T), np.lexsort(DATA.text[present].T)
+    np.testing.assert_array_equal(wrong[present][order[0]], DATA.text[present][order[1]])
+    some = corruptions.wrong_words(DATA, 0.25).text
+    assert (some[present] != DATA.text[present]).any(axis=1).sum() == round(0.25 * present.sum())
+    assert corruptions.wrong_words(DATA, 0.0).fingerprint() == DATA.fingerprint()
 
 
 @pytest.mark.parametrize("snr", [20.0, 0.0, -10.0])
-def test_noise_has_the_power_that_was_asked_for(snr):
+def test_noise_has_the_power_that_is_asked_for(snr):
     sound = np.rint(1000 * np.sin(np.arange(200_000) / 7)).astype(np.int16)
-    noisy = robustness.with_noise(sound, snr, np.random.default_rng(0))
+    noisy = corruptions.with_noise(sound, snr, np.random.default_rng(0))
     assert noisy.dtype == np.int16
     noise = noisy.astype(float) - sound
     measured = 10 * np.log10(np.mean(sound.astype(float) ** 2) / np.mean(noise**2))
@@ -102,9 +91,9 @@ def test_noise_has_the_power_that_was_asked_for(snr):
 
 def test_silence_stays_silent_and_loud_noise_is_clipped():
     draw = np.random.default_rng(0)
-    assert not robustness.with_noise(np.zeros(500, np.int16), 0.0, draw).any()
-    assert len(robustness.with_noise(np.zeros(0, np.int16), 0.0, draw)) == 0
-    loud = robustness.with_noise(np.full(5000, 30_000, np.int16), 0.0, draw)
+    assert not corruptions.with_noise(np.zeros(500, np.int16), 0.0, draw).any()
+    assert len(corruptions.with_noise(np.zeros(0, np.int16), 0.0, draw)) == 0
+    loud = corruptions.with_noise(np.full(5000, 30_000, np.int16), 0.0, draw)
     assert (loud.min(), loud.max()) == (-32768, 32767)
 
 
@@ -119,16 +108,16 @@ def test_blur_is_a_gaussian_over_each_picture():
     expected = frames.astype(float)
     for axis in (2, 3):
         expected = convolve1d(expected, kernel / kernel.sum(), axis=axis, mode="nearest")
-    blurred = robustness.blurred(frames, 0.05)
+    blurred = corruptions.blurred(frames, 0.05)
     assert blurred.dtype == np.uint8
     assert np.abs(blurred - expected).max() <= 0.51
-    np.testing.assert_array_equal(robustness.blurred(frames, 0.0), frames)
+    np.testing.assert_array_equal(corruptions.blurred(frames, 0.0), frames)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
 def test_the_cover_is_one_grey_square_of_its_area(share):
     frames = pictures() // 2  # nothing is as light as the cover
-    hidden = robustness.covered(frames, share, np.random.default_rng(1)) == robustness.GREY
+    hidden = corruptions.covered(frames, share, np.random.default_rng(1)) == corruptions.GREY
     assert hidden.mean() == pytest.approx(share, abs=0.02)
     assert (hidden == hidden[:1, :1]).all(), "the same place in every frame and colour"
     rows, columns = hidden[0, 0].any(1), hidden[0, 0].any(0)
@@ -138,93 +127,84 @@ def test_the_cover_is_one_grey_square_of_its_area(share):
 def test_frames_lost_to_noise_are_some_and_the_others_stay():
     frames = pictures()
     for share, lost in ((0.0, 0), (0.25, 2), (0.5, 4), (1.0, 8)):
-        noisy = robustness.noisy_frames(frames, share, np.random.default_rng(2))
+        noisy = corruptions.noisy_frames(frames, share, np.random.default_rng(2))
         changed = (noisy != frames).any(axis=(1, 2, 3))
         assert changed.sum() == lost
         np.testing.assert_array_equal(noisy[~changed], frames[~changed])
 
 
-@pytest.mark.parametrize("damage", [d for d in SPOILT if d.modality != "text"], ids=str)
-def test_damage_depends_on_the_clip_and_the_seed_alone(damage):
-    medium = pictures() if damage.modality == "frames" else pictures().ravel().astype(np.int16)
+@pytest.mark.parametrize("corruption", [c for c in SPOILT if c.modality != "text"], ids=str)
+def test_a_corruption_depends_on_the_clip_and_the_seed_alone(corruption):
+    frames = corruption.modality == "frames"
+    medium = pictures() if frames else pictures().ravel().astype(np.int16)
     before = medium.copy()
-    first = robustness.spoil(damage, "00001", medium)
-    np.testing.assert_array_equal(medium, before), "the media of the store stay as they are"
-    assert first.shape == medium.shape
-    assert first.dtype == medium.dtype
-    np.testing.assert_array_equal(first, robustness.spoil(damage, "00001", medium))
-    if damage.kind != "blur":
-        assert (first != robustness.spoil(damage, "00002", medium)).any()
-        assert (first != robustness.spoil(damage, "00001", medium, seed=1)).any()
+    first = corruptions.corrupt(corruption, "00001", medium)
+    np.testing.assert_array_equal(medium, before)
+    assert (first.shape, first.dtype) == (medium.shape, medium.dtype)
+    assert (first != medium).any()
+    np.testing.assert_array_equal(first, corruptions.corrupt(corruption, "00001", medium))
+    if corruption.kind != "blur":
+        assert (first != corruptions.corrupt(corruption, "00002", medium)).any()
+        assert (first != corruptions.corrupt(corruption, "00001", medium, seed=1)).any()
 
 
 # ------------------------------------------------------------------ what it comes to
 
 
-def drawn_answers(seeds=3, count=40):
-    draw = np.random.default_rng(5)
+def drawn_measurements(seeds=3, count=40):
+    draw, corruption = np.random.default_rng(5), MISSING[1]
     target = draw.random((count, 2))
-    damage = MISSING[1]
-    pairs = [(d, n) for d in (None, damage) for n in ("first", "second")]
+    pairs = [(c, n) for c in (None, corruption) for n in ("first", "second")]
     intensity = {p: target + draw.normal(0, 1, (seeds, count, 2)) for p in pairs}
     weights = {p: draw.dirichlet((1, 1, 1), (seeds, count)) for p in pairs}
     present = {p: draw.random((count, 3)) < 0.9 for p in pairs}
-    return Answers(target, intensity, weights, present), damage
+    return Measurements(target, intensity, weights, present), corruption
 
 
-def test_rho_and_cost_are_those_of_metrics():
-    found, damage = drawn_answers()
-    clean, spoilt = found.intensity[None, "first"], found.intensity[damage, "first"]
-    assert found.rho((1, damage, "first")) == metrics.estimate(found.target, spoilt)
-    ours, theirs = found.cost(damage, "first"), metrics.difference(found.target, spoilt, clean)
+def test_costs_and_their_difference_are_those_of_metrics_draw_by_draw():
+    measured, corruption = drawn_measurements()
+    clean, changed = measured.intensity[None, "first"], measured.intensity[corruption, "first"]
+    assert measured.rho((1, corruption, "first")) == metrics.estimate(measured.target, changed)
+    ours = measured.cost(corruption, "first")
+    theirs = metrics.difference(measured.target, changed, clean)
     for name in ("value", "sd", "low", "high"):
         assert getattr(ours, name) == pytest.approx(getattr(theirs, name), abs=1e-12)
-
-
-def test_difference_in_cost_is_that_of_two_costs_draw_by_draw():
-    found, damage = drawn_answers()
-    costs = [found.cost(damage, name) for name in ("first", "second")]
-    less = found.cost_difference(damage, "first", "second")
-    np.testing.assert_allclose(
-        less.per_seed, np.subtract(costs[0].per_seed, costs[1].per_seed), atol=1e-12
-    )
-    drawn = sum(
-        sign * metrics.resample(found.target, found.intensity[key]).mean(axis=(1, 2))
-        for sign, key in (
-            (1, (damage, "first")), (-1, (None, "first")),
-            (-1, (damage, "second")), (1, (None, "second")),
-        )
-    )  # fmt: skip
+    costs = [measured.cost(corruption, name) for name in ("first", "second")]
+    less = measured.cost_difference(corruption, "first", "second")
+    expected = np.subtract(costs[0].per_seed, costs[1].per_seed)
+    np.testing.assert_allclose(less.per_seed, expected, atol=1e-12)
+    drawn = 0
+    for sign, corrupted, name in (
+        (1, corruption, "first"),
+        (-1, None, "first"),
+        (-1, corruption, "second"),
+        (1, None, "second"),
+    ):
+        predictions = measured.intensity[corrupted, name]
+        drawn = drawn + sign * metrics.resample(measured.target, predictions).mean(axis=(1, 2))
     assert (less.low, less.high) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])))
-    none = found.cost_difference(damage, "first", "first")
-    assert max(abs(none.low), abs(none.high), abs(none.value)) < 1e-12
 
 
 def test_the_change_of_a_weight_is_over_clips_that_keep_the_modality():
-    found, damage = drawn_answers()
-    column = list(WIDTHS).index(damage.modality)
-    change = found.weight_change(damage, "first")
-    rows = [
-        n
-        for n in range(40)
-        if found.present[None, "first"][n, column] and found.present[damage, "first"][n, column]
+    measured, corruption = drawn_measurements()
+    column = list(WIDTHS).index(corruption.modality)
+    keys = ((None, "first"), (corruption, "first"))
+    rows = [n for n in range(40) if all(measured.present[key][n, column] for key in keys)]
+    before, after = (measured.weights[key] for key in keys)
+    expected = [
+        np.mean([after[s, n, column] - before[s, n, column] for n in rows]) for s in (0, 1, 2)
     ]
-    per_seed = [
-        np.mean([after[n, column] - before[n, column] for n in rows])
-        for before, after in zip(
-            found.weights[None, "first"], found.weights[damage, "first"], strict=True
-        )
-    ]
-    assert change.per_seed == pytest.approx(tuple(per_seed))
+    change = measured.weight_change(corruption, "first")
+    assert change.per_seed == pytest.approx(tuple(expected))
     assert change.low < change.value < change.high
 
 
-def test_ask_gives_predictions_and_mean_weights():
+def test_intensities_are_predictions_and_weights_are_means_over_segments():
     taemi, dual_stage = (model.eval() for model in models())
-    intensity, weights = robustness.ask(taemi, DATA, batch_size=7)
+    intensity, weights = robustness.intensity_and_weights(taemi, DATA, batch_size=7)
     np.testing.assert_allclose(intensity, predict(taemi, DATA), atol=1e-6)
     assert weights is None
-    _, weights = robustness.ask(dual_stage, DATA, batch_size=7)
+    _, weights = robustness.intensity_and_weights(dual_stage, DATA, batch_size=7)
     for row in range(len(DATA)):
         with torch.no_grad():
             alone = dual_stage(**DATA.batch([row]).inputs()).weights[0].numpy()
@@ -234,45 +214,36 @@ def test_ask_gives_predictions_and_mean_weights():
     np.testing.assert_array_equal(weights == 0, ~DATA.present)
 
 
-def estimate(low, high, *per_seed):
-    return metrics.Estimate(float(np.mean(per_seed)), 0.0, low, high, per_seed)
-
-
 @pytest.mark.parametrize(
-    ("number", "claimed", "said"),
+    ("low", "high", "per_seed", "claimed", "expected"),
     [
-        (estimate(0.1, 0.3, 0.1, 0.3), 1, "as claimed"),
-        (estimate(0.1, 0.3, 0.1, 0.3), -1, "the opposite"),
-        (estimate(-0.3, -0.1, -0.1), -1, "as claimed"),
-        (estimate(-0.1, 0.3, 0.1, 0.1), 1, "not told apart"),
-        (estimate(0.1, 0.3, 0.5, -0.1), 1, "not told apart"),  # seeds disagree
+        (0.1, 0.3, (0.1, 0.3), 1, "as claimed"),
+        (0.1, 0.3, (0.1, 0.3), -1, "the opposite"),
+        (-0.3, -0.1, (-0.1,), -1, "as claimed"),
+        (-0.1, 0.3, (0.1, 0.1), 1, "not resolved"),
+        (0.1, 0.3, (0.5, -0.1), 1, "not resolved"),  # seeds disagree
     ],
 )
-def test_verdicts(number, claimed, said):
-    assert robustness.verdict(number, claimed) == said
+def test_verdicts(low, high, per_seed, claimed, expected):
+    estimate = metrics.Estimate(float(np.mean(per_seed)), 0.0, low, high, per_seed)
+    assert robustness.verdict(estimate, claimed) == expected
 
 
-def test_claims_are_about_experiments_that_differ_in_one_setting():
-    listed = experiments.experiments(profiles.get("embedded"))
-    for claim in CLAIMS:
-        first, second = listed[claim.first], listed[claim.second]
-        assert (first.model, first.recipe, first.features) == (
-            second.model,
-            second.recipe,
-            second.features,
-        )
+def test_hypotheses_are_about_experiments_that_differ_in_one_setting():
+    listed = all_experiments(profiles.get("embedded"))
+    assert [len(h.corruptions) for h in HYPOTHESES] == [9, 9, 9, 3, 6, 9, 2]
+    queries = robustness.needed(HYPOTHESES, {"dual_stage_va": MISSING[:1]})
+    assert "dual_stage_va" in queries[MISSING[0]]
+    for hypothesis in HYPOTHESES:
+        first, second = listed[hypothesis.first], listed[hypothesis.second]
+        for name in ("model", "recipe", "features"):
+            assert getattr(first, name) == getattr(second, name)
         assert len(set(first.model_args.items()) ^ set(second.model_args.items())) in (1, 2)
-    asked = robustness.needed(CLAIMS, {"dual_stage_va": MISSING[:1]})
-    assert "dual_stage_va" in asked[MISSING[0]]
-    assert all(
-        name in asked[damage]
-        for claim in CLAIMS
-        for name in (claim.first, claim.second)
-        for damage in (None, *claim.damages)
-    )
+        for corruption in (None, *hypothesis.corruptions):
+            assert {first.name, second.name} <= set(queries[corruption])
 
 
-# ------------------------------------------------------------------ in a workspace
+# ------------------------------------------------------------------ trained models
 
 
 class Encoded(dict):
@@ -283,10 +254,10 @@ class Encoded(dict):
 
 
 class Corpus:
-    """What `robustness` needs of a workspace; its encoders are plain arithmetic."""
+    """24 clips whose encoders are plain arithmetic; the first 12 are for training."""
 
-    def __init__(self, folder):
-        draw, self.cache = np.random.default_rng(0), Cache(folder)
+    def __init__(self):
+        draw = np.random.default_rng(0)
         self.media = {
             "frames": [pictures(int(steps)) for steps in draw.integers(2, 6, 24)],
             "audio": [draw.integers(-999, 999, 64).astype(np.int16) for _ in range(24)],
@@ -294,7 +265,11 @@ class Corpus:
         self.media["frames"][13] = None
         encoded = {m: [self.encode(m, medium) for medium in self.media[m]] for m in self.media}
         text, target = draw.normal(size=(24, 5)), draw.random((24, 2))
-        self.plain = FeatureSet.from_arrays(range(24), **encoded, text=text, target=target)
+        plain = FeatureSet.from_arrays(range(24), **encoded, text=text, target=target)
+        moments = plain.select(range(12)).moments()
+        data = plain.standardised(moments)
+        parts = (data.select(range(12)), data.select(range(12, 24)), data.select([0]))
+        self.ids, self.splits = plain.ids[12:], FeatureSplits(*parts, "x", "ours", moments)
 
     @staticmethod
     def encode(modality, medium):
@@ -304,95 +279,84 @@ class Corpus:
             return medium.mean(axis=(2, 3)).astype(np.float32)
         return np.abs(medium.reshape(-1, 4).astype(np.float32))
 
-    def features(self, kind="ours", stage="aligned", standardised=True):
-        moments = self.plain.select(range(12)).moments()
-        data = self.plain.standardised(moments) if standardised else self.plain
-        parts = {"train": data.select(range(12)), "validation": data.select(range(12, 24))}
-        test = data.select([0])
-        return FeatureSplits(**parts, test=test, fingerprint="x", name="ours", moments=moments)
+    def encode_all(self, modality, corrupt, parts):
+        clips = zip(self.ids, self.media[modality][12:], strict=True)
+        changed = {i: None if medium is None else corrupt(i, medium) for i, medium in clips}
+        return Encoded({i: self.encode(modality, medium) for i, medium in changed.items()})
 
-    def features_of(self, name):
-        return self.features()
+    def validation(self, corruption, kind):
+        if corruption is None:
+            return self.splits.validation
+        return corruptions.corrupted(self.splits, corruption, self.encode_all)
 
-    def spoilt_features(self, stage, modality, spoil, parts):
-        found = Encoded()
-        for id_, medium in zip(self.plain.ids[12:], self.media[modality][12:], strict=True):
-            spoilt = None if medium is None else spoil(id_, medium)
-            found[id_] = self.encode(modality, spoilt)
-        return found
+
+NOISES = [MISSING[0], Corruption("white noise", "audio", 0.0), Corruption("blur", "frames", 0.1)]
+LABELS = {"taemi": "TAEMI", "dual": "dual-stage"}
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory):
-    """A corpus, results of two models, damages, and what the models say under them."""
-    ws = Corpus(tmp_path_factory.mktemp("cache"))
+def trained(tmp_path_factory):
+    """A corpus, a cache with results of two models, and what is measured of them."""
+    corpus, cache = Corpus(), Cache(tmp_path_factory.mktemp("cache"))
     recipe = Recipe(epochs=1, batch_size=6, ema_decay=None)
     rows = [
         Experiment("taemi", "TAEMI", {"width": 8}, recipe=recipe),
         Experiment("dual", "DualStage", SMALL, recipe=recipe),
     ]
-    results = experiments.run(rows, (0, 1), {"ours": ws.features()}, ws.cache, workers=1)
-    damages = [MISSING[0], Damage("white noise", "audio", 0.0), Damage("blur", "frames", 0.1)]
-    needed = robustness.needed(also=dict.fromkeys(("taemi", "dual"), damages))
-    return ws, results, damages, needed, robustness.answers(ws, results, needed)
+    results = run(rows, (0, 1), {"ours": corpus.splits}, cache, workers=1)
+    queries = robustness.needed(also=dict.fromkeys(LABELS, NOISES))
+    return (
+        corpus,
+        results,
+        queries,
+        cache,
+        robustness.measure(results, queries, corpus.validation, cache),
+    )
 
 
-def test_damaged_media_are_encoded_again_and_the_rest_stays(asked):
-    ws, _, damages, _, _ = asked
-    clean = ws.features().validation
-    for damage in damages[1:]:
-        data = robustness.damaged(ws, damage)
+def test_corrupted_media_are_encoded_again_and_the_rest_stays(trained):
+    corpus = trained[0]
+    clean = corpus.splits.validation
+    for corruption in NOISES[1:]:
+        data = corpus.validation(corruption, "ours")
         for modality in ("frames", "audio"):
             pairs = zip(getattr(data, modality), getattr(clean, modality), strict=True)
             same = [np.array_equal(a, b) for a, b in pairs if a is not None]
-            assert all(same) if modality != damage.modality else not any(same)
+            assert all(same) if modality != corruption.modality else not any(same)
         np.testing.assert_array_equal(data.text, clean.text)
         np.testing.assert_array_equal(data.present, clean.present)
-    id_, moments = clean.ids[3], ws.features().moments["audio"]
-    harmed = robustness.spoil(damages[1], id_, ws.media["audio"][15])
-    expected = (ws.encode("audio", harmed) - moments[0]) / moments[1]
-    np.testing.assert_allclose(robustness.damaged(ws, damages[1]).audio[3], expected, rtol=1e-5)
+    noisy = corruptions.corrupt(NOISES[1], clean.ids[3], corpus.media["audio"][15])
+    mean, spread = corpus.splits.moments["audio"]
+    expected = (corpus.encode("audio", noisy) - mean) / spread
+    data = corpus.validation(NOISES[1], "ours")
+    np.testing.assert_allclose(data.audio[3], expected, rtol=1e-5)
 
 
-def test_models_are_asked_once_and_say_of_clean_clips_what_they_said(asked, monkeypatch):
-    ws, results, damages, needed, found = asked
-    assert list(needed) == [None, *damages]
-    for name in ("taemi", "dual"):
-        said = results[name].predictions
-        np.testing.assert_allclose(found.intensity[None, name], said, atol=1e-5)
-        missing = robustness.without(ws.features().validation, "frames", MISSING[0].level)
+def test_models_are_measured_once_and_predict_of_clean_clips_what_they_did(trained):
+    corpus, results, queries, cache, measured = trained
+    assert list(queries) == [None, *NOISES]
+    missing = corruptions.without(corpus.splits.validation, "frames", MISSING[0].level)
+    for name in LABELS:
+        clean = measured.intensity[None, name]
+        np.testing.assert_allclose(clean, results[name].predictions, atol=1e-5)
         for seed in (0, 1):
             expected = predict(results.model(name, seed), missing)
-            given = found.intensity[damages[0], name][seed]
-            np.testing.assert_allclose(given, expected, atol=1e-5)
-    monkeypatch.setattr(robustness, "ask", None)  # a second time nobody is asked
-    again = robustness.answers(ws, results, needed)
-    for pair, predictions in found.intensity.items():
+            actual = measured.intensity[NOISES[0], name][seed]
+            np.testing.assert_allclose(actual, expected, atol=1e-5)
+    again = robustness.measure(results, queries, None, cache)  # nobody needs the clips any more
+    for pair, predictions in measured.intensity.items():
         np.testing.assert_array_equal(again.intensity[pair], predictions)
-    assert set(found.weights) == {(damage, "dual") for damage in needed}
+    assert set(measured.weights) == {(corruption, "dual") for corruption in queries}
 
 
-def test_tables_and_figures_have_a_row_and_a_panel_each(asked):
-    _, _, damages, _, found = asked
-    table = robustness.levels(found, {"taemi": "TAEMI", "dual": "dual-stage"}, damages)
-    assert len(table) == 2 * (3 + 3), "the clean clips, and the damaged ones, of each kind"
+def test_tables_have_a_row_each(trained):
+    measured = trained[-1]
+    table = robustness.levels(measured, LABELS, NOISES)
+    assert len(table) == 2 * (3 + 3), "clean and corrupted clips, of each kind"
     assert table.loc[table["level"].isna(), "cost"].eq(0).all()
-    claim = robustness.Claim("A", "1", "something", "taemi", "dual", tuple(damages))
-    tested = robustness.tested(found, [claim], {"taemi": "TAEMI", "dual": "dual-stage"})
-    assert tested["damage"].tolist() == [str(damage) for damage in damages]
-    expected = found.cost_difference(damages[1], "taemi", "dual")
+    claim = robustness.Hypothesis("A", "1", "something", "taemi", "dual", tuple(NOISES))
+    tested = robustness.tested(measured, [claim], LABELS)
+    assert tested["damage"].tolist() == [str(corruption) for corruption in NOISES]
+    expected = measured.cost_difference(NOISES[1], "taemi", "dual")
     assert tested["value"].iloc[1] == expected.value
-    changes = robustness.weight_changes(found, "dual", damages[1:])
-    curves = robustness_plots.damage_curves(table, "curves", "a corpus")
-    dots = robustness_plots.interval_dots(changes, "modality", "dots", "change", "a corpus")
-    titles = [axes.get_title() for axes in curves.axes]
-    assert titles == ["frames: missing", "audio: white noise", "frames: blur"]
-    labels = [text.get_text() for text in dots.axes[0].get_yticklabels()]
-    assert labels == changes["damage"].tolist()
-
-
-def test_a_picture_of_damaged_media():
-    frames = {"as it is": pictures(), "blur": robustness.blurred(pictures(), 0.1)}
-    sounds = {"as it is": np.arange(-800, 800, dtype=np.int16)}
-    figure = robustness_plots.spoilt_media(frames, sounds, 16_000, "a corpus")
-    assert [axes.get_ylabel() for axes in figure.axes] == ["as it is", "blur", "as it is"]
+    assert tested["verdict"].iloc[1] == robustness.verdict(expected)

@@ -1,13 +1,11 @@
 """How long a training step takes: the dual-stage network beside its own recurrence alone.
 
-What no network with an LSTM and a Transformer can save is the LSTM over the sound and the
-Transformer over the segments. The rest of the network, TCN, gate, pooling, mapping, scores and
-weights, should cost little beside them.
+A network with an LSTM over the sound and a Transformer over the segments can't cost less than
+these two. The rest of it, TCN, gate, pooling, mapping, scores and weights, should cost little more.
 """
 
 import statistics
 import time
-from collections.abc import Callable
 
 import pandas as pd
 import torch
@@ -16,94 +14,60 @@ from torch.nn import functional as F
 
 from emilib.models import DualStage
 from emilib.training.loop import no_denormals
-
-BATCH, FRAMES, STEPS = 32, 60, 600  # 12 s of video at 5 frames a second, of sound at 50 a second
-FRAMES_DIM, AUDIO_DIM, TEXT_DIM, TARGETS = 768, 1024, 768, 6
+from emilib.workers import device as default_device
 
 
-class _Bare(nn.Module):
-    """torch's BiLSTM and Transformer encoder, of the sizes they have in `DualStage`."""
+def stage_two(repeats: int = 9, device=None, batch: int = 32, steps: int = 600) -> pd.DataFrame:
+    """Seconds of a training step of Stage II: 60 frames × 768, 600 steps of sound × 1024 (12 s).
 
-    def __init__(self, like: DualStage):
-        super().__init__()
-        hidden = like.lstm.lstm.hidden_size
-        self.lstm = nn.LSTM(AUDIO_DIM, hidden, batch_first=True, bidirectional=True)
-        layer = nn.TransformerEncoderLayer(
-            like.width, 4, 4 * like.width, 0.1, "gelu", batch_first=True, norm_first=True
-        )
-        layers = len(like.encoder.layers)
-        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-
-    def forward(self, audio, segments):
-        return self.lstm(audio)[0].mean() + self.encoder(segments).mean()
-
-
-def stage_two(repeats: int = 9, device=None) -> pd.DataFrame:
-    """Seconds of a training step of Stage II: B = 32, 60 frames × 768, 600 audio steps × 1024.
-
-    repeats : steps that are timed of each, in turns, after one that is not
+    repeats : steps that are timed of each, in turns, so that a busy moment of the machine meets all
+        alike; a first turn, which allocates, is not timed
     device : None is the first GPU where there is one, else the CPU
 
     Columns: what, seconds (median), ratio (to the bare BiLSTM and Transformer). A step is forward,
     backward and AdamW.
     """
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
-    with torch.random.fork_rng():
+    device = torch.device(device or default_device())
+    with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
-        model = DualStage(FRAMES_DIM, AUDIO_DIM, TEXT_DIM, TARGETS).to(device).train()
-        bare = _Bare(model).to(device).train()
-        frames = torch.randn(BATCH, FRAMES, FRAMES_DIM, device=device)
-        audio = torch.randn(BATCH, STEPS, AUDIO_DIM, device=device)
-        text = torch.randn(BATCH, TEXT_DIM, device=device)
-        segments = torch.randn(BATCH, model.segments, model.width, device=device)
-        target = torch.rand(BATCH, TARGETS, device=device)
-        lengths = torch.linspace(0.5, 1, BATCH, device=device)[:, None]
-        frames_valid = torch.arange(FRAMES, device=device) < lengths * FRAMES
-        audio_valid = torch.arange(STEPS, device=device) < lengths * STEPS
+        model = DualStage(768, 1024, 768, 6).train()
+        lstm = nn.LSTM(1024, model.lstm.lstm.hidden_size, batch_first=True, bidirectional=True)
+        layer = nn.TransformerEncoderLayer(
+            model.width, 4, 4 * model.width, 0.1, "gelu", batch_first=True, norm_first=True
+        )
+        encoder = nn.TransformerEncoder(
+            layer, len(model.encoder.layers), enable_nested_tensor=False
+        )
+        frames, audio = torch.randn(batch, 60, 768), torch.randn(batch, steps, 1024)
+        text, target = torch.randn(batch, 768), torch.rand(batch, 6)
+        segments = torch.randn(batch, model.segments, model.width)
+        lengths = torch.linspace(0.5, 1, batch)[:, None]
+        masks = [torch.arange(count) < lengths * count for count in (60, steps)]
 
-        def loss(*masks):
-            return F.mse_loss(model(frames, audio, text, *masks).intensity, target)
+    def bare():
+        return lstm(audio)[0].mean() + encoder(segments).mean()
 
-        steps = {
-            "bare BiLSTM and Transformer": _step(bare, lambda: bare(audio, segments)),
-            "DualStage": _step(model, loss),
-            "DualStage, clips of half to full length": _step(
-                model, lambda: loss(frames_valid, audio_valid)
-            ),
-        }
-        with no_denormals():  # as `fit` trains
-            seconds = _in_turns(steps, repeats, device)
-    frame = pd.DataFrame({"what": list(seconds), "seconds": list(seconds.values())})
-    return frame.assign(ratio=frame["seconds"] / frame["seconds"].iloc[0])
+    def full(*valid):
+        return F.mse_loss(model(frames, audio, text, *valid).intensity, target)
 
-
-def _step(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
+    both = torch.optim.AdamW([*lstm.parameters(), *encoder.parameters()])
     optimizer = torch.optim.AdamW(model.parameters())
-
-    def step():
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-
-    return step
-
-
-def _in_turns(steps: dict[str, Callable], repeats: int, device) -> dict[str, float]:
-    """Median seconds of each; in turns, so that a busy moment of the machine meets all alike."""
-    taken = {name: [] for name in steps}
-    for turn in range(repeats + 1):
-        for name, step in steps.items():
-            _wait(device)
-            start = time.perf_counter()
-            step()
-            _wait(device)
-            if turn:  # the first turn allocates
-                taken[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in taken.items()}
-
-
-def _wait(device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    runs = {
+        "bare BiLSTM and Transformer": (both, bare),
+        "DualStage": (optimizer, full),
+        "DualStage, clips of half to full length": (optimizer, lambda: full(*masks)),
+    }
+    seconds = {name: [] for name in runs}
+    with torch.random.fork_rng(), no_denormals():  # as `fit` trains
+        for _ in range(repeats + 1):
+            for name, (optimiser, loss) in runs.items():
+                start = time.perf_counter()
+                optimiser.zero_grad()
+                loss().backward()
+                optimiser.step()
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    frame = pd.DataFrame({"what": list(medians), "seconds": list(medians.values())})
+    return frame.assign(ratio=frame["seconds"] / frame["seconds"].iloc[0])

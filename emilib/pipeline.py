@@ -25,7 +25,7 @@ from emilib.features.store import Rows
 from emilib.models.contrastive import ContrastivePair
 from emilib.progress import Counter, quietly
 from emilib.steps import Steps, finish
-from emilib.study import needs as estimate
+from emilib.study import resources
 from emilib.study.experiments import all_experiments
 from emilib.study.results import KIND, Results, result_parts
 from emilib.study.runs import run, untrainable
@@ -278,11 +278,11 @@ class Workspace:
         """What a run takes, as text: operations, hours, disk and GPU memory by stage."""
         silent = int(self.reader.table["transcript"].isna().sum())
         heard = silent if silent and speech.find_weights() is not None else 0
-        return estimate.text(self._estimate(heard, self.workers))
+        return resources.text(self._estimate(heard, self.workers))
 
     def _estimate(self, *more) -> pd.DataFrame:
         used = self.reader.partitions(self.profile.max_seconds)
-        return estimate.needs(self.profile, used, *more)
+        return resources.estimate(self.profile, used, *more)
 
     # ---------------------------------------------------------------------- media and encoders
 

@@ -1,15 +1,11 @@
 """`DualStage` against NumPy, invariants, every subset of modalities, training and bad input."""
 
-import json
-from itertools import combinations
-
 import numpy as np
-import pytest
 import torch
 
+from emilib import MODALITIES
 from emilib.models import DualStage
 from emilib.models.dual_stage import present_softmax
-from emilib.models.inputs import MODALITIES
 from emilib.models.temporal import positions
 
 SMALL = {
@@ -25,14 +21,6 @@ SMALL = {
     "heads": 2,
     "dropout": 0.0,
 }
-SUBSETS = [s for size in (1, 2, 3) for s in combinations(MODALITIES, size)]
-VARIANTS = [
-    {},
-    {"fusion": "concat"},
-    {"quality": False},
-    {"gate": False},
-    {"segment_pooling": False},
-]
 
 
 def build(**changes):
@@ -58,105 +46,6 @@ def batch(clips=4):
 
 def rows(inputs, index):
     return {name: value[index] for name, value in inputs.items()}
-
-
-@pytest.mark.parametrize("modalities", SUBSETS)
-def test_every_subset_has_its_layers_only_and_weights_that_sum_to_one(modalities):
-    model = build(modalities=modalities).eval()
-    names = {name.split(".")[0] for name, _ in model.named_parameters()}
-    assert ("tcn" in names) == ("frames" in modalities)
-    assert ("lstm" in names) == ("audio" in modalities)
-    assert set(model.mapping) == set(model.quality) == set(modalities)
-    inputs = batch()
-    out = model(**inputs)
-    assert out.intensity.shape == (4, 3)
-    assert out.intensity.isfinite().all()
-    assert out.weights.shape == (4, 4, 3)
-    unused = [i for i, name in enumerate(MODALITIES) if name not in modalities]
-    assert out.weights[..., unused].eq(0).all()
-    assert out.weights[2, :, 1].eq(0).all()
-    total = out.weights.sum(-1)
-    assert torch.all((total - 1).abs().lt(1e-6) | total.eq(0))
-    if "text" in modalities:  # text reaches every segment
-        torch.testing.assert_close(total, torch.ones(4, 4))
-    for name in set(MODALITIES) - set(modalities):  # unused inputs may be None
-        inputs |= {name: None, f"{name}_valid": None} if name != "text" else {name: None}
-    assert torch.equal(model(**inputs).intensity, out.intensity)
-
-
-@pytest.mark.parametrize("changes", VARIANTS)
-def test_padding_and_batch_order_do_not_matter(changes):
-    model = build(**changes).eval()
-    inputs = batch()
-    out = model(**inputs)
-    order = torch.tensor([3, 0, 2, 1])
-    torch.testing.assert_close(
-        model(**rows(inputs, order)).intensity, out.intensity[order], atol=1e-6, rtol=1e-5
-    )
-    for row in range(4):
-        alone = rows(inputs, slice(row, row + 1))
-        frames, audio = int(alone["frames_valid"].sum()), int(alone["audio_valid"].sum())
-        for name, length in (("frames", frames), ("audio", audio)):
-            alone[name] = alone[name][:, :length]
-            alone[f"{name}_valid"] = None  # every step is real now
-        single = model(**alone)
-        torch.testing.assert_close(
-            single.intensity[0], out.intensity[row], atol=2e-6, rtol=1e-5, msg=f"clip {row}"
-        )
-
-
-@pytest.mark.parametrize("changes", VARIANTS)
-def test_content_of_absent_modalities_and_padding_does_not_matter(changes):
-    model = build(**changes).eval()
-    inputs = batch()
-    inputs["present"] = torch.tensor([[1, 1, 1], [0, 1, 1], [1, 0, 1], [1, 1, 0]]).bool()
-    out = model(**inputs)
-    present = inputs["present"]
-    real = {
-        "frames": inputs["frames_valid"] & present[:, :1],
-        "audio": inputs["audio_valid"] & present[:, 1:2],
-        "text": present[:, 2],
-    }
-    for filler in (float("nan"), 1e4):
-        for name, where in real.items():
-            inputs[name] = inputs[name].masked_fill(~where.unsqueeze(-1), filler)
-        again = model(**inputs)
-        assert torch.equal(again.intensity, out.intensity)
-        if out.weights is not None:
-            assert torch.equal(again.weights, out.weights)
-
-
-def test_dropping_a_modality_equals_not_passing_it():
-    model = build().eval()
-    inputs = batch(clips=2)
-    for column, name in enumerate(MODALITIES):
-        dropped = inputs | {"present": torch.ones(2, 3, dtype=torch.bool)}
-        dropped["present"][:, column] = False
-        missing = inputs | {name: None, "present": None}
-        if name != "text":
-            missing[f"{name}_valid"] = None
-        out = model(**dropped)
-        torch.testing.assert_close(out.intensity, model(**missing).intensity)
-        assert out.weights[..., column].eq(0).all()
-        full = model(**inputs).intensity
-        assert not torch.allclose(out.intensity, full, atol=1e-4)
-
-
-@pytest.mark.parametrize("changes", VARIANTS)
-def test_a_clip_without_anything_gets_a_learned_constant(changes):
-    model = build(**changes).train()
-    inputs = batch()
-    inputs["present"][1] = False
-    out = model(**inputs)
-    assert out.intensity.isfinite().all()
-    if out.weights is not None:
-        assert out.weights[1].eq(0).all()
-    out.intensity[1].square().sum().backward()
-    assert model.nothing.grad.abs().sum() > 0
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-    nobody = model(**inputs | {"present": torch.zeros(4, 3, dtype=torch.bool)})
-    torch.testing.assert_close(nobody.intensity[0], out.intensity[1])
-    assert nobody.intensity.std(0).lt(1e-6).all()
 
 
 def test_softmax_over_what_is_present_in_numpy():
@@ -227,95 +116,3 @@ def test_time_base_without_segment_pooling_is_the_clips_frames():
     inputs["present"][1, 0] = False  # without frames: M segments
     valid = model(**inputs).weights.sum(-1) > 0
     assert valid.sum(1).tolist() == [9, 4, 12, 2]
-
-
-def test_evaluation_equals_training_without_dropout():
-    model, inputs = build(layers=2), batch()
-    with torch.no_grad():
-        trained = model.train()(**inputs).intensity
-        torch.testing.assert_close(model.eval()(**inputs).intensity, trained, atol=1e-5, rtol=1e-4)
-
-
-def test_every_parameter_learns():
-    model = build()
-    model(**batch()).intensity.square().sum().backward()
-    still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert still == ["nothing"]  # used by clips without anything, of which there is none here
-
-
-@pytest.mark.parametrize("changes", VARIANTS)
-def test_overfits_one_batch(changes):
-    model, inputs = build(**changes), batch()
-    target = torch.rand(4, 3, generator=torch.Generator().manual_seed(1))
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(200):
-        loss = torch.nn.functional.mse_loss(model(**inputs).intensity, target)
-        if loss < 1e-3:
-            break
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss < 1e-3
-
-
-def test_save_and_load(tmp_path):
-    model = build(modalities=("audio", "text"), tcn_dilations=(1, 2), fusion="concat").eval()
-    model.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["modalities"] == ["audio", "text"]
-    again = DualStage.from_pretrained(tmp_path).eval()
-    assert again.modalities == ("audio", "text")
-    assert torch.equal(again(**batch()).intensity, model(**batch()).intensity)
-
-
-def test_bf16_autocast_and_half_precision_features():
-    model, inputs = build().eval(), batch()
-    exact = model(**inputs).intensity
-    half = {k: v.half() if v.is_floating_point() else v for k, v in inputs.items()}
-    torch.testing.assert_close(model(**half).intensity, exact, atol=1e-2, rtol=1e-2)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = model(**inputs)
-    torch.testing.assert_close(out.intensity.float(), exact, atol=0.1, rtol=0.1)
-
-
-def bad(**changes):
-    return batch() | changes
-
-
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        (bad(frames=torch.zeros(4, 12, 6)), r"frames of width 5, got 6.*frames_dim=6"),
-        (bad(text=torch.zeros(4, 1, 4)), r"text of shape \(B, D\), got \(4, 1, 4\)"),
-        (bad(audio=torch.zeros(4, 0, 7)), r"audio with at least one clip and one step"),
-        (bad(audio=torch.zeros(3, 30, 7)), r"same number of clips .*'audio': 3"),
-        (bad(audio=torch.zeros(4, 30, 7).long()), r"audio as floating point, got torch\.int64"),
-        (bad(frames=np.zeros((4, 12, 5))), r"frames as a torch\.Tensor .* got ndarray"),
-        (bad(frames=None, audio=None, text=None), r"at least one of the modalities"),
-        (bad(text=torch.full((4, 4), torch.nan)), r"finite text, but 4 of 4 clips"),
-        (bad(frames=torch.full((4, 12, 5), torch.inf)), r"finite frames"),
-        (bad(frames_valid=torch.ones(4, 12)), r"frames_valid as torch\.bool .* got torch\.float32"),
-        (bad(audio_valid=torch.ones(4, 29).bool()), r"audio_valid of shape \(4, 30\).*\(4, 29\)"),
-        (bad(present=torch.ones(4, 2).bool()), r"present of shape \(4, 3\).*got \(4, 2\)"),
-        (bad(present=torch.ones(4, 3)), r"present as torch\.bool"),
-        (bad(audio_valid=torch.arange(30).expand(4, 30) > 2), r"real step after padding"),
-    ],
-)
-def test_bad_input_says_what_was_expected_and_what_came(inputs, message):
-    with pytest.raises(ValueError, match=message):
-        build()(**inputs)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"modalities": ()}, "non-empty"),
-        ({"modalities": "text"}, "sequence"),
-        ({"modalities": ("video",)}, "video"),
-        ({"heads": 3}, "heads 3"),
-        ({"segments": 0}, "segments of at least 1"),
-        ({"fusion": "product"}, "product"),
-    ],
-)
-def test_bad_settings(changes, message):
-    with pytest.raises(ValueError, match=message):
-        build(**changes)

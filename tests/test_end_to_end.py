@@ -5,8 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from emilib.features.loading import small_audio, small_text
-from emilib.models.end_to_end import EmotionHead, EndToEnd, pad_waveforms
+from emilib.features.encoders import padded
+from emilib.features.loading import load_encoder, save_encoder, small_audio, small_text
+from emilib.models.end_to_end import EndToEnd
 from emilib.models.taemi import TAEMI
 
 TEXTS = ["what a lovely day", "no", "i can not believe it worked", "we did it again"]
@@ -34,24 +35,24 @@ TEXT = {
     "max_position_embeddings": 32,
 }
 
+MOMENTS = {"audio": (torch.full((16,), 0.1), 2.0), "text": (0.0, torch.full((16,), 0.5))}
 
-def build(frozen=(), head=True, norm="layer", **settings):
+
+def build(frozen=(), norm="layer", **settings):
     torch.manual_seed(0)
     audio = small_audio(
         {**AUDIO, "feat_extract_norm": norm, "do_stable_layer_norm": norm == "layer"}
     )
     text = small_text(TEXT, TEXTS, max_tokens=16)
-    fusion = TAEMI(6, 16 + 3 * head, 16, 3, width=8, heads=2, **settings)
-    return EndToEnd(
-        audio, text, fusion, emotion_head=EmotionHead(16) if head else None, frozen=frozen
-    )
+    fusion = TAEMI(6, 16, 16, 3, width=8, heads=2, **settings)
+    return EndToEnd(audio, text, fusion, frozen=frozen, audio_every=2, moments=MOMENTS)
 
 
 def batch(model, clips=range(4)):
     rng = np.random.default_rng(0)
-    waves = [rng.normal(size=n).astype("float32") for n in LENGTHS]
+    waves = [torch.tensor(rng.normal(size=n), dtype=torch.float32) for n in LENGTHS]
     frames = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(1))
-    waveform, valid = pad_waveforms([waves[i] for i in clips])
+    waveform, valid = padded([waves[i] for i in clips])
     return {
         "frames": frames[list(clips)],
         "waveform": waveform,
@@ -73,22 +74,22 @@ def test_a_padded_batch_equals_each_clip_alone(norm):
 
 @torch.no_grad()
 def test_frozen_equals_the_cached_path():
-    model = build(frozen=("audio", "text"))
+    """Encoders alone, pairs of steps averaged, standardised, then the fusion."""
+    model = build(frozen=("audio", "text")).train()  # what is frozen stays in evaluation
     model.fusion.eval()
     data = batch(model)
     audio, text = [], []
     for clip in range(4):
         one = batch(model, [clip])
         hidden, _ = model.audio(one["waveform"], one["waveform_valid"])
-        audio.append(torch.cat([hidden, model.emotion_head(hidden)], -1)[0])
+        audio.append(torch.stack([pair.mean(0) for pair in hidden[0].split(2)]))
         text.append(model.text(**one["tokens"])[0])
     lengths = torch.tensor([len(a) for a in audio])
-    padded = torch.nn.utils.rnn.pad_sequence(audio, batch_first=True)
-    valid = torch.arange(padded.shape[1]) < lengths[:, None]
-    cached = model.fusion(data["frames"], padded, torch.stack(text), audio_valid=valid)
-    out = model.train()  # frozen encoders stay in evaluation
-    out.fusion.eval()
-    torch.testing.assert_close(out(**data).intensity, cached.intensity, rtol=1e-4, atol=1e-5)
+    sequence = torch.nn.utils.rnn.pad_sequence(audio, batch_first=True)
+    valid = torch.arange(sequence.shape[1]) < lengths[:, None]
+    sequence, words = (sequence - 0.1) / 2.0, torch.stack(text) / 0.5
+    cached = model.fusion(data["frames"], sequence, words, audio_valid=valid)
+    torch.testing.assert_close(model(**data).intensity, cached.intensity, rtol=1e-4, atol=1e-5)
 
 
 def step(model, data):
@@ -105,8 +106,7 @@ def test_what_is_frozen_does_not_move_and_the_rest_does(frozen):
     moved = {
         k.split(".")[0] for k, v in model.state_dict().items() if not torch.equal(v, before[k])
     }
-    expected = {"fusion", "audio", "text", "emotion_head"} - set(frozen)
-    assert moved == expected - ({"emotion_head"} if "audio" in frozen else set())
+    assert moved == {"fusion", "audio", "text"} - set(frozen)
 
 
 def test_parameter_groups_hold_every_trained_parameter_once():
@@ -148,7 +148,7 @@ def test_nobody_has_sound_or_text():
 
 def test_overfits_a_batch():
     model = build(modality_dropout=0.0, dropout=0.0, attention_dropout=0.0)
-    for module in (model.audio, model.text, model.emotion_head):
+    for module in (model.audio, model.text):
         module.eval()  # dropout off; parameters still learn
     data, target = batch(model), torch.rand(4, 3)
     optimiser = torch.optim.AdamW(model.parameter_groups(5e-3), weight_decay=0.0)
@@ -160,44 +160,34 @@ def test_overfits_a_batch():
     assert loss.item() < 1e-3
 
 
-@pytest.mark.parametrize("head", [True, False])
-def test_saves_and_loads(head, tmp_path):
-    model = build(head=head).eval()
-    model.save_pretrained(tmp_path)
-    loaded = EndToEnd.from_pretrained(tmp_path, frozen=("audio",)).eval()
+def test_saves_and_loads(tmp_path):
+    model = build().eval()
+    model.save_pretrained(tmp_path, save_encoder)
+    loaded = EndToEnd.from_pretrained(tmp_path, load_encoder, frozen=("audio",)).eval()
     data = batch(model)
     assert torch.equal(loaded(**data).intensity, model(**data).intensity)
     assert loaded.frozen == ("audio",)
 
 
-def test_waveforms_are_padded_to_the_longest_and_cut_at_the_limit():
-    waves = [np.ones(20_000), None, np.ones(3)]
-    padded, valid = pad_waveforms(waves)
-    assert padded.shape == (3, 20_000)
-    assert valid.sum(1).tolist() == [20_000, 0, 3]
-    assert (padded[~valid] == 0).all()
-    assert pad_waveforms(waves, max_seconds=0.5)[0].shape == (3, 8000)
-    assert pad_waveforms([np.ones(200_000)])[0].shape == (1, 192_000)
-    assert pad_waveforms([np.ones(200_000)], None)[0].shape == (1, 200_000)
-    assert pad_waveforms([None])[0].shape == (1, 1)
-
-
-def test_bad_input_is_one_clear_error():
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"waveform": torch.zeros(2, 9)}, "number of clips"),
+        ({"frames": None, "waveform": None, "tokens": None}, "no input at all"),
+        ({"waveform": torch.zeros(4)}, "waveform of shape"),
+        ({"waveform_valid": torch.ones(4, 7, dtype=torch.bool)}, "waveform_valid"),
+        ({"present": torch.ones(4, 2, dtype=torch.bool)}, "present"),
+    ],
+)
+def test_bad_input_is_refused(change, word):
     model = build()
-    data = batch(model)
-    with pytest.raises(ValueError, match="of shape"):
-        pad_waveforms([np.ones((2, 5))])
-    with pytest.raises(ValueError, match="empty list"):
-        pad_waveforms([])
-    with pytest.raises(ValueError, match="number of clips"):
-        model(**{**data, "waveform": data["waveform"][:2]})
-    with pytest.raises(ValueError, match="no input at all"):
-        model(None, None, None)
-    with pytest.raises(ValueError, match="waveform of shape"):
-        model(**{**data, "waveform": data["waveform"][0]})
-    with pytest.raises(ValueError, match="waveform_valid"):
-        model(**{**data, "waveform_valid": data["waveform_valid"][:, :7]})
-    with pytest.raises(ValueError, match="frozen is"):
+    with pytest.raises(ValueError, match=word):
+        model(**batch(model) | change)
+
+
+def test_settings_that_do_not_fit_are_refused():
+    model = build()
+    with pytest.raises(ValueError, match="vision"):
         build(("vision",))
     with pytest.raises(ValueError, match="audio_dim=16"):
-        EndToEnd(model.audio, model.text, model.fusion)
+        EndToEnd(model.audio, model.text, TAEMI(6, 19, 16, 3, width=8, heads=2))

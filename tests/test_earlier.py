@@ -1,0 +1,256 @@
+"""The earlier solutions: stated sizes, masks, and parts against NumPy, SciPy and torch's layers."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.spatial.distance import cdist
+from scipy.stats import pearsonr
+from torch import nn
+
+from emilib import models
+from emilib.features import FeatureSet
+from emilib.models import earlier, fusion, multimodal
+
+DIMS = {"frames": 6, "audio": 7, "text": 5}
+LENGTHS = {"frames": torch.tensor([4, 1, 6, 3]), "audio": torch.tensor([2, 9, 5, 1])}
+ALL = (6, 7, 5, 3)
+
+# Small models that take what `batch` gives: (make, modalities read, settings without dropout)
+
+
+def valid_steps(lengths, steps):
+    return torch.arange(steps) < lengths[:, None]
+
+
+def batch():
+    torch.manual_seed(0)
+    return {
+        "frames": torch.randn(4, 6, 6),
+        "audio": torch.randn(4, 9, 7),
+        "text": torch.randn(4, 5),
+        "frames_valid": valid_steps(LENGTHS["frames"], 6),
+        "audio_valid": valid_steps(LENGTHS["audio"], 9),
+        "present": torch.ones(4, 3, dtype=torch.bool),
+    }
+
+
+def build(name, **change):
+    torch.manual_seed(1)
+    return models.build(name, DIMS, 3, **change).eval()
+
+
+# ------------------------------------------------------------------ stated sizes
+
+
+def test_stated_sizes():
+    with torch.device("meta"):
+        hallmen, gru, mean = earlier.Hallmen2024(), earlier.LastStepGRU(), earlier.MeanLinear()
+        savchenko, tfn, mult = earlier.Savchenko2025(), multimodal.TFN(), multimodal.MulT()
+    assert (hallmen.lstm.hidden_size, hallmen.lstm.num_layers) == (1027, 2)
+    assert not hallmen.lstm.bidirectional
+    assert [tuple(p.shape) for p in (hallmen.head[0].weight, hallmen.head[2].weight)] == [
+        (2054, 2054),
+        (6, 2054),
+    ]
+    assert isinstance(hallmen.head[1], nn.Tanh)
+    assert (gru.gru.input_size, gru.gru.num_layers, gru.gru.bidirectional) == (384, 3, False)
+    assert (mean.head.in_features, mean.head.out_features) == (768, 6)
+    inputs = {"frames": 4 * 768, "audio": 1027, "text": 768}
+    for name, member in savchenko.members.items():
+        first, relu, second, sigmoid = member.head
+        assert (first.in_features, first.out_features) == (inputs[name], 64)
+        assert (second.in_features, second.out_features) == (64, 6)
+        assert isinstance(relu, nn.ReLU)
+        assert isinstance(sigmoid, nn.Sigmoid)
+    assert tfn.head[0][0].in_features == 129 * 33 * 33
+    assert len(mult.crossmodal) == 6
+    assert mult.head.in_features == 6 * 40
+
+
+# ------------------------------------------------------------------ forward passes written out
+
+
+def test_mean_linear_and_last_step_are_written_out_per_clip():
+    data = batch()
+    linear, gru = build("MeanLinear"), build("LastStepGRU", hidden=12)
+    hallmen = build("Hallmen2024")
+    for clip in range(4):
+        heard = data["audio"][clip, : LENGTHS["audio"][clip]]
+        seen = data["frames"][clip, : LENGTHS["frames"][clip]]
+        torch.testing.assert_close(linear(**data).intensity[clip], linear.head(heard.mean(0)))
+        states, hidden = gru.gru(seen)
+        torch.testing.assert_close(states[-1], hidden[-1])
+        torch.testing.assert_close(gru(**data).intensity[clip], gru.head(states[-1]))
+        states, _ = hallmen.lstm(heard)
+        expected = hallmen.head(torch.cat([states.mean(0), states[-1]]))
+        torch.testing.assert_close(hallmen(**data).intensity[clip], expected)
+
+
+def test_a_missing_modality_is_the_learned_vector_alone():
+    model, data = build("LastStepGRU", hidden=12), batch()
+    data["present"][2, 0] = False
+    states, _ = model.gru(model.missing["frames"][None])
+    torch.testing.assert_close(model(**data).intensity[2], model.head(states[-1]))
+
+
+def test_auxiliary_loss_makes_the_error_of_the_average_that_of_its_members():
+    torch.manual_seed(0)
+    members, target = [torch.randn(8, 3) for _ in range(4)], torch.randn(8, 3)
+    out = fusion.average(members, training=True)
+    together = F.mse_loss(out.intensity, target) + out.auxiliary_loss
+    apart = torch.stack([F.mse_loss(m, target) for m in members]).mean()
+    torch.testing.assert_close(together, apart)
+
+
+def test_clip_statistics_are_numpys():
+    x, valid = batch()["frames"], batch()["frames_valid"]
+    statistics = earlier.clip_statistics(x, valid).numpy()
+    for clip, length in enumerate(LENGTHS["frames"]):
+        seen = x[clip, :length].numpy()
+        parts = [seen.mean(0), seen.std(0), seen.min(0), seen.max(0)]
+        np.testing.assert_allclose(statistics[clip], np.concatenate(parts), atol=2e-6)
+
+
+def test_tensor_fusion_holds_every_product():
+    model, data = build("TFN", width=6, text_width=8, hidden=16), batch()
+    seen = {}
+    model.head.register_forward_pre_hook(lambda _, args: seen.update(cube=args[0]))
+    model(**data)
+    z = {}
+    for name in DIMS:
+        x = data[name]
+        if name != "text":
+            steps = LENGTHS[name]
+            x = torch.stack([clip[:n].mean(0) for clip, n in zip(x, steps, strict=True)])
+        z[name] = F.pad(model.embed[name](x), (0, 1), value=1.0).detach()
+    for clip in range(4):
+        product = np.multiply.outer(
+            np.multiply.outer(z["text"][clip].numpy(), z["frames"][clip].numpy()),
+            z["audio"][clip].numpy(),
+        )
+        np.testing.assert_allclose(seen["cube"][clip].detach(), product.ravel(), rtol=1e-5)
+
+
+def test_crossmodal_block_reads_the_source():
+    torch.manual_seed(0)
+    layer = multimodal.Crossmodal(8, 2, 1, 0.0).eval()
+    target, source = torch.randn(1, 3, 8), torch.randn(1, 5, 8)
+    block = layer.blocks[0]
+    asking, answering = F.layer_norm(target, (8,)), F.layer_norm(source, (8,))
+    weight, bias = block["attention"].in_proj_weight, block["attention"].in_proj_bias
+    q, k, v = (
+        F.linear(x, w, b).view(1, -1, 2, 4).transpose(1, 2)
+        for x, w, b in zip(
+            (asking, answering, answering), weight.chunk(3), bias.chunk(3), strict=True
+        )
+    )
+    read = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(1, 3, 8)
+    y = F.layer_norm(block["attention"].out_proj(read) + asking, (8,))
+    expected = block["feed_forward"](y) + y
+    result = layer(target, source, torch.ones(1, 5, dtype=torch.bool))
+    torch.testing.assert_close(result, expected)
+
+
+def test_central_moment_discrepancy_is_numpys():
+    rng = np.random.default_rng(0)
+    x, y = rng.random((20, 3)), rng.random((30, 3)) ** 2
+    moments = lambda v: [v.mean(0)] + [((v - v.mean(0)) ** k).mean(0) for k in range(2, 6)]  # noqa: E731
+    pairs = zip(moments(x), moments(y), strict=True)
+    expected = sum(cdist(a[None], b[None])[0, 0] for a, b in pairs)
+    value = multimodal.central_moment_discrepancy(torch.tensor(x), torch.tensor(y))
+    assert value.item() == pytest.approx(expected)
+    assert multimodal.central_moment_discrepancy(torch.tensor(x), torch.tensor(x)).item() == 0
+
+
+def test_misa_losses_vanish_where_they_should():
+    torch.manual_seed(0)
+    same = torch.rand(6, 4)
+    u = {name: torch.randn(6, 4) for name in DIMS}
+    shared = dict.fromkeys(DIMS, same)
+    private = {name: torch.zeros(6, 4) for name in DIMS}
+    similarity, difference, reconstruction = multimodal.misa_losses(u, shared, private, u)
+    assert similarity.item() == 0
+    assert difference.item() == 0
+    assert reconstruction.item() == 0
+    private["audio"] = same
+    assert multimodal.misa_losses(u, shared, private, u)[1].item() > 0
+    zero = {name: x[:1] for name, x in u.items()}
+    assert [float(x) for x in multimodal.misa_losses(zero, zero, zero, zero)] == [0.0, 0.0, 0.0]
+
+
+# ------------------------------------------------------------------ Savchenko's fusion
+
+
+def test_search_finds_the_best_of_the_grid():
+    rng = np.random.default_rng(0)
+    target = rng.random((60, 2))
+    predictions = np.stack([target + rng.normal(0, s, (60, 2)) for s in (0.4, 0.6, 1.0)])
+    weights = earlier.search_weights(predictions, target, parts=5)
+    grid = [(a, b, 5 - a - b) for a in range(6) for b in range(6 - a)]
+    for e in range(2):
+        rho = [pearsonr(np.array(w) @ predictions[:, :, e], target[:, e])[0] for w in grid]
+        np.testing.assert_allclose(weights[:, e], np.array(grid[np.argmax(rho)]) / 5)
+    useless = np.stack([target, np.zeros_like(target)])
+    assert (earlier.search_weights(useless, target)[0] > 0).all()
+
+
+def feature_set(count=24):
+    rng = np.random.default_rng(1)
+    return FeatureSet.from_arrays(
+        [str(i) for i in range(count)],
+        frames=[rng.normal(size=(3 + i % 4, 6)).astype("float32") for i in range(count)],
+        audio=[rng.normal(size=(2 + i % 5, 7)).astype("float32") for i in range(count)],
+        text=rng.normal(size=(count, 5)).astype("float32"),
+        target=rng.random((count, 3)).astype("float32"),
+    )
+
+
+class Fitted:
+    """A few full-batch steps: what `fit_savchenko` needs of a trainer; it notes its clips."""
+
+    clips, predicted = [], []
+
+    def __init__(self, model, data):
+        self.model = model
+        self.clips.append(set(data.ids))
+        (batch_,) = data.batches(len(data))
+        optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for _ in range(10):
+            loss = F.mse_loss(model(**batch_.inputs()).intensity, batch_.target)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+
+    @torch.no_grad()
+    def predict(self, data):
+        self.predicted.append((self.clips[-1], set(data.ids)))
+        (batch_,) = data.batches(len(data), bucket=False)
+        return self.model.eval()(**batch_.inputs()).intensity.numpy()
+
+
+def test_savchenko_weights_are_held_out_and_the_leak_is_apart():
+    data = feature_set()
+    train, valid = data.select(np.arange(16)), data.select(np.arange(16, 24))
+    torch.manual_seed(0)
+    fitted = earlier.fit_savchenko(train, Fitted, valid, folds=3)
+    (batch_,) = valid.batches(len(valid), bucket=False)
+    with torch.no_grad():
+        parts = [m(**batch_.inputs()).intensity for m in fitted.model.members.values()]
+        for model in (fitted.model, fitted.leaked):
+            torch.testing.assert_close(model.fusion.sum(0), torch.ones(3))
+            expected = (model.fusion[:, None] * torch.stack(parts)).sum(0)
+            torch.testing.assert_close(model(**batch_.inputs()).intensity, expected)
+        honest, leaked = (
+            [pearsonr(p, y).statistic for p, y in zip(out.T, valid.target.T, strict=True)]
+            for out in (
+                m(**batch_.inputs()).intensity.numpy() for m in (fitted.model, fitted.leaked)
+            )
+        )
+    assert np.mean(leaked) >= np.mean(honest)  # what makes the leak a leak
+    assert all(not trained & asked for trained, asked in Fitted.predicted)
+    asked = [ids for _, ids in Fitted.predicted if not ids & set(valid.ids)]
+    assert [sum(i in ids for ids in asked) for i in train.ids] == [3] * 16  # once a modality
+    assert earlier.fit_savchenko(train, Fitted, folds=2).leaked is None
+    with pytest.raises(ValueError, match="folds"):
+        earlier.fit_savchenko(train, Fitted, folds=1)

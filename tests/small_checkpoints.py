@@ -1,37 +1,148 @@
 """Small random checkpoints in the formats and under the names of the papers' large ones."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from test_pretrained import (
-    AUDEERING,
-    clip_folder,
-    emotion_folder,
-    sound_folder,
-    text_folder,
-    vit_folder,
+import whisper
+from safetensors.torch import save_file
+from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    GteConfig,
+    GteForMaskedLM,
+    ViTConfig,
+    ViTImageProcessorPil,
+    ViTModel,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForPreTraining,
+    Wav2Vec2Model,
 )
-from test_speech import write_whisper
-from transformers import BertConfig, BertForPreTraining, GteConfig, GteForMaskedLM
+
+from emilib.features import loading
+
+AUDEERING = "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES |= {"intermediate_size": 32}
+PICTURE = {"image_size": 32, "patch_size": 8}
+SOUND = {  # the layer-norm architecture of wav2vec2-large, narrow
+    **SIZES,
+    "conv_dim": (8,) * 7,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "conv_bias": True,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "num_codevectors_per_group": 4,
+    "codevector_dim": 8,
+    "proj_codevector_dim": 8,
+}
+TEXTS = ["I really admire what you did.", "oh no", "we did it, we did it!"]
+
+
+def clip_folder(folder):
+    """Network of the vision half, and image processor; the file holds both halves."""
+    config = CLIPConfig(text_config={**SIZES, "vocab_size": 30}, vision_config={**SIZES, **PICTURE})
+    model = CLIPModel(config).eval()
+    model.save_pretrained(folder)
+    crop = {"crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 32}}
+    processor = CLIPImageProcessorPil(**crop)
+    processor.save_pretrained(folder)
+    return model.vision_model, processor
+
+
+def vit_folder(folder):
+    """Network and image processor, whose settings are not the family's."""
+    model = ViTModel(ViTConfig(**SIZES, **PICTURE), add_pooling_layer=False).eval()
+    model.save_pretrained(folder)
+    colours = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}
+    processor = ViTImageProcessorPil(size={"height": 32, "width": 32}, resample=2, **colours)
+    processor.save_pretrained(folder)
+    return model, processor
+
+
+def sound_folder(folder, normalise=True, **changes):
+    """Network and feature extractor; as published, with the heads of pretraining beside it."""
+    model = Wav2Vec2ForPreTraining(Wav2Vec2Config(**{**SOUND, **changes})).eval()
+    model.save_pretrained(folder)
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=normalise, return_attention_mask=True)
+    extractor.save_pretrained(folder)
+    return model.wav2vec2, extractor
+
+
+def emotion_folder(folder, legacy=False):
+    """Network and head weights, under their published names, without this project's class."""
+    Path(folder).mkdir(exist_ok=True)
+    config = Wav2Vec2Config(**SOUND, num_labels=3, final_dropout=0.1)
+    network = Wav2Vec2Model(config).eval()
+    head = {
+        "classifier.dense.weight": torch.randn(16, 16) * 0.5,
+        "classifier.dense.bias": torch.randn(16),
+        "classifier.out_proj.weight": torch.randn(3, 16),
+        "classifier.out_proj.bias": torch.randn(3),
+    }
+    weights = {f"wav2vec2.{k}": v.contiguous() for k, v in network.state_dict().items()} | head
+    if legacy:  # the names of torch's older weight norm, and torch's older file
+        for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
+            long = f"parametrizations.weight.{new}"
+            weights = {key.replace(long, old): value for key, value in weights.items()}
+        torch.save(weights, Path(folder) / "pytorch_model.bin")
+    else:
+        save_file(weights, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+    written = {**config.to_dict(), "architectures": ["Wav2Vec2ForSpeechClassification"]}
+    (Path(folder) / "config.json").write_text(json.dumps(written))
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
+    return network, head
+
+
+def text_folder(folder, model_class=BertForPreTraining, config_class=BertConfig):
+    """Network with a tokenizer of the words of `TEXTS`."""
+    tokenizer = loading.wordpiece(TEXTS, 80)
+    model = model_class(config_class(vocab_size=len(tokenizer), pad_token_id=0, **SIZES)).eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def gte_folder(folder):
+    return text_folder(folder, GteForMaskedLM, GteConfig)
+
+
+def whisper_file(path):
+    """A random Whisper in openai-whisper's own file format; its context is the real one."""
+    sizes = {"n_mels": 80, "n_audio_ctx": 1500, "n_vocab": 51865, "n_text_ctx": 24}
+    sizes |= {f"n_{half}_{name}": n for half in ("audio", "text") for name, n in WHISPER.items()}
+    dims = whisper.model.ModelDimensions(**sizes)
+    torch.manual_seed(0)
+    model = whisper.model.Whisper(dims)
+    with torch.no_grad():  # its own zero positions would make all clips alike
+        model.decoder.positional_embedding.normal_()
+    torch.save({"dims": asdict(dims), "model_state_dict": model.state_dict()}, path)
+    return path
+
+
+WHISPER = {"state": 16, "head": 2, "layer": 1}
+MAKERS = {
+    "openai/clip-vit-base-patch16": clip_folder,
+    "google/vit-base-patch16-224-in21k": vit_folder,
+    "facebook/wav2vec2-large-lv60": sound_folder,
+    AUDEERING: emotion_folder,
+    "bert-base-uncased": text_folder,
+    "alibaba-nlp-community/gte-base-en-v1.5": gte_folder,
+}
 
 
 def write(folder) -> Path:
-    """A folder for ``EMI_WEIGHTS`` that holds a checkpoint for every name of the manifest."""
+    """A folder for ``EMI_WEIGHTS`` with a checkpoint for every name of `checkpoints.csv`."""
     folder = Path(folder)
-    makers = {
-        "openai/clip-vit-base-patch16": clip_folder,
-        "google/vit-base-patch16-224-in21k": vit_folder,
-        "facebook/wav2vec2-large-lv60": sound_folder,
-        AUDEERING: emotion_folder,
-        "bert-base-uncased": lambda place: text_folder(place, BertForPreTraining, BertConfig),
-        "alibaba-nlp-community/gte-base-en-v1.5": lambda place: text_folder(
-            place, GteForMaskedLM, GteConfig
-        ),
-    }
     torch.manual_seed(0)
-    for name, make in makers.items():
-        place = folder / name
-        place.mkdir(parents=True)
-        make(place)
-    write_whisper(folder / "large-v3-turbo.pt")
+    for name, make in MAKERS.items():
+        (folder / name).mkdir(parents=True)
+        make(folder / name)
+    whisper_file(folder / "large-v3-turbo.pt")
     return folder

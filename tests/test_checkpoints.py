@@ -1,0 +1,104 @@
+"""The table of checkpoints, and how they are found, named and asked for."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import small_checkpoints as small
+import whisper
+
+from emilib import profiles
+from emilib.features import checkpoints, loading
+
+NETWORKS = [entry for entry in checkpoints.CHECKPOINTS if entry.role != "speech"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_here(monkeypatch, tmp_path):
+    """A machine without weights and without network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv(checkpoints.WEIGHTS, raising=False)
+
+
+def test_the_table_is_complete():
+    table = checkpoints.table()
+    assert len(table) == len(checkpoints.CHECKPOINTS) == table["checkpoint"].nunique() == 7
+    assert (table["here"] == "no").all()
+    assert table.loc[table["non-commercial"] != "", "checkpoint"].tolist() == [small.AUDEERING]
+    for role in ("vision", "audio", "text"):
+        entry = checkpoints.get(getattr(profiles.get("paper"), role)["checkpoint"])
+        assert (entry.role, "A" in entry.paper) == (role, True)
+    for entry in checkpoints.CHECKPOINTS:
+        digits = 64 if entry.role == "speech" else 40
+        assert entry.revision is None or re.fullmatch(f"[0-9a-f]{{{digits}}}", entry.revision)
+        assert entry.megabytes > 100
+    assert [checkpoints.get(n).size for n in ("turbo", "bert-base-uncased")] == ["1.6 GB", "440 MB"]
+    assert checkpoints.get("gpt2") is None
+
+
+def test_whispers_sum_and_file_are_those_of_its_address():
+    turbo = checkpoints.get("turbo")
+    assert f"/{turbo.revision}/{turbo.files[0]}" in whisper._MODELS["turbo"]
+    for name, address in whisper._MODELS.items():
+        file = f"{checkpoints.WHISPER_FILES.get(name, name)}.pt"
+        assert file == address.rsplit("/", 1)[1]
+
+
+@pytest.mark.parametrize("below", [small.AUDEERING, small.AUDEERING.split("/")[1]])
+def test_weights_are_found_below_the_folder_of_the_environment(monkeypatch, tmp_path, below):
+    (tmp_path / below).parent.mkdir(parents=True, exist_ok=True)
+    small.emotion_folder(tmp_path / below)
+    entry = checkpoints.get(small.AUDEERING)
+    assert checkpoints.available(entry) == "no"
+    assert checkpoints.locate(entry.name) == (entry.name, entry.revision)
+    monkeypatch.setenv(checkpoints.WEIGHTS, str(tmp_path))
+    assert checkpoints.available(entry) == "folder"
+    assert checkpoints.locate(entry.name) == (str(tmp_path / below), None)
+    assert loading.pretrained("audio", entry.name).dim == 19
+
+
+def test_whispers_file_is_found_where_it_lies(tmp_path, monkeypatch):
+    assert checkpoints.whisper_file() is None
+    places = [tmp_path / place for place in ("cache/whisper", "own/whisper", "own")]
+    monkeypatch.setenv(checkpoints.WEIGHTS, str(tmp_path / "own"))
+    for place in places:  # the later wins
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "large-v3-turbo.pt").write_bytes(b"x")
+        for name in ("turbo", "large-v3-turbo", "large-v3-turbo.pt"):
+            assert checkpoints.whisper_file(name) == place / "large-v3-turbo.pt"
+    assert checkpoints.available(checkpoints.get("turbo")) == "file"
+    assert checkpoints.whisper_file(str(places[0] / "large-v3-turbo.pt")).parent == places[0]
+    assert checkpoints.whisper_file("base") is None
+
+
+def test_identity_is_that_of_the_bytes(tmp_path):
+    small.vit_folder(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    small.vit_folder(tmp_path / "c")  # other random weights, files of the same size
+    first, same, other = (checkpoints.identity(str(tmp_path / name)) for name in "abc")
+    assert first == same != other
+    entry = checkpoints.get("bert-base-uncased")
+    assert checkpoints.identity(entry.name) == f"{entry.name}@{entry.revision}"
+    assert checkpoints.identity(entry.name, "abc") == f"{entry.name}@abc"
+
+
+@pytest.mark.parametrize("entry", NETWORKS, ids=lambda entry: entry.name)
+def test_missing_weights_name_what_how_large_and_where(monkeypatch, tmp_path, entry):
+    monkeypatch.setenv(checkpoints.WEIGHTS, str(tmp_path / "weights"))
+    with pytest.raises(ValueError) as error:
+        loading.pretrained(entry.role, entry.name)
+    message = str(error.value)
+    place = f"$EMI_WEIGHTS/{entry.name}"
+    for word in (entry.size, entry.licence, entry.revision or "", *entry.files, place):
+        assert word in message
+    assert str(tmp_path / "weights") in message
+    assert "\n" not in message
+
+
+def test_the_table_is_read_without_torch():
+    code = "import sys, emilib.features.checkpoints; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -179,9 +179,7 @@ def test_saved_and_read_back_gives_the_same_features(tmp_path, kind):
     assert again.settings == encoder.settings
     batch = inputs(role, encoder)
     first, second = encoder.eval()(*batch), again.eval()(*batch)
-    assert torch.equal(
-        first[0] if role == "audio" else first, second[0] if role == "audio" else second
-    )
+    assert torch.equal(*((pair[0] if role == "audio" else pair) for pair in (first, second)))
     weights = again.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in encoder.state_dict().items())
 

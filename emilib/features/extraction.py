@@ -184,7 +184,7 @@ def encode_waveforms(
 
 
 def pieces(encoder, samples: int) -> list[tuple[int, int]]:
-    """Start and stop of each piece that so many samples are cut into, none over `LONGEST`.
+    """Start and stop of each piece that so many samples are cut into, about `LONGEST` at most.
 
     The pieces are of about equal length and begin on the grid of the encoder's steps; each takes
     in the samples that its last step reaches over. Joined again they have as many steps as the

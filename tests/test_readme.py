@@ -12,7 +12,7 @@ import pytest
 
 from emilib import __main__ as command_line
 from emilib import environment, profiles
-from emilib.models.build import CLASSES
+from emilib.models import MODELS
 from emilib.study import claims, experiments
 
 ROOT = environment.ROOT
@@ -105,7 +105,7 @@ def test_every_notebook_and_model_is_listed():
     assert listed == {f"notebooks/{path.name}" for path in NOTEBOOKS}
     own = TEXTS["08_your_own_data.ipynb"]
     models = re.search(r"`for_features` knows (.*?);", own, re.DOTALL).group(1)
-    assert re.findall(r"`(\w+)`", models) == list(CLASSES)
+    assert re.findall(r"`(\w+)`", models) == list(MODELS)
 
 
 def test_variables_are_read_somewhere():

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import nbformat
 import pytest
 
 from emilib import environment
@@ -52,11 +53,11 @@ def test_a_completion_script_for_zsh_is_printed():
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_the_completion_of_the_readme_completes(tmp_path):
-    """bash runs the README's line, and the function it registers for `python` answers."""
-    [line] = re.findall(
-        r"^source <\(python -m emilib (.*)\)$", (ROOT / "README.md").read_text("utf-8"), re.M
-    )
+def test_the_completion_of_notebook_08_completes(tmp_path):
+    """bash runs the notebook's line, and the function it registers for `python` answers."""
+    cells = nbformat.read(ROOT / "notebooks" / "08_your_own_data.ipynb", as_version=4).cells
+    text = "\n".join(cell.source for cell in cells)
+    [line] = re.findall(r"^source <\(python -m emilib (.*)\)$", text, re.M)
     script = tmp_path / "completion.sh"
     script.write_text(printed("bash"), encoding="utf-8")
     pipe = line.partition("|")[2]

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -288,9 +289,10 @@ def test_numbers_agree_with_pandas(tmp_path):
     assert column(read(folder), "x") == plain
 
 
-def test_the_example_of_the_readme_is_read(tmp_path):
-    readme = Path(__file__).parent.parent / "README.md"
-    (example,) = re.findall(r"^```csv\n(.*?)^```$", readme.read_text("utf-8"), re.M | re.S)
+def test_the_example_of_notebook_08_is_read(tmp_path):
+    path = Path(__file__).parent.parent / "notebooks" / "08_your_own_data.ipynb"
+    text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+    (example,) = re.findall(r"^```csv\n(.*?)^```$", text, re.M | re.S)
     make(tmp_path, example, names=("ann_01",), inside=".")
     make(tmp_path, example, names=("ben_01",), inside="session2")
     clips = read(tmp_path)

@@ -177,34 +177,6 @@ def update_notebooks(folder, out) -> list[Path]:
     return changed
 
 
-def update_readme(readme, tables_folder) -> bool:
-    """Put NAME.md of every table between its markers in a README; True when that changed it.
-
-    readme : file with ``<!-- table A2 -->`` and ``<!-- /table -->`` around each table's place
-    tables_folder : holds A1.md to B4.md
-
-    Raises ValueError, and leaves the README as it is, when a table or its place is missing.
-    """
-    from emilib.study import claims
-
-    readme, before = Path(readme), Path(readme).read_text(encoding="utf-8")
-    after = before
-    for name in claims.TABLES:
-        table = Path(tables_folder) / f"{name}.md"
-        if not table.is_file():
-            raise ValueError(f"There is no {table}: run notebook 06, which writes the tables.")
-        start, end = f"<!-- table {name} -->", "<!-- /table -->"
-        # Nothing between the two that looks like a marker: an end that is missing is noticed.
-        place = re.compile(f"{start}(?:(?!<!--).)*{end}", re.DOTALL)
-        if len(place.findall(after)) != 1 or after.count(start) != 1:
-            raise ValueError(f"{readme} must hold {start} and then {end} exactly once.")
-        text = f"{start}\n{table.read_text(encoding='utf-8').strip()}\n{end}"
-        after = place.sub(lambda _, text=text: text, after)
-    if after != before:
-        cache.atomic_write(readme, after)
-    return after != before
-
-
 # ------------------------------------------------------------------ one notebook
 
 
@@ -423,8 +395,6 @@ def _run(options) -> int:
     if options.update_notebooks:
         changed = update_notebooks(notebooks, out)
         _say(f"Notebooks with new outputs: {', '.join(p.name for p in changed) or 'none'}.")
-        new = update_readme(ROOT / "README.md", figures / "tables")
-        _say(f"Tables in README.md: {'brought up to date' if new else 'as they were'}.")
     if options.only is None:
         _print_tables(figures)
     models = out.parent / "cache" / "result"
@@ -510,7 +480,7 @@ def _options(arguments):
     parser.add_argument(
         "--update-notebooks",
         action="store_true",
-        help="then write the embedded profile's outputs into notebooks/, its tables into README.md",
+        help="then write the embedded profile's outputs into notebooks/",
     )
     options = parser.parse_args(arguments)
     if options.corpus is not None:

@@ -76,3 +76,13 @@ def write_media(
                     out.mux(audio.encode(ready))
             out.mux(audio.encode())
     return path
+
+
+def damage(path, start, end, flips=60, seed=0):
+    """Flip all bits of `flips` bytes at random places within a share of the file."""
+    data = bytearray(path.read_bytes())
+    rng = np.random.default_rng(seed)
+    for place in rng.integers(int(start * len(data)), int(end * len(data)), flips):
+        data[place] ^= 0xFF
+    path.write_bytes(data)
+    return path

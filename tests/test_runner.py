@@ -230,8 +230,8 @@ def test_rows_without_a_number_are_found(tmp_path):
 
 def test_a_corpus_without_csv_is_refused(tmp_path):
     with pytest.raises(ValueError, match="has no CSV"):
-        runner._corpus_state(str(tmp_path))
+        runner.corpus_state(str(tmp_path))
     (tmp_path / "train_split.csv").write_text("Filename\n")
-    before = runner._corpus_state(str(tmp_path))
+    before = runner.corpus_state(str(tmp_path))
     (tmp_path / "train_split.csv").write_text("Filename,Joy\n")
-    assert runner._corpus_state(str(tmp_path)) != before
+    assert runner.corpus_state(str(tmp_path)) != before

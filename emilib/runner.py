@@ -1,0 +1,346 @@
+"""Runs the notebooks in order, shows progress, keeps what is finished.
+
+    python -m emilib.runner --profile smoke [--corpus DIR] [--only 03] [--fresh]
+
+Papermill executes a notebook into ``runs/<profile>/notebooks`` under another name; it is renamed
+when complete, because papermill does not write atomically. The executed copy holds the key of all
+that it was made from; while that key stands, the notebook is not executed again.
+"""
+
+import argparse
+import ast
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import psutil
+
+from emilib import cache, environment, profiles
+from emilib.corpus import defects
+from emilib.notebook_files import INJECTED, discover, read, tags, update_notebooks, update_readme
+from emilib.study import claims
+
+ROOT = environment.ROOT
+ADDED = {INJECTED, "papermill-error-cell-tag"}
+QUIET_S = 30.0  # after so long without a line, say that it still runs
+
+
+class NotebookFailed(RuntimeError):
+    """One sentence: which notebook, which cell, which error, where the executed copy lies."""
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def keys(paths: Iterable[Path], **parts) -> dict[Path, str]:
+    """The key of each notebook: its cells, `parts`, and the keys of the notebooks before it."""
+    result, previous = {}, ""
+    for path in paths:
+        cells = [(cell.cell_type, cell.source) for cell in read(path).cells]
+        previous = result[path] = cache.key(cells=cells, parts=parts, previous=previous)
+    return result
+
+
+def parameters_of(notebook) -> set[str]:
+    """Names assigned in the cells tagged ``parameters``."""
+    cells = [ast.parse(cell.source) for cell in notebook.cells if "parameters" in tags(cell)]
+    nodes = [node for cell in cells for node in ast.walk(cell) if isinstance(node, ast.Name)]
+    return {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
+
+
+def up_to_date(executed: Path, key: str, figures: Path | None = None) -> bool:
+    """Whether an executed copy has this key and the figures it wrote still exist."""
+    try:
+        record = read(executed).metadata.get("emi", {})
+    except (FileNotFoundError, nbformat.reader.NotJSONError):
+        return False
+    names = record.get("figures", []) if figures else []
+    return record.get("key") == key and all((figures / name).exists() for name in names)
+
+
+def run_notebooks(paths: Sequence[Path], out, parameters: dict, made_from, figures=None) -> None:
+    """Execute notebooks in order into the folder `out`; those that are up to date are skipped.
+
+    paths : notebooks to execute; each one's folder is its working directory
+    parameters : values by name; a notebook gets those that its parameters cell defines
+    made_from : the key of each notebook, from `keys`
+    figures : folder whose files a notebook makes; one that lost such a file is executed again
+
+    Raises NotebookFailed; the notebooks before the failing one stay finished.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for number, path in enumerate(paths, 1):
+        label = f"[{number}/{len(paths)}] {path.stem} …"
+        executed = out / path.name
+        if up_to_date(executed, made_from[path], figures):
+            say(f"{label} up to date")
+            continue
+        say(label)
+        started = time.time()
+        result = execute(path, out, parameters, label)
+        files = [p for p in sorted(figures.rglob("*")) if p.is_file()] if figures else []
+        # A file system may count in whole seconds.
+        written = [p for p in files if p.stat().st_mtime >= started - 1]
+        names = [p.relative_to(figures).as_posix() for p in written]
+        result.metadata["emi"] = {"key": made_from[path], "figures": names}
+        cache.atomic_write(executed, nbformat.writes(result))
+        executed.with_suffix(".failed.ipynb").unlink(missing_ok=True)
+        say(f"{label} done, {time.time() - started:.0f} s")
+
+
+def execute(path: Path, out: Path, parameters: dict, label: str):
+    """The executed notebook; papermill works in a thread so that this one can be interrupted."""
+    import papermill
+    from traitlets.config import Config
+
+    notebook, running, outcome = read(path), out / f".{path.stem}.running.ipynb", {}
+
+    def work():
+        try:
+            outcome["notebook"] = papermill.execute_notebook(
+                notebook,
+                str(running).replace("{", "{{").replace("}", "}}"),  # papermill formats paths
+                {k: v for k, v in parameters.items() if k in parameters_of(notebook)},
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                config=Config(KernelManager=sockets),
+                cwd=str(path.parent),
+                # Kernels are interrupted before they are asked to end, and would say so.
+                extra_arguments=["--IPKernelApp.log_level=50"],
+            )
+        except Exception as error:
+            outcome["error"] = error
+
+    with tempfile.TemporaryDirectory(prefix="emi-") as folder:
+        progress = Path(folder) / "progress"
+        os.environ["EMI_PROGRESS"] = str(progress)  # the kernel inherits it
+        sockets = {"transport": "ipc", "ip": f"{folder}/kernel"}  # no open TCP ports
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            follow(thread, progress, label)
+        except KeyboardInterrupt:
+            # Every step that the kernel and its workers write is complete or absent.
+            children = psutil.Process().children(recursive=True)
+            for child in children:
+                child.kill()
+            psutil.wait_procs(children, timeout=5)
+            thread.join(timeout=10)
+            raise
+        finally:
+            del os.environ["EMI_PROGRESS"]
+    if "error" in outcome:
+        raise failure(path, running, outcome["error"]) from outcome["error"]
+    running.unlink(missing_ok=True)
+    return outcome["notebook"]
+
+
+def follow(thread: threading.Thread, progress: Path, label: str) -> None:
+    """Show the lines appended to `progress` until the thread ends."""
+    start = spoke = time.monotonic()
+    shown = 0
+    while alive := thread.is_alive():
+        thread.join(timeout=0.3)
+        text = progress.read_bytes() if progress.exists() else b""
+        complete = text[: text.rfind(b"\n") + 1]
+        now = time.monotonic()
+        lines = complete[shown:].decode(errors="replace").splitlines()
+        if alive and not lines and now - spoke >= QUIET_S:
+            lines = [""]
+        for line in lines:
+            say(f"{label} {now - start:.0f} s  {line}".rstrip())
+            spoke = now
+        shown = len(complete)
+
+
+def failure(path: Path, running: Path, error: Exception) -> NotebookFailed:
+    """The sentence for an error of papermill; the executed part is kept beside the good copies."""
+    from nbclient.exceptions import DeadKernelError
+
+    where, copy_text = path.name, ""
+    if running.exists():
+        cells = [cell for cell in read(running).cells if not ADDED & set(tags(cell))]
+        for number, cell in enumerate(cells, 1):
+            if cell.cell_type == "code" and cell.metadata.get("papermill", {}).get("start_time"):
+                where = f"{path.name}, cell {number} ({first_line(cell.source, 80)})"
+        failed = running.with_name(path.name).with_suffix(".failed.ipynb")
+        os.replace(running, failed)
+        copy_text = f" The executed copy is {failed}."
+    if isinstance(error, DeadKernelError) or "Kernel died" in str(error):
+        what = "its Python process ended by itself; most often the machine had no memory left"
+        return NotebookFailed(f"{where} failed: {what}.{copy_text}")
+    name = getattr(error, "ename", type(error).__name__)
+    text = first_line(getattr(error, "evalue", str(error)), 300).rstrip(".")
+    return NotebookFailed(f"{where} failed with {name}: {text}.{copy_text}")
+
+
+def first_line(text: str, length: int) -> str:
+    line = (text.strip().splitlines() or [""])[0]
+    return line if len(line) <= length else f"{line[: length - 1]}…"
+
+
+# ------------------------------------------------------------------ the whole run
+
+
+def remove_results(home: Path, profile: str) -> list[Path]:
+    """Remove what this profile made below `home`; returns the folders that were removed."""
+    if not (home / profile).exists():
+        return []
+    shutil.rmtree(home / profile)
+    return [home / profile]
+
+
+def corpus_state(corpus: str | None) -> list:
+    """Path and state of a corpus folder's CSVs; ValueError when it has none."""
+    if corpus is None:
+        return []
+    csvs = [Path(corpus)] if Path(corpus).is_file() else sorted(Path(corpus).glob("*.csv"))
+    if not csvs:
+        raise ValueError(
+            f"The corpus folder {corpus} has no CSV: expected train_split.csv and valid_split.csv, "
+            "or one of your own."
+        )
+    stats = [(path.name, path.stat()) for path in csvs]
+    return [corpus, *[(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]]
+
+
+def unfinished_rows(figures: Path) -> list[str]:
+    """Rows of the tables in a folder that lack a number."""
+    from emilib.study import tables
+
+    paths = [p for p in sorted(Path(figures).rglob("*.csv")) if p.stem in claims.TABLES]
+    return tables.complete({path.stem: pd.read_csv(path) for path in paths})
+
+
+def run(options, profile, home: Path, figures: Path) -> None:
+    os.environ.setdefault("PYTHONPATH", str(ROOT))  # the kernels import emilib too
+    start, notebooks, out = time.monotonic(), ROOT / "notebooks", home / profile.name / "notebooks"
+    for note in defects.before_a_run(options.corpus) if options.corpus else ():
+        say(note)
+    if options.fresh and not options.dry_run:
+        removed = remove_results(home, profile.name)
+        say(f"Removed: {', '.join(map(str, removed)) or 'nothing, there were no results'}.")
+    environment.require_room(home)
+    made_from = keys(
+        discover(notebooks),
+        package=cache.code_version("."),
+        dependencies=environment.dependencies(),
+        python=sys.version,
+        profile=profile,
+        corpus=corpus_state(options.corpus),
+    )
+    paths = discover(notebooks, options.only)
+    stale = [p for p in paths if not up_to_date(out / p.name, made_from[p], figures)]
+    if options.dry_run or stale:
+        prepare(options, profile, stale)
+    if options.dry_run:
+        return
+    parameters = {"profile": profile.name, "corpus": options.corpus}
+    run_notebooks(paths, out, parameters, made_from, figures)
+    if options.update_notebooks:
+        changed = update_notebooks(notebooks, out)
+        say(f"Notebooks with new outputs: {', '.join(p.name for p in changed) or 'none'}.")
+        new = update_readme(ROOT / "README.md", figures / "tables")
+        say(f"Tables in README.md: {'brought up to date' if new else 'as they were'}.")
+    if options.only is None:
+        for path in sorted(figures.glob("tables/??.txt")):
+            say(f"\n{path.read_text(encoding='utf-8').rstrip()}")
+    models = out.parent / "cache" / "result"
+    say(f"\nNotebooks: {out}\nFigures:   {figures}\nModels:    {models}, a folder for each run")
+    say(f"Finished in {time.monotonic() - start:.0f} s.")
+
+
+def prepare(options, profile, stale: Sequence[Path]) -> None:
+    """What precedes the notebooks: the plan, checks, and training by several processes."""
+    from emilib.pipeline import Workspace
+
+    workspace = Workspace(profile, corpus=options.corpus)
+    if options.dry_run:
+        say(f"{profile.name} on {workspace.place}: nothing is made, this is what would be.")
+        for path in stale:
+            say(f"  {path.stem:36s}runs")
+        say("Steps that they ask for, and how much of each is kept already:")
+        for row in workspace.steps().itertuples():
+            say(f"  {row.step:36s}{row.done} of {row.all}")
+    if profile.corpus_size is None:
+        say(f"What all of it takes, of which nothing finished is made again:\n{workspace.needs()}")
+    workspace.require()
+    if options.processes > 1 and not options.dry_run:
+        say(f"All training by {options.processes} processes …")
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc_per_node={options.processes}", "-m", "emilib", "run"]
+        command += ["--profile", profile.name]
+        command += ["--corpus", options.corpus] if options.corpus else []
+        if subprocess.run(command, check=False).returncode:
+            raise ValueError(
+                f"one of the {options.processes} processes failed (see above); what is finished "
+                "is kept, the same command goes on from there"
+            )
+
+
+def parse(arguments=None):
+    parser = argparse.ArgumentParser(prog="emilib.runner", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--profile", choices=profiles.NAMES, default="embedded")
+    add("--corpus", metavar="DIR", help="a corpus folder; default: EMI_CORPUS, or the embedded one")
+    add("--visual", choices=("faces", "video"), help="face crops or whole frames, as frames")
+    add("--seeds", metavar="N", help="seeds a row, in place of the profile's")
+    add("--processes", metavar="N", type=int, default=1, help="that train at once")
+    add("--dry-run", action="store_true", help="say what would run, make nothing")
+    add("--only", metavar="NN", help="the number of one notebook")
+    add("--fresh", action="store_true", help="remove this profile's results first")
+    add("--check", action="store_true", help="are the tables complete?")
+    add("--update-notebooks", action="store_true", help="then write outputs into notebooks/")
+    options = parser.parse_args(arguments)
+    options.corpus = options.corpus or os.environ.get("EMI_CORPUS") or None
+    if options.corpus is not None:
+        options.corpus = str(Path(options.corpus).absolute())
+    for name in ("visual", "seeds"):  # the notebooks' kernels read them there
+        if getattr(options, name) is not None:
+            os.environ[f"EMI_{name.upper()}"] = getattr(options, name)
+    changed = options.corpus or os.environ.get("EMI_VISUAL") or os.environ.get("EMI_SEEDS")
+    if options.update_notebooks and (options.profile != "embedded" or changed):
+        parser.error("--update-notebooks takes the embedded profile as it is, without --corpus.")
+    return options
+
+
+def main(arguments=None) -> int:
+    options = parse(arguments)
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # errors become one sentence
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    home = environment.home()
+    figures = environment.figures(options.profile, options.corpus is None, home)
+    try:
+        visual, seeds = os.environ.get("EMI_VISUAL"), os.environ.get("EMI_SEEDS")
+        profile = profiles.changed(profiles.get(options.profile), visual, seeds)
+        if not options.check:
+            run(options, profile, home, figures)
+        elif rows := unfinished_rows(figures):
+            listed = "\n".join(f"without a number: {row}" for row in rows)
+            raise ValueError(f"{len(rows)} rows of the tables in {figures}:\n{listed}")
+        else:
+            say(f"Every row of the tables in {figures} has its number.")
+    except (NotebookFailed, ValueError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted: what is finished is kept, the same command goes on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,5 +1,0 @@
-import sys
-
-from emilib.runner import main
-
-sys.exit(main())

@@ -24,6 +24,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import psutil
+from traitlets.config import Config
 
 from emilib import cache, environment, profiles
 from emilib.corpus import defects
@@ -103,7 +104,6 @@ def run_notebooks(paths: Sequence[Path], out, parameters: dict, made_from, figur
 def execute(path: Path, out: Path, parameters: dict, label: str):
     """The executed notebook; papermill works in a thread so that this one can be interrupted."""
     import papermill
-    from traitlets.config import Config
 
     notebook, running, outcome = read(path), out / f".{path.stem}.running.ipynb", {}
 
@@ -168,8 +168,6 @@ def follow(thread: threading.Thread, progress: Path, label: str) -> None:
 
 def failure(path: Path, running: Path, error: Exception) -> NotebookFailed:
     """The sentence for an error of papermill; the executed part is kept beside the good copies."""
-    from nbclient.exceptions import DeadKernelError
-
     where, copy_text = path.name, ""
     if running.exists():
         cells = [cell for cell in read(running).cells if not ADDED & set(tags(cell))]
@@ -179,7 +177,7 @@ def failure(path: Path, running: Path, error: Exception) -> NotebookFailed:
         failed = running.with_name(path.name).with_suffix(".failed.ipynb")
         os.replace(running, failed)
         copy_text = f" The executed copy is {failed}."
-    if isinstance(error, DeadKernelError) or "Kernel died" in str(error):
+    if "Kernel died" in str(error):
         what = "its Python process ended by itself; most often the machine had no memory left"
         return NotebookFailed(f"{where} failed: {what}.{copy_text}")
     name = getattr(error, "ename", type(error).__name__)

@@ -20,7 +20,9 @@ MAY_IMPORT = {  # package or top-level module -> packages and modules of this pr
     "study": {"study", "training", "models", "features", "corpus", "cache", "progress", "workers"},
 }
 MAY_NOT_LOAD = {"corpus": {"torch", "transformers", "whisper"}, "plots": {"torch"}}
-LATE = {"torch", "transformers", "whisper", "accelerate"}  # may be imported inside a function
+# May be imported inside a function; papermill, because a run that finds all notebooks up to date
+# needs none of it.
+LATE = {"torch", "transformers", "whisper", "accelerate", "papermill"}
 
 
 def module_name(path: Path) -> str:

@@ -9,7 +9,6 @@ import nbformat
 
 from emilib import cache
 from emilib.environment import ROOT
-from emilib.study import claims
 
 INJECTED = "injected-parameters"  # papermill's tag of the cell that sets the parameters
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -89,23 +88,3 @@ def update_notebooks(folder, out) -> list[Path]:
             cache.atomic_write(path, text)
             changed.append(path)
     return changed
-
-
-def update_readme(readme: Path, folder: Path) -> bool:
-    """Put each table's NAME.md of `folder` between its markers; True when that changed the file.
-
-    Raises ValueError, and changes nothing, where a table or its place is missing.
-    """
-    text = before = readme.read_text(encoding="utf-8")
-    for name in claims.TABLES:
-        table, start, end = folder / f"{name}.md", f"<!-- table {name} -->", "<!-- /table -->"
-        if not table.is_file():
-            raise ValueError(f"There is no {table}: run notebook 06, which writes the tables.")
-        head, _, rest = text.partition(start)
-        old, found, tail = rest.partition(end)
-        if not found or "<!--" in old or start in tail:
-            raise ValueError(f"{readme} must hold {start} and then {end} exactly once.")
-        text = f"{head}{start}\n{table.read_text(encoding='utf-8').strip()}\n{end}{tail}"
-    if text != before:
-        cache.atomic_write(readme, text)
-    return text != before

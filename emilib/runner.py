@@ -28,7 +28,7 @@ from traitlets.config import Config
 
 from emilib import cache, environment, profiles
 from emilib.corpus import defects
-from emilib.notebook_files import INJECTED, discover, read, tags, update_notebooks, update_readme
+from emilib.notebook_files import INJECTED, discover, read, tags, update_notebooks
 from emilib.study import claims
 
 ROOT = environment.ROOT
@@ -251,8 +251,6 @@ def run(options, profile, home: Path, figures: Path) -> None:
     if options.update_notebooks:
         changed = update_notebooks(notebooks, out)
         say(f"Notebooks with new outputs: {', '.join(p.name for p in changed) or 'none'}.")
-        new = update_readme(ROOT / "README.md", figures / "tables")
-        say(f"Tables in README.md: {'brought up to date' if new else 'as they were'}.")
     if options.only is None:
         for path in sorted(figures.glob("tables/??.txt")):
             say(f"\n{path.read_text(encoding='utf-8').rstrip()}")

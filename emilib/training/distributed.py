@@ -22,41 +22,35 @@ def barrier() -> None:
 def join(relaunch: bool = False) -> None:
     """Join the group of processes that a launcher started; nothing where it started one.
 
-    relaunch : for the command line. ``accelerate launch --cpu`` starts a single process, however
-        many it was asked for, unless it is given MPI: then this process is replaced by torch's
-        launcher with the number asked for.
+    relaunch : for the command line. ``accelerate launch --cpu`` starts one process, however many
+        it is asked for, unless it has MPI (Accelerate 1.15): torch's launcher with the number
+        asked for then replaces this process. Raises RuntimeError where that number is unknown.
     """
-    asked = _asked_of_accelerate() if relaunch else None
-    if asked is not None:
-        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={asked}"]
-        rest = [f"--master_port={os.environ['MASTER_PORT']}", "-m", "emilib", *sys.argv[1:]]
-        os.execv(sys.executable, launcher + rest)
+    # Its one process has an address to meet the others at, and no rank.
+    alone = os.environ.get("ACCELERATE_USE_CPU") == "True" and "WORLD_SIZE" not in os.environ
+    if relaunch and alone and "MASTER_ADDR" in os.environ:
+        launcher = [sys.executable, "-m", "torch.distributed.run"]
+        launcher.append(f"--nproc_per_node={_requested()}")
+        launcher.append(f"--master_port={os.environ['MASTER_PORT']}")
+        os.execv(sys.executable, [*launcher, "-m", "emilib", *sys.argv[1:]])
     if world_size() > 1:
         from accelerate import PartialState
 
-        state = PartialState()
         # A rank that ends while another still uses what it offers would take that one with it.
-        atexit.register(state.destroy_process_group)
+        atexit.register(PartialState().destroy_process_group)
 
 
-def _asked_of_accelerate() -> int | None:
-    """Processes that ``accelerate launch --cpu`` was asked for and did not start, else None.
-
-    It gives its one process an address to meet the others at, and tells it of no rank. How many
-    there should be stands only on its own command line.
-    """
-    told = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
-    if not told or "WORLD_SIZE" in os.environ:
-        return None
+def _requested() -> int:
+    """The number of processes on the command line of ``accelerate launch``, the only place."""
     import psutil
     from accelerate.commands.launch import launch_command_parser
 
     line = psutil.Process().parent().cmdline()
-    after = line.index("launch") + 1 if "launch" in line else len(line)
-    found = launch_command_parser().parse_args(line[after:]).num_processes if line[after:] else None
-    if found is None or found < 2:
+    options = line[line.index("launch") + 1 :] if "launch" in line else []
+    number = launch_command_parser().parse_args(options).num_processes if options else None
+    if number is None or number < 2:
         raise RuntimeError(
-            "accelerate was asked for several processes and started one (on CPUs it needs MPI for "
-            "more); start them with `torchrun --nproc_per_node N -m emilib ...`"
+            f"expected --num_processes of at least 2 from accelerate launch, got {number}; start "
+            "several with `torchrun --nproc_per_node N -m emilib ...`"
         )
-    return found
+    return number

@@ -4,8 +4,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LambdaLR
+from torch.optim.lr_scheduler import LambdaLR
 
+from emilib.models.contrastive import sgdr
 from emilib.training.recipes import Recipe
 
 
@@ -55,6 +56,5 @@ def make_schedule(optimizer, recipe: Recipe, steps_per_epoch: int):
         warmup = round(recipe.warmup_epochs * steps_per_epoch)
         return get_cosine_schedule_with_warmup(optimizer, warmup, recipe.epochs * steps_per_epoch)
     if recipe.schedule == "sgdr":
-        cycle = recipe.cycle_epochs * steps_per_epoch
-        return CosineAnnealingWarmRestarts(optimizer, T_0=cycle, eta_min=recipe.min_lr)
+        return sgdr(optimizer, steps_per_epoch, recipe.cycle_epochs, recipe.min_lr)
     return LambdaLR(optimizer, lambda step: 1.0)

@@ -8,6 +8,8 @@ import atexit
 import os
 import sys
 
+import psutil
+
 from emilib.cache import world_size
 
 
@@ -42,7 +44,6 @@ def join(relaunch: bool = False) -> None:
 
 def _requested() -> int:
     """The number of processes on the command line of ``accelerate launch``, the only place."""
-    import psutil
     from accelerate.commands.launch import launch_command_parser
 
     line = psutil.Process().parent().cmdline()

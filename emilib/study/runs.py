@@ -150,6 +150,7 @@ def run(
             parts = result_parts(experiment, seed, features[experiment.features])
             jobs.setdefault(key(**parts), (experiment, int(seed), parts))
     mine = share(list(jobs.values()))
+    others = [job for job in jobs.values() if job not in mine]
     missing = [job for job in mine if not cache.has(KIND, job[2])]
     report = progress or (lambda done, total: None)
     done, failures = len(mine) - len(missing), {}
@@ -171,7 +172,7 @@ def run(
             report(done, len(mine))
     if failures:
         raise ExperimentError(failures, len(mine))
-    for _, _, parts in jobs.values():
+    for _, _, parts in others:
         wait_until(lambda parts=parts: cache.has(KIND, parts))
     return collect(experiments, seeds, features, cache)
 

@@ -25,31 +25,13 @@ PROVENANCE = ("specified", "inferred", "unknown")  # what is public of a system 
 _TRAINED = "trained here"
 _DASH = "–"
 _COLUMNS = (
-    *("row", "modality", "paper", "here", "sd", "low", "high", "seeds", "reference"),
-    *("delta_paper", "delta_here", "delta_sd", "delta_low", "delta_high"),
-    *("parameters", "seconds", "status"),
+    "row modality paper here sd low high seeds reference delta_paper delta_here delta_sd delta_low "
+    "delta_high parameters seconds status"
 )
-
-# The row the others of a table are compared with, paired over seeds and clips; in A2 each of
-# "ours" is compared with the baseline of its modality.
-_REFERENCE = {
-    "A3": "V+A+T",
-    "A4": "Full model",
-    "B2": "TAEMI",
-    "B3": "TAEMI (full)",
-    "B4": "Text-anchored",
-}
+# What a table is about, and the row the others are compared with, paired over seeds and clips; in
+# A2 each of "ours" is compared with the baseline of its modality.
+_ABOUT = pd.read_csv(Path(__file__).with_name("tables.csv"), index_col="name", dtype=str).fillna("")
 _BASELINE = {"ViT (ours)": "ViT (baseline)", "Wav2Vec2 (ours)": "Wav2Vec2 (baseline)"}
-_SUBJECT = {
-    "A1": "partitions",
-    "A2": "one modality",
-    "A3": "combinations of modalities",
-    "A4": "what each part of the dual-stage network does, leaving out or exchanging one",
-    "B1": "partitions",
-    "B2": "comparison with earlier solutions",
-    "B3": "what each part of TAEMI does, leaving one out",
-    "B4": "which modality asks",
-}
 # Classes of `emilib.models` for rows of B2 that are not called as the class is.
 _MODELS = {
     "ViT (baseline)": "LastStepGRU",
@@ -90,7 +72,7 @@ def table(
         if results is None:
             raise ValueError(f"{name} needs `results` of `emilib.study.run`")
         rows = [_row(name, claim, results) for claim in claims.rows(name)]
-        frame = pd.DataFrame(rows, columns=_COLUMNS)
+        frame = pd.DataFrame(rows, columns=_COLUMNS.split())
         if name == "B2":
             marks = [_provenance(row) for row in frame["row"]]
             frame = frame.join(pd.DataFrame(marks, columns=PROVENANCE))
@@ -112,42 +94,38 @@ def _partition_table(name: str, partitions: pd.DataFrame) -> pd.DataFrame:
     counted = partitions.set_index("split")[["seconds", "clips"]].astype(float)
     counted = counted.reindex(["train", "validation", "test"])
     counted.loc["sum"] = counted.sum(skipna=False)
-    rows = [
-        {
-            "row": row,
-            "paper_seconds": claims.reported(name, row, "duration").value,
-            "paper_clips": claims.reported(name, row, "samples").value,
-            **counted.loc[row.lower()],
-            "status": NO_RESULT if counted.loc[row.lower()].isna().any() else "counted here",
-        }
-        for row in ("Train", "Validation", "Test", "Sum")
-    ]
+    rows = []
+    for row in ("Train", "Validation", "Test", "Sum"):
+        seconds, clips = counted.loc[row.lower()]
+        rows.append(
+            {
+                "row": row,
+                "paper_seconds": claims.reported(name, row, "duration").value,
+                "paper_clips": claims.reported(name, row, "samples").value,
+                "seconds": seconds,
+                "clips": clips,
+                "status": "counted here" if math.isfinite(clips) else NO_RESULT,
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def _row(name: str, claim: claims.Claim, results: Results) -> dict:
     experiment = results.experiment_for(name, claim.row)
-    reference = _BASELINE.get(claim.row) if name == "A2" else _REFERENCE[name]
-    compared = reference if reference != claim.row else None
+    reference = _BASELINE.get(claim.row, "") if name == "A2" else _ABOUT["reference"][name]
+    compared = reference if reference != claim.row else ""
     delta = claim.delta
     if delta is None and compared:
         delta = claim.value - claims.reported(name, compared).value
-    row = {
-        "row": claim.row,
-        "modality": claim.modality,
-        "paper": claim.value,
-        "seeds": 0,
-        "reference": reference or "",
-        "delta_paper": delta,
-        "status": _status(experiment, results),
-    }
+    row = {"row": claim.row, "modality": claim.modality, "paper": claim.value, "seeds": 0}
+    row |= {"reference": reference, "delta_paper": delta, "status": _status(experiment, results)}
     if row["status"] != _TRAINED:
         return row
     outcome = results[experiment.name]
     row |= _columns("here sd low high", results.summary(experiment.name))
     row |= {"seeds": len(outcome.seeds), "parameters": float(outcome.parameters)}
     row["seconds"] = float(outcome.seconds.mean())
-    other = results.experiment_for(name, compared) if compared else None
+    other = results.experiment_for(name, compared)
     if other is not None and other.name in results:
         difference = results.difference(experiment.name, other.name)
         row |= _columns("delta_here delta_sd delta_low delta_high", difference)
@@ -180,22 +158,22 @@ def _status(experiment: Experiment | None, results: Results) -> str:
 
 
 def _caption(name: str, corpus: str, results: Results | None) -> str:
-    subject = f"Table {name[1]} of paper {name[0]}: {_SUBJECT[name]}."
+    about, corpus = _ABOUT.loc[name], corpus or "the corpus at hand"
+    subject = f"Table {name[1]} of paper {name[0]}: {about.subject}."
     if name in PARTITION_TABLES:
-        text = f"{subject} Paper: Hume-Vidmimic2. Here: {corpus}."
-        return text.replace("Here: .", "Here: the corpus at hand.")
+        return f"{subject} Paper: Hume-Vidmimic2. Here: {corpus}."
     clips = max((len(results[n].ids) for n in results.names), default=0)
     paper = "Paper: reported on Hume-Vidmimic2. "
     if name not in claims.PAPER_TABLES:
-        subject, paper = f"Table {name}, which the paper does not have: {_SUBJECT[name]}.", ""
-    text = (
-        f"{subject} Mean Pearson ρ over the emotions on validation. {paper}"
-        f"Here: {corpus or 'the corpus at hand'}; mean ± standard deviation over "
-        f"seeds, and the 95 % bootstrap interval over {clips} clips."
+        subject, paper = f"Table {name}, which the paper does not have: {about.subject}.", ""
+    delta = (
+        f"to {about.reference}" if about.reference else "ours minus the baseline of its modality"
     )
-    if name == "A2":
-        return text + " Δ: ours minus the baseline of its modality, paired over seeds and clips."
-    return text + f" Δ: to {_REFERENCE[name]}, paired over seeds and clips."
+    return (
+        f"{subject} Mean Pearson ρ over the emotions on validation. {paper}Here: {corpus}; mean ± "
+        f"standard deviation over seeds, and the 95 % bootstrap interval over {clips} clips. "
+        f"Δ: {delta}, paired over seeds and clips."
+    )
 
 
 def complete(tables: Mapping[str, pd.DataFrame], names: Sequence[str] = claims.TABLES) -> list[str]:
@@ -207,33 +185,27 @@ def complete(tables: Mapping[str, pd.DataFrame], names: Sequence[str] = claims.T
     missing = []
     for name in names:
         column = "clips" if name in PARTITION_TABLES else "here"
-        frame = tables.get(name)
+        frame = tables.get(name, pd.DataFrame(columns=["row"]))
         for row in dict.fromkeys(claim.row for claim in claims.rows(name)):
-            if frame is None:
-                missing.append(f"{name}, {row}: the table is not there")
-                continue
             matching = frame[frame["row"] == row]
             if len(matching) != 1:
                 missing.append(f"{name}, {row}: {len(matching)} such rows")
-                continue
-            status = matching["status"].iloc[0]
-            if not (math.isfinite(matching[column].iloc[0]) or status.startswith(f"{_DASH}, ")):
-                missing.append(f"{name}, {row}: {status}")
+            elif not math.isfinite(matching[column].iloc[0]):
+                status = matching["status"].iloc[0]
+                missing += [] if status.startswith(_DASH) else [f"{name}, {row}: {status}"]
     return missing
 
 
 def display(table: pd.DataFrame) -> pd.DataFrame:
     """The table as text: what the .md and .tex files and the terminal show."""
     if table.attrs["name"] in PARTITION_TABLES:
-        return pd.DataFrame(
-            {
-                "Partition": table["row"],
-                "Duration, paper": table["paper_seconds"].map(_clock),
-                "Clips, paper": table["paper_clips"].map(_whole),
-                "Duration, here": table["seconds"].map(_clock),
-                "Clips, here": table["clips"].map(_whole),
-            }
-        )
+        shown = {"Partition": table["row"]}
+        for place, prefix in (("paper", "paper_"), ("here", "")):
+            shown[f"Duration, {place}"] = [_finite(_clock, s) for s in table[f"{prefix}seconds"]]
+            shown[f"Clips, {place}"] = [
+                _finite("{:,.0f}".format, c) for c in table[f"{prefix}clips"]
+            ]
+        return pd.DataFrame(shown)
     rows = list(table.itertuples(index=False))
     columns = {
         "Row": [r.row for r in rows],
@@ -279,14 +251,11 @@ def write(
         "csv": lambda frame: frame.to_csv(index=False, float_format="%.6g"),
         "txt": lambda frame: render_text(frame) + "\n",
     }
-    if not set(endings) <= set(formats):
-        raise ValueError(f"endings: expected some of {', '.join(formats)}, got {endings}")
     written = []
     for name, frame in tables.items():
         for ending in endings:
-            path = Path(folder) / f"{name}.{ending}"
-            atomic_write(path, formats[ending](frame))
-            written.append(path)
+            written.append(Path(folder) / f"{name}.{ending}")
+            atomic_write(written[-1], formats[ending](frame))
     return written
 
 
@@ -307,32 +276,22 @@ def _aligned(shown: pd.DataFrame, between: str = "  ") -> str:
 
 def _markdown(table: pd.DataFrame) -> str:
     shown = display(table).map(lambda cell: cell.replace("|", "\\|"))
-    lines = _aligned(shown, " | ").splitlines()
-    widths = [len(cell) for cell in lines[0].split(" | ")]
+    head, _, *body = _aligned(shown, " | ").splitlines()
     rule = [
-        (":" + "-" * (width - 1)) if name in _LEFT else ("-" * (width - 1) + ":")
-        for name, width in zip(shown.columns, widths, strict=True)
+        ":".ljust(len(cell), "-") if name in _LEFT else ":".rjust(len(cell), "-")
+        for name, cell in zip(shown.columns, head.split(" | "), strict=True)
     ]
-    lines[1] = " | ".join(rule)
-    body = "\n".join(f"| {line} |" for line in lines)
-    text = f"{body}\n\n{table.attrs['caption']}\n"
-    return text + _markdown_marks(table) if table.attrs["name"] == "B2" else text
-
-
-def _markdown_marks(table: pd.DataFrame) -> str:
+    lines = "".join(f"| {line} |\n" for line in (head, " | ".join(rule), *body))
+    text = f"{lines}\n{table.attrs['caption']}\n"
+    if table.attrs["name"] != "B2":
+        return text
     heads = ("System", "Specified by its paper", "Inferred here", "Unknown")
     rows = [heads, (":---",) * len(heads), *marks(table).itertuples(index=False, name=None)]
     note = "Sizes are those of the profile `paper`; the small profiles are narrower."
-    return f"\n{note}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return f"{text}\n{note}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-_LATEX = {
-    "ρ": r"$\rho$",
-    "Δ": r"$\Delta$",
-    "±": r"$\pm$",
-    "–": "--",
-    "−": "$-$",
-}
+_LATEX = {"ρ": r"$\rho$", "Δ": r"$\Delta$", "±": r"$\pm$", "–": "--", "−": "$-$"}
 
 
 def _latex(table: pd.DataFrame) -> str:
@@ -373,14 +332,8 @@ def _signed(value: float) -> str:
 
 
 def _clock(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return _DASH
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-
-
-def _whole(value: float) -> str:
-    return f"{int(value):,}" if math.isfinite(value) else _DASH
 
 
 def _count(value: float) -> str:

@@ -16,7 +16,6 @@ from emilib.plots.notebook import show
 
 SWITCH = "EMI_WIDGETS"  # on or off overrides what `live` sees
 LARGEST_MB = 16  # of a file that is sent to the browser
-PLAYER_HEIGHT = 220  # pixels
 # What current browsers play, by container and by coding of the picture.
 VIDEO_TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm"}
 VIDEO_CODINGS = ("h264", "vp8", "vp9", "av1")
@@ -117,34 +116,31 @@ def gap_groups(ids: Sequence[str], present) -> dict[str, dict[str, int]]:
     return groups
 
 
-def video_player(path: str | None):
-    """A player that holds the bytes of a video; a sentence where a browser could not play it."""
+def players(video: str | None, sound: str | None) -> list:
+    """A player that holds the bytes of each file, or a sentence where there is none to play."""
+    return [_player(video, "video", _playable_video), _player(sound, "sound file", Audio)]
+
+
+def _player(path: str | None, what: str, make: Callable):
     if not isinstance(path, str):
-        return Markdown("This clip has no video.")
+        return Markdown(f"This clip has no {what} of its own.")
+    size, name = os.path.getsize(path) / 1e6, Path(path).name
+    if size > LARGEST_MB:
+        return Markdown(
+            f"{name} has {size:.0f} MB and is not sent to the browser, which takes up to "
+            f"{LARGEST_MB} MB here; open the file itself to play it."
+        )
+    return make(filename=path, embed=True)
+
+
+def _playable_video(filename: str, embed: bool):
     try:
-        with av.open(path) as container:
+        with av.open(filename) as container:
             coding = next((s.codec_context.name for s in container.streams.video), None)
     except (OSError, av.FFmpegError) as error:
         return Markdown(f"The video can't be played: {error.strerror or error}")
-    kind = VIDEO_TYPES.get(Path(path).suffix.lower())
+    kind = VIDEO_TYPES.get(Path(filename).suffix.lower())
     if kind is None or coding not in VIDEO_CODINGS:
-        what = f"{Path(path).name} ({coding or 'without a picture'})"
+        what = f"{Path(filename).name} ({coding or 'without a picture'})"
         return Markdown(f"Browsers do not play {what}; below is what could be decoded.")
-    return _too_large(path) or Video(path, embed=True, mimetype=kind, height=PLAYER_HEIGHT)
-
-
-def sound_player(path: str | None):
-    """A player that holds the bytes of a sound file; a sentence where there is none."""
-    if not isinstance(path, str):
-        return Markdown("This clip has no sound file of its own.")
-    return _too_large(path) or Audio(filename=path, embed=True)
-
-
-def _too_large(path: str) -> Markdown | None:
-    size = os.path.getsize(path) / 1e6
-    if size <= LARGEST_MB:
-        return None
-    return Markdown(
-        f"{Path(path).name} has {size:.0f} MB and is not sent to the browser, which takes up to "
-        f"{LARGEST_MB} MB here; open the file itself to play it."
-    )
+    return Video(filename, embed=embed, mimetype=kind, height=220)

@@ -6,9 +6,9 @@ import io
 import textwrap
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import pandas as pd
 from IPython.display import Image, Markdown
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from emilib.plots.style import STYLE
@@ -26,26 +26,19 @@ def show_source(*objects) -> Markdown:
 
 
 def code_of(object_) -> str:
-    """Source text of a class or function without docstrings, from its first column."""
-    source = textwrap.dedent(inspect.getsource(object_))
-    lines, drop = source.splitlines(), set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            drop |= _docstring_lines(node, lines)
-    return "\n".join(line for number, line in enumerate(lines, 1) if number not in drop)
-
-
-def _docstring_lines(node, lines: Sequence[str]) -> set[int]:
-    """Numbers of the lines a docstring takes, with an empty line that follows it.
+    """Source text of a class or function without docstrings, from its first column.
 
     A docstring that is the whole body stays: without it there is no body.
     """
-    if ast.get_docstring(node, clean=False) is None or len(node.body) == 1:
-        return set()
-    first, last = node.body[0].lineno, node.body[0].end_lineno
-    if not lines[last].strip():  # numbers start at 1, so this is the line after it
-        last += 1
-    return set(range(first, last + 1))
+    source = textwrap.dedent(inspect.getsource(object_))
+    lines, drop = source.splitlines(), set()
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if ast.get_docstring(node, clean=False) is not None and len(node.body) > 1:
+            first, last = node.body[0].lineno - 1, node.body[0].end_lineno
+            drop |= set(range(first, last + (not lines[last].strip())))
+    return "\n".join(line for number, line in enumerate(lines) if number not in drop)
 
 
 def show(figure: Figure, alt: str | None = None) -> Image:
@@ -54,7 +47,7 @@ def show(figure: Figure, alt: str | None = None) -> Image:
     texts += [axes.get_title(side) for axes in figure.axes for side in ("left", "center")]
     alt = alt or next((text for text in texts if text), None)
     stream = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
+    with rc_context(STYLE):
         # Without a metadata entry for it, the file would name the version of matplotlib.
         figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})
     return Image(stream.getvalue(), alt=alt)
@@ -66,16 +59,13 @@ def show_table(
     """A table as Markdown: a DataFrame (without its index), a mapping, or a list of rows.
 
     columns : the headings; digits : decimals of floats; caption : a paragraph above the table.
-    NaN is shown as a dash.
+    NaN is shown as a dash. Raises ValueError for another number of headings than columns.
     """
-    if isinstance(rows, Mapping):
-        rows = list(rows.items())
-    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows)
-    head = [str(name) for name in (frame.columns if columns is None else columns)]
-    if len(head) != frame.shape[1]:
-        raise ValueError(f"expected {frame.shape[1]} headings, one a column, came {head}")
+    frame = pd.DataFrame(list(rows.items()) if isinstance(rows, Mapping) else rows)
+    if columns is not None:
+        frame = frame.set_axis(list(columns), axis=1)
     numbers = [pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes]
-    lines = [head, ["--:" if number else ":--" for number in numbers]]
+    lines = [list(map(str, frame.columns)), ["--:" if number else ":--" for number in numbers]]
     lines += [[_cell(value, digits) for value in row] for row in frame.itertuples(index=False)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return Markdown(f"{caption}\n\n{table}" if caption else table)

@@ -207,32 +207,6 @@ def _forest(table: pd.DataFrame, columns: Sequence[str], title: str, corpus: str
 
 
 @rc_context(STYLE)
-def emotion_map(
-    rho: pd.DataFrame, corpus: str = "", labels: Mapping[str, str] | None = None
-) -> Figure:
-    """ρ of each emotion as a heat map, 0 in white.
-
-    rho : a row an experiment, a column an emotion; labels : what to call an experiment
-    """
-    title = "ρ of each emotion on validation"
-    figure, axes = canvas(9.4, 0.8 + 0.3 * len(rho), title, corpus)
-    values = rho.to_numpy()
-    top = max(0.1, float(np.nanmax(np.abs(values))))
-    image = axes.imshow(values, cmap="RdGy_r", vmin=-top, vmax=top, aspect="auto")
-    for (i, j), value in np.ndenumerate(values):
-        colour = "white" if abs(value) > 0.7 * top else BLACK
-        text = f"{value:.2f}".replace("-", "−")
-        axes.text(j, i, text, ha="center", va="center", size=8.5, color=colour)
-    axes.set_xticks(range(rho.shape[1]), [str(c).replace(" ", "\n") for c in rho.columns])
-    axes.set_yticks(range(len(rho)), [(labels or {}).get(name, name) for name in rho.index])
-    axes.tick_params(length=0)
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, label="Pearson ρ", fraction=0.04, pad=0.02)
-    return figure
-
-
-@rc_context(STYLE)
 def learning_curves(
     histories: Mapping[str, Sequence[pd.DataFrame]], corpus: str = "", title="Learning curves"
 ) -> Figure:

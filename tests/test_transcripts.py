@@ -1,0 +1,188 @@
+"""Transcripts: from files, from a small Whisper checkpoint written here, or none."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import small_checkpoints
+import torch
+import whisper
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emilib.cache import Cache
+from emilib.corpus import media
+from emilib.features import store, transcripts
+
+RATE = 16_000
+DRAW = np.random.default_rng(0)
+TONES = [0.5 * np.sin(2 * np.pi * hertz * np.arange(RATE) / RATE) for hertz in (300, 500, 900)]
+SOUNDS = [*TONES, DRAW.normal(0, 0.1, 80_000)]
+SOUNDS = [sound.astype(np.float32) for sound in SOUNDS]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return small_checkpoints.whisper_file(tmp_path_factory.mktemp("weights") / "tiny-random.pt")
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    return transcripts.load_whisper(checkpoint, "cpu")
+
+
+@pytest.fixture(autouse=True)
+def no_weights_of_this_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("EMI_WEIGHTS", raising=False)
+
+
+@pytest.mark.parametrize("language", ["en", None])
+def test_a_batch_gives_the_tokens_of_each_window_alone(model, language):
+    together = transcripts.decode_windows(model, SOUNDS, language)
+    for sound, result in zip(SOUNDS, together, strict=True):
+        mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(sound), n_mels=80)
+        options = whisper.DecodingOptions(language=language, without_timestamps=True, fp16=False)
+        alone = whisper.decode(model, mel, options)
+        assert (result.language, result.tokens) == (alone.language, alone.tokens)
+        assert result.tokens
+        assert result.no_speech_prob == pytest.approx(alone.no_speech_prob, rel=1e-3)
+
+
+def test_the_words_of_a_clip_are_those_of_its_loud_windows(model, monkeypatch):
+    """Whatever the batch size and the memory; waveforms are read one at a time."""
+    long = DRAW.normal(0, 0.1, 70 * RATE).astype(np.float32)
+    long[30 * RATE : 60 * RATE] = 0  # the silent window in the middle is left out
+    clips = [*SOUNDS[:2], None, long, np.zeros(RATE, np.float32), SOUNDS[2][:1000]]
+    parts = [*SOUNDS[:2], long[: 30 * RATE], long[60 * RATE :]]
+    words = [transcripts.decode_windows(model, [part])[0].text for part in parts]
+    expected = [*words[:2], "", " ".join(words[2:]), "", ""]
+    decode, sizes, read = transcripts.decode_windows, [], []
+
+    def source():
+        for clip in clips:
+            read.append(1)
+            yield clip
+
+    def limited(model, windows, language):
+        if len(windows) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        sizes.append((len(windows), len(read)))
+        return decode(model, windows, language)
+
+    monkeypatch.setattr(transcripts, "decode_windows", limited)
+    assert transcripts.transcribe(model, source(), batch_size=1) == expected
+    assert sizes == [(1, 1), (1, 2), (1, 4), (1, 4)]
+    sizes.clear()
+    assert transcripts.transcribe(model, source(), batch_size=3) == expected
+    assert [size for size, _ in sizes] == [1, 1, 1, 1]  # three did not fit, so one at a time
+
+
+def test_what_the_model_takes_for_no_speech_is_empty(model, monkeypatch):
+    result = transcripts.decode_windows(model, SOUNDS[:1])[0]
+    for share, words in ((1.0, result.text), (0.999, "")):
+        monkeypatch.setattr(transcripts, "NO_SPEECH", share * result.no_speech_prob)
+        assert transcripts.transcribe(model, SOUNDS[:1]) == [words]
+
+
+@given(st.floats(-80, -40), st.integers(1, 4000), st.integers(0, 4000))
+@settings(deadline=None)
+def test_silence_is_that_of_the_audit(level, loud, quiet):
+    waveform = np.zeros(loud + quiet, np.float32)
+    waveform[quiet:] = 10 ** (level / 20)
+    assert transcripts.silent(waveform) == (media.loudness(waveform, RATE) <= media.SILENCE)
+
+
+def test_weights_are_read_from_whispers_own_files_alone(tmp_path, checkpoint):
+    assert transcripts.find_weights(checkpoint) == checkpoint
+    assert transcripts.find_weights() is None
+    with pytest.raises(ValueError, match=r"weights base.*1\.6 GB.*EMI_WEIGHTS"):
+        transcripts.find_weights("base")
+    torch.save({"model_state_dict": {}}, tmp_path / "a.pt")
+    (tmp_path / "b.pt").write_bytes(b"these are no weights")
+    for name in ("a.pt", "b.pt"):
+        with pytest.raises(ValueError, match=f"{name}: expected a Whisper checkpoint"):
+            transcripts.load_whisper(tmp_path / name, "cpu")
+
+
+# ------------------------------------------------------------------------------ a table of clips
+
+
+def decode(paths):
+    """Stands in for decoding: the file holds the number of one of `SOUNDS`."""
+    with open(paths[0]) as stream:
+        number = stream.read()
+    return SOUNDS[int(number)] if number else None
+
+
+def table(folder, words):
+    paths = []
+    for number in range(len(words)):
+        paths.append(str(folder / f"{number}.txt"))
+        (folder / f"{number}.txt").write_text(str(number) if number < len(SOUNDS) else "")
+    columns = {"audio": paths, "video": [None] * len(words), "transcript": words}
+    return pd.DataFrame({"id": [f"{n:05d}" for n in range(len(words))], **columns}, dtype=object)
+
+
+@pytest.mark.parametrize("words", [["hello", ""], [None, None], ["hello", None]])
+def test_without_weights_words_are_those_of_the_files(tmp_path, words):
+    series, line = transcripts.transcripts(table(tmp_path, words), pytest.fail, Cache(tmp_path))
+    assert series.tolist() == words
+    assert series.index.tolist() == ["00000", "00001"]
+    count = sum(word is not None for word in words)
+    assert f"{2 - count} of 2 clips have no text" in line or count == 2
+    assert "\n" not in line
+    assert transcripts.heard_key(table(tmp_path, words)) == ""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_whisper_fills_in_what_has_no_file_once(checkpoint, model, tmp_path, monkeypatch, workers):
+    words = [None, "from the file", None, None, None]
+    clips, cache = table(tmp_path, words), Cache(tmp_path / "cache")
+    expected = transcripts.transcribe(model, [SOUNDS[0], SOUNDS[2], SOUNDS[3], None])
+    expected.insert(1, "from the file")
+    told, heard = [], []
+    options = {"weights": str(checkpoint), "device": "cpu", "workers": workers}
+    options["progress"] = lambda *counts: told.append(counts)
+    series, line = transcripts.transcripts(clips, decode, cache, **options)
+    assert series.tolist() == expected
+    assert line == "Text: from 1 text files, from Whisper (tiny-random.pt) for 4 clips."
+    assert told[-1] == (4, 4)
+    again, _ = transcripts.transcripts(clips, pytest.fail, cache, **options)
+    assert again.tolist() == expected
+
+    def listened(paths):
+        heard.append(paths[0])
+        return decode(paths)
+
+    options["workers"] = 1
+    transcripts.transcripts(clips, listened, cache, language=None, **options)
+    assert len(heard) == 4  # another language is another question
+    (tmp_path / "0.txt").write_text("3   ")
+    transcripts.transcripts(clips, listened, cache, **options)
+    assert len(heard) == 8  # a file has changed
+    monkeypatch.setenv("EMI_WEIGHTS", str(tmp_path))
+    (tmp_path / "large-v3-turbo.pt").write_bytes(b"x")
+    keys = {transcripts.heard_key(clips, language) for language in ("en", None)}
+    (tmp_path / "large-v3-turbo.pt").write_bytes(b"y")
+    assert len(keys | {transcripts.heard_key(clips)}) == 3
+
+
+def test_a_kill_loses_no_finished_shard(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "SHARD", 2)
+    build = store.build
+    monkeypatch.setattr(store, "build", lambda *a, **k: build(*a, shard_size=2, **k))
+    clips, heard = table(tmp_path, [None] * 4), []
+
+    def listened(paths, stop_after=4):
+        if len(heard) == stop_after:
+            raise KeyboardInterrupt
+        heard.append(paths[0])
+        return decode(paths)
+
+    arguments = {"weights": str(checkpoint), "device": "cpu", "cache": Cache(tmp_path / "cache")}
+    with pytest.raises(KeyboardInterrupt):
+        transcripts.transcripts(clips, lambda paths: listened(paths, 3), **arguments)
+    heard.clear()
+    words, _ = transcripts.transcripts(clips, listened, **arguments)
+    assert heard == clips["audio"].tolist()[2:]
+    assert all(words)

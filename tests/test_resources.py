@@ -37,13 +37,13 @@ WAV2VEC2 = Wav2Vec2Config(
         (
             lambda: ViTModel(ViTConfig(attn_implementation="eager"), add_pooling_layer=False),
             lambda: {"pixel_values": torch.zeros(1, 3, 224, 224)},
-            resources.vit(1),
+            resources.VIT,
             0.01,
         ),
         (
             lambda: BertModel(BertConfig(attn_implementation="eager"), add_pooling_layer=False),
             lambda: {"input_ids": torch.zeros(1, 32, dtype=torch.long)},
-            resources.bert(1),
+            resources.BERT,
             0.01,
         ),
         (  # the positional convolution and the projection are left out: a few per cent

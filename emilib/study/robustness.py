@@ -182,65 +182,6 @@ def needed(
     return {corruption: list(names) for corruption, names in queries.items()}
 
 
-def levels(
-    measured: Measurements, labels: Mapping[str, str], corruptions: Sequence[Corruption]
-) -> pd.DataFrame:
-    """ρ under each corruption for each model it was measured of, and what it costs.
-
-    labels : experiment → how it is called
-
-    Columns kind, modality, level, model, rho, sd (over seeds), low, high (over clips), and cost,
-    cost_low, cost_high, see `Measurements.cost`. The clean clips have level NaN.
-    """
-    groups = list(dict.fromkeys((c.kind, c.modality) for c in corruptions))
-    rows = []
-    for group, corruption in [(g, None) for g in groups] + [
-        ((c.kind, c.modality), c) for c in corruptions
-    ]:
-        members = [c for c in corruptions if (c.kind, c.modality) == group]
-        for name, label in labels.items():
-            if not all((c, name) in measured.intensity for c in members):
-                continue
-            rho, cost = measured.rho((1, corruption, name)), measured.cost(corruption, name)
-            rows.append(
-                {
-                    **dict(zip(("kind", "modality", "model"), (*group, label), strict=True)),
-                    "level": np.nan if corruption is None else corruption.level,
-                    **{"rho": rho.value, "sd": rho.sd, "low": rho.low, "high": rho.high},
-                    **{"cost": cost.value, "cost_low": cost.low, "cost_high": cost.high},
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def tested(
-    measured: Measurements, hypotheses: Sequence[Hypothesis], labels: Mapping[str, str]
-) -> pd.DataFrame:
-    """Each hypothesis under each of its corruptions: does `first` lose less than `second`?
-
-    Columns paper, where, claim, compared, damage (the corruption as text), value
-    (`Measurements.cost_difference`), sd, low, high, verdict.
-    """
-    rows = []
-    for claim in hypotheses:
-        for corruption in claim.corruptions:
-            less = measured.cost_difference(corruption, claim.first, claim.second)
-            rows.append(
-                {
-                    **{name: getattr(claim, name) for name in ("paper", "where", "claim")},
-                    "compared": f"{labels[claim.first]} − {labels[claim.second]}",
-                    "damage": str(corruption),
-                    **_numbers(less),
-                    "verdict": verdict(less),
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def _numbers(estimate: metrics.Estimate) -> dict:
-    return {name: getattr(estimate, name) for name in ("value", "sd", "low", "high")}
-
-
 def verdict(estimate: metrics.Estimate, claimed: int = 1) -> str:
     """What a number says of a claim about its sign.
 

@@ -220,7 +220,7 @@ def predict(
       python -m emilib predict clip.mp4 more/*.mp4 --model models/taemi --csv found.csv
       python -m emilib predict talk.mp4 --model models/taemi --window 12 --step 6 --picture pictures
     """
-    from emilib.predict.predictor.report import predict_files
+    from emilib.predict.report import predict_files
 
     predict_files(clips, model, text, window, step, json, csv, picture, workers)
 
@@ -236,9 +236,9 @@ def export(
 
     Example: python -m emilib export taemi models/taemi --profile embedded
     """
-    from emilib.predict.predictor import EmiPredictor
+    from emilib.export import predictor_of
 
-    predictor = EmiPredictor.from_workspace(_workspace(profile, corpus, visual), experiment)
+    predictor = predictor_of(_workspace(profile, corpus, visual), experiment)
     print(predictor.save_pretrained(folder))
 
 

@@ -14,11 +14,12 @@ from test_training import RECIPE, TRAIN, VALID, clips, small
 from emilib import profiles, submission
 from emilib.cache import Cache
 from emilib.corpus import EMOTIONS, CorpusError, read
+from emilib.export import predictor_of
 from emilib.features import FeatureSet
 from emilib.features.feature_set import FeatureSplits
 from emilib.pipeline import Workspace
 from emilib.plots import stage_plots
-from emilib.predict.predictor import EmiPredictor
+from emilib.predict import EmiPredictor
 from emilib.study import experiments, fit, mean_pearson, runs, tables
 from emilib.study.results import Results
 from emilib.synthetic.film import make
@@ -227,7 +228,7 @@ def test_an_own_data_set_is_trained_on_and_predicted_in_its_range(workspace, fol
     assert outcome.targets == ("valence", "arousal")
     assert outcome.test_predictions.shape == (2, 4, 2)
     train = workspace.features("ours").train.target
-    predictor = EmiPredictor.from_workspace(workspace, "taemi")
+    predictor = predictor_of(workspace, "taemi")
     kept = EmiPredictor.from_pretrained(predictor.save_pretrained(tmp_path / "model"))
     assert kept.emotions == ("valence", "arousal")
     clip = workspace.clips.query("split == 'validation'").iloc[0]

@@ -3,9 +3,9 @@
 from importlib import import_module
 
 _HOME = {
-    "Clip": "emilib.predict.predictor",
+    "Clip": "emilib.predict.clip",
     "EmiPredictor": "emilib.predict.predictor",
-    "Prediction": "emilib.predict.predictor",
+    "Prediction": "emilib.predict.prediction",
 }
 __all__ = sorted(_HOME)
 

@@ -9,17 +9,16 @@ import pandas as pd
 import pytest
 import torch
 
+from emilib import EMOTIONS, profiles
 from emilib import __main__ as command_line
-from emilib import profiles
 from emilib.corpus import media
-from emilib.corpus.layout import EMOTIONS
 from emilib.corpus.media import MediaError
+from emilib.export import predictor_of
 from emilib.pipeline import Workspace
 from emilib.plots import predict_plots
-from emilib.predict import predictor as predict_module
-from emilib.predict import report as prediction_files
-from emilib.predict.predictor import Clip, EmiPredictor
+from emilib.predict import Clip, EmiPredictor
 from emilib.training.loop import predict as predict_features
+from tests.conftest import write_media
 
 E, SPREADS = list(EMOTIONS), [f"{e} sd" for e in EMOTIONS]
 
@@ -44,7 +43,7 @@ def workspace(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def predictor(workspace):
-    return EmiPredictor.from_workspace(workspace, "taemi")
+    return predictor_of(workspace, "taemi")
 
 
 @pytest.fixture(scope="module")
@@ -53,29 +52,17 @@ def folder(predictor, tmp_path_factory):
 
 
 def make_video(path, seconds=3.0, picture=True, sound=True, fps=10):
-    """An mp4 whose grey level and pitch rise with time, so that no two moments are alike."""
-    with av.open(str(path), "w") as container:
-        if picture:
-            video = container.add_stream("mpeg4", rate=fps)
-            video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
-        if sound:
-            audio = container.add_stream("aac", rate=16000, layout="mono")
-        if picture:
-            count = round(seconds * fps)
-            for i in range(count):
-                image = np.full((64, 96, 3), 255 * i // count, np.uint8)
-                image[:, : 96 * i // count] = (30, 200, 90)
-                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-                container.mux(video.encode(frame))
-            container.mux(video.encode(None))
-        if sound:
-            time = np.arange(round(seconds * 16000)) / 16000
-            wave = (0.3 * np.sin(2 * np.pi * (200 + 30 * time) * time)).astype(np.float32)
-            frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
-            frame.sample_rate = 16000
-            container.mux(audio.encode(frame))
-            container.mux(audio.encode(None))
-    return path
+    """A file whose grey level and pitch rise with time, so that no two moments are alike."""
+
+    def rising(number, height, width):
+        image = np.full((height, width, 3), 255 * number // round(seconds * fps), np.uint8)
+        image[:, : width * number // round(seconds * fps)] = (30, 200, 90)
+        return image
+
+    time = np.arange(round(seconds * 16000)) / 16000
+    wave = 0.3 * np.sin(2 * np.pi * (200 + 30 * time) * time)
+    times = np.arange(round(seconds * fps)) / fps if picture else ()
+    return write_media(path, times, wave[None] if sound else None, rate=fps, make=rising)
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +103,9 @@ def test_prediction_equals_the_workspaces_features_and_models(workspace, predict
 def test_experiments_that_no_video_can_be_given_to_are_refused(workspace):
     for name in ("baseline_average", "vit_baseline", "savchenko_2025_leaked"):
         with pytest.raises(ValueError, match=f"{name}.*can't be used on a video"):
-            EmiPredictor.from_workspace(workspace, name)
+            predictor_of(workspace, name)
     with pytest.raises(ValueError, match="no experiment 'tami'; there are"):
-        EmiPredictor.from_workspace(workspace, "tami")
+        predictor_of(workspace, "tami")
 
 
 # ------------------------------------------------------------------------------------------ folders
@@ -369,7 +356,7 @@ def test_look_gives_attention_that_sums_to_one_over_the_clip(predictor, video):
 
 
 def test_look_of_dual_stage_gives_its_weights(workspace, mixed):
-    predictor = EmiPredictor.from_workspace(workspace, "dual_stage_vat")
+    predictor = predictor_of(workspace, "dual_stage_vat")
     look = predictor.look(mixed["mute"], text="Fine.")
     assert look.attention is None
     assert look.weights.shape == (2, 6, 3)

@@ -186,9 +186,7 @@ def over_time(windows: pd.DataFrame, emotions: Sequence[str], name: str, note: s
         low, high = _band(values, spread, bounded)
         axes.axhline(values.mean(), color=color, linewidth=0.9, linestyle="--")
         axes.fill_between(middle, low, high, color=color, alpha=0.22, linewidth=0)
-        axes.plot(
-            middle, values, "o-" if len(windows) <= DOTS else "-", color=color, markersize=3.5
-        )
+        axes.plot(middle, values, dots, color=color, markersize=3.5)
         axes.set_ylabel(emotion.replace(" ", "\n"), rotation=0, ha="right", va="center")
         top = max(top, float(high.max()))
     if bounded:

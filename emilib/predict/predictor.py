@@ -286,10 +286,8 @@ class EmiPredictor:
             for images, when in media.picture_blocks(clip.video, fps, size, problems):
                 features.append(self._encode_frames(channels_first(images)))
                 times.append(when)
-        times, waveform = (
-            np.concatenate(times),
-            media.sound_on_disk(clip.audio or clip.video, problems),
-        )
+        times = np.concatenate(times)
+        waveform = media.sound_on_disk(clip.audio or clip.video, problems)
         if not features and waveform is None:
             raise MediaError(f"Nothing in {clip.name} could be decoded: {'; '.join(problems)}.")
         last = times[-1] + 1 / fps if len(times) else 0.0

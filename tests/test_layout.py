@@ -133,7 +133,7 @@ def test_same_row_twice_is_harmless_a_contradiction_is_not(corpus):
     assert clips.set_index("id").loc["00012", "Admiration"] == 0  # the first row counts
     assert [f[:2] for f in findings.duplicates] == [("00012", "train")]
     write_csv(corpus / "train_split.csv", row("00012"), row("00007"))  # also in validation
-    with pytest.raises(CorpusError, match=r"00007 .*train_split.csv and valid_"):
+    with pytest.raises(CorpusError, match=r"00007 .*train_split.csv and .*valid_"):
         read(corpus)
 
 
@@ -164,7 +164,7 @@ BROKEN = {
         lambda f: (f / "train_split.csv").write_bytes(bytes(range(128, 256))),
         "train_split.csv .*CSV",
     ),
-    "empty": (lambda f: (f / "train_split.csv").write_bytes(b""), "train_split.csv .*CSV"),
+    "empty": (lambda f: (f / "train_split.csv").write_bytes(b""), "train_split.csv .*Filename"),
     "no name": (
         lambda f: write_csv(f / "train_split.csv", row("00012"), row("")),
         "train_split.csv, line 3: Filename",

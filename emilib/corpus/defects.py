@@ -3,7 +3,7 @@
 import math
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -159,57 +159,44 @@ def _seconds(paths):
 # ---- what the files of one clip show ------------------------------------------------------------
 
 
-@dataclass
 class _Evidence:
-    clip: dict  # its row of the table
-    usual: dict  # column -> whether other clips of the split have such a file
-    errors: list = field(default_factory=list)  # of files that don't open
-    facts: "PacketFacts | None" = None  # of the video
-    decoded: media.Media | None = None  # the video, where its picture was decoded in full
-    waveform: np.ndarray | None = None
-    reached: bool = True  # False where a sound track may lie in a file that does not open
-    face_sizes: list | None = None  # bytes of each crop
-    features: dict = field(default_factory=dict)  # column -> (T, D), or the error as text
+    """The files of one clip, opened.
 
+    clip : its row of the table; usual : {column: whether other clips of the split have such a file}
+    errors : of media that don't open; facts, decoded : of the video's packets, and of its picture
+        where it was decoded in full; waveform : of the sound file, or else of the video
+    """
 
-def _examine(clip, usual, thorough):
-    evidence = _Evidence(clip, usual)
-    try:
-        if clip["audio"]:
-            evidence.waveform = media.decode(clip["audio"], frames=False).waveform
-    except media.MediaError as error:
-        evidence.errors.append(str(error))
-        evidence.reached = False
-    if clip["video"]:
-        _watch(evidence, thorough)
-    if clip["faces"]:
-        with os.scandir(clip["faces"]) as entries:
-            faces = [entry for entry in entries if layout.FACE_NAME.fullmatch(entry.name)]
-            evidence.face_sizes = [entry.stat().st_size for entry in faces]
-    for column in filter(clip.get, OFFICIAL):
+    def __init__(self, clip, usual, thorough):
+        self.clip, self.usual, self.errors = clip, usual, []
+        sound = self._open(media.decode, clip["audio"], frames=False)
+        self.waveform = sound and sound.waveform
+        self.facts = facts = self._open(packet_facts, clip["video"])
+        self.decoded, listens = None, self.waveform is None and not self.errors
+        if facts is not None:
+            small = thorough is None and facts.pixels <= SMALL_PIXELS
+            full = facts.frames > 0 and bool(thorough or facts.hints or small)
+            if full or (listens and facts.has_sound):
+                # The damage is what counts here: every frame is decoded, one a second is kept.
+                options = {"fps": 1, "size": (32, 32), "frames": full, "sound": listens}
+                decoded = self._open(media.decode, clip["video"], **options)
+                self.facts = decoded and facts
+                self.decoded = decoded if full else None
+                self.waveform = decoded.waveform if listens and decoded else self.waveform
+        faces = os.scandir(clip["faces"]) if clip["faces"] else ()
+        self.face_sizes = [f.stat().st_size for f in faces if layout.FACE_NAME.fullmatch(f.name)]
+        self.features, self.broken_features = {}, []
+        for column in filter(clip.get, OFFICIAL):
+            try:
+                self.features[column] = load_features(clip[column])
+            except media.MediaError as error:
+                self.broken_features.append(str(error))
+
+    def _open(self, function, path, **options):
         try:
-            evidence.features[column] = load_features(clip[column])
+            return path and function(path, **options)
         except media.MediaError as error:
-            evidence.features[column] = str(error)
-    return evidence
-
-
-def _watch(evidence, thorough):
-    """Look at the video's packets, and decode its picture and sound where that is called for."""
-    path, listens = evidence.clip["video"], evidence.waveform is None and evidence.reached
-    try:
-        facts = packet_facts(path)
-        small = thorough is None and facts.pixels <= SMALL_PIXELS
-        full = facts.frames > 0 and bool(thorough or facts.hints or small)
-        if full or (listens and facts.has_sound):
-            # The damage is what counts here: every frame is decoded, one a second is kept.
-            decoded = media.decode(path, fps=1, size=(32, 32), frames=full, sound=listens)
-            evidence.decoded = decoded if full else None
-            evidence.waveform = decoded.waveform if listens else evidence.waveform
-        evidence.facts = facts
-    except media.MediaError as error:
-        evidence.errors.append(str(error))
-        evidence.reached = not listens
+            self.errors.append(str(error))
 
 
 @dataclass
@@ -279,13 +266,13 @@ def packet_facts(path):
 
 def _clip_defects(job):
     """[(defect, detail)], {column: width of official features}, whether the picture was decoded."""
-    clip, usual, thorough = job
+    clip = job[0]
     if not any(clip[column] for column in layout.FILE_COLUMNS if column != "transcript"):
         return [], {}, False  # a row without files is one defect, not five
-    seen = _examine(clip, usual, thorough)
+    seen = _Evidence(*job)
     defects = [(_name(check), detail) for check in CLIP_CHECKS for detail in check(seen)]
-    arrays = {c: a for c, a in seen.features.items() if not isinstance(a, str)}
-    return defects, {c: a.shape[1] for c, a in arrays.items()}, seen.decoded is not None
+    widths = {column: array.shape[1] for column, array in seen.features.items()}
+    return defects, widths, seen.decoded is not None
 
 
 def unreadable(seen):
@@ -293,9 +280,8 @@ def unreadable(seen):
     yield from seen.errors
     if seen.decoded is not None and seen.decoded.images is None:
         yield f"{seen.clip['video']}: {seen.decoded.problems[0]}"
-    if seen.face_sizes and 0 in seen.face_sizes:
-        empty, faces = seen.face_sizes.count(0), len(seen.face_sizes)
-        yield f"{seen.clip['faces']}: {empty} of {faces} face crops have 0 bytes"
+    if empty := seen.face_sizes.count(0):
+        yield f"{seen.clip['faces']}: {empty} of {len(seen.face_sizes)} face crops have 0 bytes"
 
 
 def damaged_frames(seen):
@@ -318,13 +304,13 @@ def no_face(seen):
     """no face crop: no folder in face_images/, or nothing in it but Thumbs.db"""
     if seen.clip["faces"] is None and seen.usual["faces"]:
         yield "no folder in face_images/"
-    if seen.face_sizes == []:
+    elif seen.clip["faces"] and not seen.face_sizes:
         yield f"no <int>.jpg in {seen.clip['faces']}"
 
 
 def no_sound(seen):
     """no sound track, neither in audio/ nor in the video"""
-    if (seen.clip["audio"] or seen.clip["video"]) and seen.waveform is None and seen.reached:
+    if (seen.clip["audio"] or seen.clip["video"]) and seen.waveform is None and not seen.errors:
         yield "no sound track"
 
 
@@ -364,10 +350,9 @@ def lying_frame_rate(seen):
 
 def bad_features(seen):
     """official features that are no array, empty, not finite, or of another width"""
+    yield from seen.broken_features
     for column, features in seen.features.items():
-        if isinstance(features, str):
-            yield features
-        elif not features.size:
+        if not features.size:
             yield f"{seen.clip[column]}: shape {features.shape}, no values"
         elif not np.isfinite(features).all():
             yield f"{seen.clip[column]}: values that are not finite"

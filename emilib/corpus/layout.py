@@ -7,6 +7,8 @@ text/ID.txt                                            transcripts made by parti
 test_data/...                                          the same folders for the test clips
 """
 
+import csv
+import io
 import os
 import re
 from dataclasses import dataclass, field
@@ -28,6 +30,7 @@ HEADER = ",".join(COLUMNS)
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".mpg", ".mpeg")
 AUDIO_SUFFIXES = (".mp3", ".wav", ".flac", ".m4a", ".aac", ".ogg", ".opus", ".mp4")
+MEDIA_SUFFIXES = (*VIDEO_SUFFIXES, *AUDIO_SUFFIXES)
 
 # column -> (folder, suffixes by preference); no suffixes: the entry is a folder of its own
 SOURCES = {
@@ -54,12 +57,6 @@ class Findings:
     labels: list = field(default_factory=list)  # (id, split, detail): not a number
     unlisted: list = field(default_factory=list)  # (id, detail): files without a CSV row
 
-    def contradiction(self, strict, where, problem, remedy):
-        """Raise a CorpusError when strict, else return the sentence for a finding."""
-        if strict:
-            raise CorpusError(f"{where}{problem}; {remedy}.")
-        return f"{Path(where).name}{problem}"
-
 
 def read_layout(folder, strict):
     """The table of clips of a folder in the layout above, and its Findings.
@@ -74,7 +71,13 @@ def read_layout(folder, strict):
         )
     files = {split: _index(folder, split) for split in SPLITS}
     tables = [_split_table(folder, split, files[split], findings, strict) for split in SPLITS]
-    clips = _without_duplicates(folder, pd.concat(tables, ignore_index=True), findings, strict)
+    clips = pd.concat(tables, ignore_index=True)
+    if clips.empty:
+        raise CorpusError(f"The split files in {folder} name no clip; expected a row a clip.")
+    places = [str(folder / SPLIT_FILES[split]) for split in clips["split"]]
+    rows = clips[["split", *EMOTIONS]]
+    clips = clips[first_rows(clips, clips["id"], rows, places, findings, strict)]
+    clips = clips.reset_index(drop=True)
     for column in FILE_COLUMNS:
         paths = [files[s][column].get(i) for s, i in zip(clips["split"], clips["id"], strict=True)]
         clips[column] = pd.Series(paths, clips.index, dtype=object)
@@ -85,8 +88,6 @@ def read_layout(folder, strict):
             for name in paths.keys() - listed:
                 spare.setdefault(name, {})[SOURCES[column][0]] = None
     findings.unlisted = [(name, f"only in {', '.join(spare[name])}") for name in sorted(spare)]
-    if clips.empty:
-        raise CorpusError(f"The split files in {folder} name no clip; expected a row a clip.")
     return finished(clips, folder, EMOTIONS, findings, "a split file"), findings
 
 
@@ -165,24 +166,64 @@ def text_of(path):
     return Path(path).read_text(encoding="utf-8-sig", errors="replace").strip()
 
 
-def read_csv(path, **options):
-    """A CSV as stripped text, all its cells strings; raises CorpusError for what is no CSV."""
-    try:
-        table = pd.read_csv(
-            path,
-            dtype=str,
-            keep_default_na=False,
-            encoding="utf-8-sig",
-            skipinitialspace=True,
-            **options,
-        )
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        reason = str(error).strip().replace("\n", " ")
+def read_rows(path):
+    """The rows of a CSV as stripped text, indexed by their line in the file; empty ones left out.
+
+    Raises CorpusError for what is no CSV, and for a row with more cells than the header.
+    """
+    try:  # csv, not pandas: it knows each record's line
+        text = io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")
+        reader = csv.reader(text, strict=True, skipinitialspace=True)
+        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
         raise CorpusError(
-            f"{path} is no readable CSV ({reason}); expected UTF-8 text with commas, and text that "
-            "holds a comma in double quotes."
+            f"{path} is no readable CSV ({error}); expected UTF-8 text with commas."
         ) from error
-    return table
+    (_, head), *rows = [row for row in rows if any(row[1])] or [(1, [])]
+    for line, cells in rows:
+        if len(cells) > len(head):
+            raise CorpusError(
+                f"{path}, line {line}: expected {len(head)} cells as in the header, got "
+                f"{len(cells)}; put text that holds a comma in double quotes."
+            )
+        cells += [""] * (len(head) - len(cells))
+    return pd.DataFrame(
+        [cells for _, cells in rows], [line for line, _ in rows], head, dtype=object
+    )
+
+
+def numbers(cells, path, clips, findings, strict):
+    """Cells as floats; what is not a finite number is NaN and a finding, or when strict an error.
+
+    cells : Series of text, indexed by its line in the CSV `path`
+    clips : `id` and `split` of these lines
+    """
+    values = pd.to_numeric(cells, errors="coerce").astype(float)
+    values = values.where(np.isfinite(values))
+    for line in cells.index[values.isna()]:
+        detail = f"{path.name}, line {line}: {cells.name} is {cells[line]!r}, not a number"
+        if strict:
+            raise CorpusError(f"{path.parent / detail}; correct the cell, or remove its row or column.")
+        findings.labels.append((clips["id"][line], clips["split"][line], detail))
+    return values
+
+
+def first_rows(clips, keys, rows, places, findings, strict):
+    """(N,) bool: the first row of each key. Rows that differ are a finding, or strictly an error.
+
+    clips : `id` and `split` of each row; rows : the cells that should agree; places : where it is
+    """
+    repeated = keys.duplicated().to_numpy()
+    for n in np.flatnonzero(repeated):
+        first = (keys == keys.iloc[n]).to_numpy().argmax()
+        same = rows.iloc[n].equals(rows.iloc[first])
+        where = " and ".join(dict.fromkeys((places[first], places[n])))
+        id_, split = clips[["id", "split"]].iloc[n]
+        if strict and not same:
+            raise CorpusError(f"{id_} stands twice, with different rows, in {where}; keep one.")
+        detail = f"twice in {where}, " + ("with the same labels" if same else "rows differ")
+        findings.duplicates.append((id_, split, detail))
+    return ~repeated
 
 
 def _index(folder, split):
@@ -200,74 +241,37 @@ def _split_table(folder, split, files, findings, strict):
     """id, split, the six labels of one split file (of the folders for a test set without one)."""
     path = folder / SPLIT_FILES[split]
     if path.is_file():
-        table = read_csv(path, index_col=False).fillna("")  # NaN: a row that ends early
-        table.columns = table.columns.str.strip()
+        table = read_rows(path)
         if missing := [name for name in COLUMNS if name not in table.columns]:
             raise CorpusError(
-                f"{path} has the header {','.join(table.columns)}, without {', '.join(missing)}; "
+                f"{path} has the header {','.join(table.columns)!r}, without {', '.join(missing)}; "
                 f"expected {HEADER}."
             )
-        ids = _ids(table["Filename"], set().union(*files.values()), path)
+        known = set().union(*files.values())
+        ids = [_id(name, known, f"{path}, line {line}") for line, name in table["Filename"].items()]
     elif split == "test":
         inside = folder / "test_data"
-        shown = (
-            entries(inside / SOURCES[c][0], SOURCES[c][1]) for c in ("video", "audio", "faces")
-        )
-        ids = sorted(set().union(*shown))
+        kinds = (SOURCES[column] for column in ("video", "audio", "faces"))
+        ids = sorted(set().union(*(entries(inside / name, kind) for name, kind in kinds)))
+        table = pd.DataFrame(index=range(len(ids)))
     else:
         raise CorpusError(
             f"{path} is missing; a corpus folder holds {SPLIT_FILES['train']} and "
             f"{SPLIT_FILES['validation']} with the header {HEADER}."
         )
-    clips = pd.DataFrame({"id": pd.Series(ids, dtype=object), "split": split})
-    clips[list(EMOTIONS)] = np.nan
-    if split != "test":
-        clips[list(EMOTIONS)] = _labels(table, ids, split, path, findings, strict)
+    clips = pd.DataFrame({"id": ids, "split": split}, table.index, dtype=object)
+    for name in EMOTIONS:
+        labelled = split != "test"
+        clips[name] = numbers(table[name], path, clips, findings, strict) if labelled else np.nan
     return clips
 
 
-def _ids(names, known, path):
+def _id(name, known, where):
     """Filename -> id: no folder, no media suffix, zeros in front where the file has them."""
-    ids = []
-    for row, name in enumerate(names):
-        stem = re.split(r"[\\/]", name.strip())[-1]
-        base, suffix = os.path.splitext(stem)
-        if suffix.lower() in (*VIDEO_SUFFIXES, *AUDIO_SUFFIXES):
-            stem = base
-        if not stem:
-            raise CorpusError(f"{path}, line {row + 2}: Filename is empty; expected a clip's id.")
-        if stem not in known and stem.isdigit() and stem.zfill(5) in known:
-            stem = stem.zfill(5)
-        ids.append(stem)
-    return ids
-
-
-def _labels(table, ids, split, path, findings, strict):
-    """(N, 6) float; what is not a finite number is NaN and a finding."""
-    labels = table[list(EMOTIONS)].apply(pd.to_numeric, errors="coerce").to_numpy(float)
-    labels = np.where(np.isfinite(labels), labels, np.nan)
-    for row, column in np.argwhere(np.isnan(labels)):
-        name = EMOTIONS[column]
-        problem = f", line {row + 2}: {name} is {table[name].iloc[row]!r}, not a number"
-        remedy = "correct or remove the row"
-        detail = findings.contradiction(strict, path, problem, remedy)
-        findings.labels.append((ids[row], split, detail))
-    return labels
-
-
-def _without_duplicates(folder, clips, findings, strict):
-    """The first row of each id. Rows that agree do no harm; others are an error when strict."""
-    repeated = clips.duplicated("id", keep="first")
-    first = clips[~repeated].set_index("id", drop=False)
-    for _, row in clips[repeated].iterrows():
-        kept = first.loc[row["id"]]
-        files = " and ".join(dict.fromkeys(SPLIT_FILES[s] for s in (kept["split"], row["split"])))
-        same = kept.equals(row)
-        if strict and not same:
-            raise CorpusError(
-                f"Id {row['id']} stands twice in {folder / files}, with different rows; keep the "
-                "right one."
-            )
-        detail = f"twice in {files}, " + ("with the same labels" if same else "rows differ")
-        findings.duplicates.append((row["id"], row["split"], detail))
-    return clips[~repeated].reset_index(drop=True)
+    stem = re.split(r"[\\/]", name)[-1]
+    base, suffix = os.path.splitext(stem)
+    stem = base if suffix.lower() in MEDIA_SUFFIXES else stem
+    if not stem:
+        raise CorpusError(f"{where}: Filename is empty; expected a clip's id.")
+    padded = stem.zfill(5)
+    return padded if stem not in known and stem.isdigit() and padded in known else stem

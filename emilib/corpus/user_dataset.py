@@ -17,18 +17,15 @@ training. A row without any target is a test clip then. Beside the videos the fo
 face_images/, text/, vit/ and wav2vec2/ are used as in the real layout, found by the file's name.
 """
 
-import csv
-import io
 import os
 import random
 from collections import Counter, defaultdict
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from emilib.corpus import layout
-from emilib.corpus.layout import AUDIO_SUFFIXES, SOURCES, SPLIT_FILES, VIDEO_SUFFIXES, CorpusError
+from emilib.corpus.layout import SOURCES, SPLIT_FILES, VIDEO_SUFFIXES, CorpusError
 
 SPECIAL = {
     "split": ("split",),
@@ -85,60 +82,44 @@ def read_table(table, strict=False):
     is not a number, a target that never changes in training, and a file with two different rows.
     """
     table, findings = Path(table), layout.Findings()
-    rows = _rows(table)
+    rows = layout.read_rows(table)
+    if rows.empty:
+        raise CorpusError(
+            f"{table} names no clip; expected a header such as {_EXAMPLE}, then a row a clip."
+        )
     special, targets = _columns(table, rows.columns)
     files = _Files(table)
-    clips = files.of(rows.iloc[:, 0])
-    first = _first_rows(table, rows, clips, findings, strict)
+    clips = pd.DataFrame(map(files.find, rows.iloc[:, 0], rows.index), rows.index, ["id", "path"])
+    clips["split"] = ""
+    keys = clips["path"].where(clips["path"].notna(), clips["id"])
+    places = [f"{table}, line {line}" for line in rows.index]
+    first = layout.first_rows(clips, keys, rows.iloc[:, 1:], places, findings, strict)
     rows, clips = rows[first], files.beside(clips[first])
     if special["text"]:
         clips["transcript"] = rows[special["text"]]
     clips["split"] = _splits(table, rows, clips["id"], special, targets)
+    labelled, training = clips["split"] != "test", clips["split"] == "train"
     for name in targets:
-        clips[name] = _target(table, rows[name], clips, findings, strict)
-    findings.unlisted = files.unlisted()
-    return layout.finished(clips, table.parent, targets, findings, table.name), findings
-
-
-def _rows(table):
-    """The cells as text, one row a line of the file, columns named by the header."""
-    try:  # csv, not pandas: it knows each record's line, and which records are too short
-        text = io.StringIO(table.read_text(encoding="utf-8-sig"), newline="")
-        reader = csv.reader(text, strict=True, skipinitialspace=True)
-        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise CorpusError(
-            f"{table} is no readable CSV ({error}); expected UTF-8 text with commas, beginning "
-            f"with {_EXAMPLE}."
-        ) from error
-    (_, head), *rows = [row for row in lines if any(row[1])] or [(0, [])]
-    if not rows:
-        raise CorpusError(
-            f"{table} names no clip; expected a header such as {_EXAMPLE}, then a row a clip."
-        )
-    for line, cells in rows:
-        if len(cells) != len(head):
+        clips[name] = layout.numbers(rows.loc[labelled, name], table, clips, findings, strict)
+        seen = clips.loc[training, name]
+        if strict and len(seen) > 1 and seen.nunique() == 1:
             raise CorpusError(
-                f"{table}, line {line}: expected {len(head)} cells as in the header, got "
-                f"{len(cells)}; put text that holds a comma in double quotes."
+                f"{table}: {name} is {seen.iloc[0]:g} in every training clip, so there is nothing "
+                "to learn; remove the column."
             )
-    if len(head) > 1 and not any(pd.isna(_numbers(head[1:]))):
-        raise CorpusError(f"{table} has no header; expected a first line such as {_EXAMPLE}.")
-    if len(set(head)) < len(head) or "" in head:
-        raise CorpusError(f"{table} has the header {head}; expected a name of its own a column.")
-    return pd.DataFrame(
-        [cells for _, cells in rows], [line for line, _ in rows], head, dtype=object
-    )
-
-
-def _numbers(cells):
-    """Floats of texts, NaN for what is not a finite number."""
-    numbers = pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce").astype(float)
-    return numbers.where(np.isfinite(numbers))
+    findings.unlisted = [
+        (os.path.splitext(path)[0], f"only the file {path}") for path in files.unused()
+    ]
+    return layout.finished(clips, table.parent, targets, findings, table.name), findings
 
 
 def _columns(table, head):
     """{"split", "group", "text": column or None}, and the names of the targets."""
+    names = [name for name in head[1:] if pd.isna(pd.to_numeric(name, errors="coerce"))]
+    if len(head) > 1 and not names:
+        raise CorpusError(f"{table} has no header; expected a first line such as {_EXAMPLE}.")
+    if len(set(head)) < len(head) or "" in head:
+        raise CorpusError(f"{table} has the header {[*head]}; expected a name of its own a column.")
     special = {}
     for meaning, names in SPECIAL.items():
         same = [name for name in head[1:] if name.lower() in names]
@@ -158,82 +139,41 @@ def _columns(table, head):
     return special, targets
 
 
-def _first_rows(table, rows, clips, findings, strict):
-    """(N,) bool: a clip's first row. Rows that agree do no harm; others are an error if strict."""
-    files = clips["path"].where(clips["path"].notna(), clips["id"])
-    repeated = files.duplicated()
-    for line in rows.index[repeated]:
-        id_, first = clips.loc[line, "id"], files.eq(files[line]).idxmax()
-        where = f"{table.name}, lines {first} and {line}"
-        same = rows.loc[first].iloc[1:].equals(rows.loc[line].iloc[1:])
-        if strict and not same:
-            raise CorpusError(
-                f"{table.parent / where}: {id_} stands there twice, with different cells; keep "
-                "the right row."
-            )
-        detail = f"twice in {where}, " + ("with the same cells" if same else "rows differ")
-        findings.duplicates.append((id_, "", detail))
-    return ~repeated
-
-
-def _target(table, cells, clips, findings, strict):
-    """A target as floats, NaN in test clips; raises CorpusError where there is nothing to learn."""
-    numbers = _numbers(cells).where(clips["split"] != "test")
-    for line in cells.index[numbers.isna() & (clips["split"] != "test")]:
-        problem = f", line {line}: {cells.name} is {cells[line]!r}, not a number"
-        remedy = "every column but the file, split, group and text is a target: correct the cell, "
-        remedy += "or remove the row or column"
-        detail = findings.contradiction(strict, table, problem, remedy)
-        findings.labels.append((clips.loc[line, "id"], clips.loc[line, "split"], detail))
-    seen = numbers[clips["split"] == "train"]
-    if strict and len(seen) > 1 and seen.nunique() == 1:
-        raise CorpusError(
-            f"{table}: {cells.name} is {seen.iloc[0]:g} in every training clip, so there is "
-            "nothing to learn; remove the column."
-        )
-    return numbers
-
-
 class _Files:
-    """The media below a folder, found by the end of their path, with or without their ending."""
+    """The media below a folder, found by path or by name, with or without their ending."""
 
     def __init__(self, table):
         self.table, self.folder = table, table.parent
-        self.media, self.used = [], set()
-        self.index = {"video": defaultdict(list), "audio": defaultdict(list)}
+        self.index, self.used = defaultdict(list), set()
         beside = {self.folder / name for name, _ in SOURCES.values() if name != "raw"}
         for root, folders, names in os.walk(self.folder):
             # sound files in audio/ belong to a video
-            folders[:] = sorted(
-                f for f in folders if not f.startswith(".") and Path(root) / f not in beside
-            )
-            for path in (Path(root) / name for name in sorted(names)):
-                if path.suffix.lower() in _MEDIA and not path.name.startswith("."):
-                    self.media.append(path.relative_to(self.folder))
-        for path in self.media:
-            for start in range(len(path.parts)):
-                tail = "/".join(path.parts[start:])
-                for key in (tail, tail.removesuffix(path.suffix)):
-                    self.index[_column(path)][key].append(path)
+            folders[:] = [f for f in folders if f[0] != "." and Path(root, f) not in beside]
+            for path in (Path(root, name).relative_to(self.folder) for name in names):
+                if path.suffix.lower() in layout.MEDIA_SUFFIXES and path.name[0] != ".":
+                    plain = path.with_suffix("")
+                    for key in {path.as_posix(), plain.as_posix(), path.name, plain.name}:
+                        self.index[key].append(path)
 
-    def of(self, cells):
-        """id and path (within the folder, or None) of each file that the first column names."""
-        places = [self._find(cell, f"{self.table}, line {line}") for line, cell in cells.items()]
-        return pd.DataFrame(places, cells.index, ["id", "path"], dtype=object)
-
-    def _find(self, cell, where):
+    def find(self, cell, line):
+        """The id of a cell of the first column, and the path of its file or None."""
         name = cell.replace("\\", "/").removeprefix("./").strip("/")
         if not name:
-            raise CorpusError(f"{where}: names no file; expected the clip's file in column 1.")
+            raise CorpusError(
+                f"{self.table}, line {line}: names no file; expected one in column 1."
+            )
         stem, suffix = os.path.splitext(name)
-        known = suffix.lower() in _MEDIA
-        paths = self.index["video"].get(name) or self.index["audio"].get(name) or []
-        exact = [p for p in paths if name in (p.as_posix(), p.as_posix().removesuffix(p.suffix))]
-        paths = exact[:1] if known and exact else exact or paths
+        paths = sorted(self.index.get(name, ()))
+        paths = [p for p in paths if _column(p) == "video"] or paths
+        exact = [p for p in paths if name in (p.as_posix(), p.with_suffix("").as_posix())]
+        paths = exact or paths
         if len(paths) > 1:
             both = " and ".join(p.as_posix() for p in paths[:2])
-            raise CorpusError(f"{where}: {cell} may be {both}; write its path in {self.folder}.")
+            raise CorpusError(
+                f"{self.table}, line {line}: {cell} may be {both}; write its path in {self.folder}."
+            )
         self.used.update(paths)
+        known = suffix.lower() in layout.MEDIA_SUFFIXES
         return (stem if known else name), (paths[0] if paths else None)
 
     def beside(self, clips):
@@ -244,24 +184,19 @@ class _Files:
         table = clips[["id"]].copy()
         for column, (name, suffixes) in SOURCES.items():
             paths = {} if column == "video" else layout.entries(self.folder / name, suffixes)
-            table[column] = pd.Series(
-                [
-                    str(self.folder / path) if path and _column(path) == column else paths.get(stem)
-                    for path, stem in zip(clips["path"], stems, strict=True)
-                ],
-                table.index,
-                dtype=object,
-            )
+            values = [
+                str(self.folder / path) if path and _column(path) == column else paths.get(stem)
+                for path, stem in zip(clips["path"], stems, strict=True)
+            ]
+            table[column] = pd.Series(values, table.index, dtype=object)
         texts = map(layout.text_of, table["transcript"])
         table["transcript"] = pd.Series(texts, table.index, dtype=object)
         return table
 
-    def unlisted(self):
-        spare = sorted(path.as_posix() for path in set(self.media) - self.used)
-        return [(os.path.splitext(name)[0], f"only the file {name}") for name in spare]
-
-
-_MEDIA = (*VIDEO_SUFFIXES, *AUDIO_SUFFIXES)
+    def unused(self):
+        """Paths of the files that no cell names, sorted."""
+        every = {path for paths in self.index.values() for path in paths}
+        return sorted(path.as_posix() for path in every - self.used)
 
 
 def _column(path):

@@ -203,7 +203,7 @@ def numbers(cells, path, clips, findings, strict):
     for line in cells.index[values.isna()]:
         detail = f"{path.name}, line {line}: {cells.name} is {cells[line]!r}, not a number"
         if strict:
-            raise CorpusError(f"{path.parent / detail}; correct the cell, or remove its row or column.")
+            raise CorpusError(f"{path.parent / detail}; correct it, or remove its row or column.")
         findings.labels.append((clips["id"][line], clips["split"][line], detail))
     return values
 

@@ -62,10 +62,9 @@ def clip_card(
     if tones:
         _draw_spectrogram(figure, axes["tones"], media)
         axes["wave"].tick_params(labelbottom=False)
-    timed = axes["tones" if tones else "wave"]
-    for panel in {axes["wave"], timed}:
-        panel.set_xlim(0, media.duration if media.duration > 0 else 1)
-    timed.set_xlabel("time, s")
+    for name in rows[1:-1]:
+        axes[name[0]].set_xlim(0, media.duration if media.duration > 0 else 1)
+    axes[rows[-2][0]].set_xlabel("time, s")
     _draw_labels(axes["labels"], labels)
     _draw_words(axes["words"], words, defects)
     return figure
@@ -103,8 +102,7 @@ def _draw_waveform(axes, media) -> None:
 def _draw_spectrogram(figure, axes, media) -> None:
     axes.set_ylabel("frequency, kHz")
     if media.waveform is None or len(media.waveform) < 400:
-        short = "no sound" if media.waveform is None else "sound too short for a spectrogram"
-        say(axes, short)
+        say(axes, "no sound" if media.waveform is None else "sound too short for a spectrogram")
         return
     level, step = spectrogram(media.waveform, media.sample_rate)
     extent = (-step / 2, (level.shape[1] - 0.5) * step, 0, media.sample_rate / 2000)
@@ -151,9 +149,9 @@ def _draw_words(axes, words, defects: Sequence[str] | None) -> None:
     y, step = 1.0, 0.115  # from the top, in heights of the panel
     place = {"va": "top", "linespacing": 1.25, "transform": axes.transAxes}
     for heading, texts, style in paragraphs:
-        axes.text(0, y, heading, weight="bold", **place)
         lines = [line for text in texts for line in textwrap.wrap(text, 62)]
         shown = lines if len(lines) <= WORD_LINES else [*lines[: WORD_LINES - 1], "…"]
+        axes.text(0, y, heading, weight="bold", **place)
         axes.text(0, y - 1.2 * step, "\n".join(shown), fontsize=9, **place, **style)
         y -= (len(shown) + 1.9) * step
 
@@ -209,18 +207,15 @@ def architectures(upper, lower) -> None:
     _draw_boxes(upper, DUAL_STAGE, DUAL_STAGE_CHAINS, title)
     title = "Paper B, TAEMI: the text asks, frames and sound answer"
     _draw_boxes(lower, TAEMI, TAEMI_CHAINS, title)
-    query = {"arrowstyle": "-|>", "color": GREEN, "lw": 1.6, "shrinkA": 0, "shrinkB": 0}
-    align = query | {"arrowstyle": "<|-|>", "ls": "--", "color": GREY, "lw": 1.1}
-    gap = (GRID[1] - BOX[1] / 2, BOX[1] / 2)
-    for side in (1, -1):  # towards frames, towards sound
-        ends = [(0, -GRID[1] + side * (GRID[1] - BOX[1] / 2)), (0, -GRID[1] + side * BOX[1] / 2)]
-        upper.annotate("", *ends, arrowprops=align)
-        upper.text(0.12, np.mean(ends, axis=0)[1], "Stage I, Eq. 1", color=GREY, va="center")
-        x = 3 * GRID[0]
-        lower.annotate("", (x, -GRID[1] + side * gap[0]), (x, -GRID[1]), arrowprops=query)
-    text = {"color": GREEN, "ha": "right", "va": "center"}
-    lower.text(3 * GRID[0] - 0.15, -0.6 * GRID[1], "query", **text)
-    lower.text(3 * GRID[0] - 0.15, -1.4 * GRID[1], "query", **text)
+    arrow = {"arrowstyle": "-|>", "color": GREEN, "lw": 1.6, "shrinkA": 0, "shrinkB": 0}
+    both = arrow | {"arrowstyle": "<|-|>", "ls": "--", "color": GREY, "lw": 1.1}
+    x, edge = 3 * GRID[0], BOX[1] / 2
+    for side in (1, -1):  # from the text in the middle row up to the frames, down to the sound
+        near, far = (-GRID[1] + side * edge, -GRID[1] + side * (GRID[1] - edge))
+        upper.annotate("", (0, far), (0, near), arrowprops=both)
+        upper.text(0.12, (near + far) / 2, "Stage I, Eq. 1", color=GREY, va="center")
+        lower.annotate("", (x, far), (x, -GRID[1]), arrowprops=arrow)
+        lower.text(x - 0.15, near + 0.05 * side, "query", color=GREEN, ha="right", va="center")
 
 
 def _draw_boxes(axes, boxes: dict, chains: Sequence[str], title: str) -> None:

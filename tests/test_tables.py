@@ -86,7 +86,7 @@ def test_numbers_are_those_of_the_results():
 
 def test_a2_compares_with_the_baseline_of_the_modality():
     frame = TABLES["A2"].set_index("row")
-    expected = RESULTS.rho("dual_stage_v").mean() - RESULTS.rho("vit_baseline").mean()
+    expected = RESULTS.summary("dual_stage_v").value - RESULTS.summary("vit_baseline").value
     assert frame.loc["ViT (ours)", "delta_here"] == pytest.approx(expected)
     assert frame.loc["ViT (ours)", "delta_paper"] == pytest.approx(0.07)
     assert np.isnan(frame.loc["ViT (baseline)", "delta_here"])

@@ -94,11 +94,6 @@ class Results:
             raise ValueError(f"no result for {name!r}; {reason}")
         return self.outcomes[name]
 
-    def rho(self, name: str) -> np.ndarray:
-        """(S,) mean ρ of each seed."""
-        outcome = self[name]
-        return np.array([metrics.mean_pearson(outcome.target, p) for p in outcome.predictions])
-
     def summary(self, name: str) -> metrics.Estimate:
         """Mean ρ with its spread over seeds and its interval over clips."""
         if name not in self._estimates:
@@ -111,7 +106,11 @@ class Results:
         pair = (first, second)
         if pair not in self._estimates:
             a, b = self[first], self[second]
-            _check_same_clips(a, b)
+            if a.ids != b.ids or a.seeds != b.seeds:
+                raise ValueError(
+                    f"{first} and {second}: expected the same clips and seeds, got {len(a.ids)} "
+                    f"and {len(b.ids)} clips, seeds {a.seeds} and {b.seeds}; run them together"
+                )
             self._estimates[pair] = metrics.difference(a.target, a.predictions, b.predictions)
         return self._estimates[pair]
 
@@ -133,15 +132,6 @@ class Results:
             return quietly(models.EndToEnd.from_pretrained, folder, load_encoder).eval()
         cls = getattr(models, outcome.experiment.model)
         return quietly(cls.from_pretrained, folder).eval()
-
-
-def _check_same_clips(first: Outcome, second: Outcome) -> None:
-    if first.ids != second.ids or first.seeds != second.seeds:
-        raise ValueError(
-            f"{first.experiment.name} and {second.experiment.name}: expected the same clips and "
-            f"seeds, got {len(first.ids)} and {len(second.ids)} clips, seeds {first.seeds} and "
-            f"{second.seeds}; run them together"
-        )
 
 
 def result_parts(experiment: Experiment, seed: int, splits: FeatureSplits) -> dict:
@@ -177,24 +167,21 @@ def _modules(name: str) -> set[str]:
 
 
 def collect(
-    experiments: Mapping[str, Experiment],
-    seeds: Sequence[int],
-    features: Mapping[str, FeatureSplits],
-    cache: Cache,
+    experiments: Mapping[str, Experiment], seeds: Sequence[int], features: Mapping, cache: Cache
 ) -> Results:
     """The results that are there, without training: experiments that lack a seed are left out."""
     outcomes = {}
-    for name, experiment in experiments.items():
-        if experiment.features in features and experiment.model:
+    for name, experiment in sorted(experiments.items(), key=lambda item: bool(item[1].members)):
+        if experiment.members:
+            members = [outcomes[m] for m in experiment.members if m in outcomes]
+            if len(members) == len(experiment.members):
+                outcomes[name] = (_leaked if experiment.leaked else _mean)(experiment, *members)
+        elif experiment.features in features:
             splits = features[experiment.features]
             parts = [result_parts(experiment, seed, splits) for seed in seeds]
             if all(cache.has(KIND, part) for part in parts):
                 folders = [cache.folder(KIND, key(**part)) for part in parts]
                 outcomes[name] = _read(experiment, tuple(seeds), folders)
-    for name, experiment in experiments.items():
-        if experiment.members and all(member in outcomes for member in experiment.members):
-            members = [outcomes[m] for m in experiment.members]
-            outcomes[name] = (_leaked if experiment.leaked else _mean)(experiment, *members)
     return Results(experiments, {n: outcomes[n] for n in experiments if n in outcomes})
 
 
@@ -230,8 +217,6 @@ def _leaked(experiment: Experiment, member: Outcome) -> Outcome:
 
 def _mean(experiment: Experiment, *members: Outcome) -> Outcome:
     """Mean of the members' predictions, seed by seed."""
-    for member in members[1:]:
-        _check_same_clips(members[0], member)
     return dataclasses.replace(
         members[0],
         experiment=experiment,

@@ -17,7 +17,8 @@ MAY_IMPORT = {  # package or top-level module -> packages and modules of this pr
     "predict": {"predict", "models", "features", "corpus.media", "training.loop", "plots"}
     | {"cache", "progress", "workers"},
     "plots": {"plots", "cache"},  # cache.atomic_write keeps a figure
-    "study": {"study", "training", "models", "features", "corpus", "cache", "progress", "workers"},
+    "study": {"study", "training", "models", "features", "corpus", "cache", "progress", "workers"}
+    | {"metrics"},  # which training uses as well, so it stands beside the rooms
 }
 MAY_NOT_LOAD = {"corpus": {"torch", "transformers", "whisper"}, "plots": {"torch"}}
 # May be imported inside a function; papermill, because a run that finds all notebooks up to date

@@ -34,7 +34,7 @@ def test_the_table_is_complete():
         assert (entry.role, "A" in entry.paper) == (role, True)
     for entry in checkpoints.CHECKPOINTS:
         digits = 64 if entry.role == "speech" else 40
-        assert entry.revision is None or re.fullmatch(f"[0-9a-f]{{{digits}}}", entry.revision)
+        assert not entry.revision or re.fullmatch(f"[0-9a-f]{{{digits}}}", entry.revision)
         assert entry.megabytes > 100
     assert [checkpoints.get(n).size for n in ("turbo", "bert-base-uncased")] == ["1.6 GB", "440 MB"]
     assert checkpoints.get("gpt2") is None
@@ -42,7 +42,7 @@ def test_the_table_is_complete():
 
 def test_whispers_sum_and_file_are_those_of_its_address():
     turbo = checkpoints.get("turbo")
-    assert f"/{turbo.revision}/{turbo.files[0]}" in whisper._MODELS["turbo"]
+    assert f"/{turbo.revision}/{turbo.files}" in whisper._MODELS["turbo"]
     for name, address in whisper._MODELS.items():
         file = f"{checkpoints.WHISPER_FILES.get(name, name)}.pt"
         assert file == address.rsplit("/", 1)[1]
@@ -53,10 +53,10 @@ def test_weights_are_found_below_the_folder_of_the_environment(monkeypatch, tmp_
     (tmp_path / below).parent.mkdir(parents=True, exist_ok=True)
     small.emotion_folder(tmp_path / below)
     entry = checkpoints.get(small.AUDEERING)
-    assert checkpoints.available(entry) == "no"
+    assert checkpoints.available(entry.name) == "no"
     assert checkpoints.locate(entry.name) == (entry.name, entry.revision)
     monkeypatch.setenv(checkpoints.WEIGHTS, str(tmp_path))
-    assert checkpoints.available(entry) == "folder"
+    assert checkpoints.available(entry.name) == "folder"
     assert checkpoints.locate(entry.name) == (str(tmp_path / below), None)
     assert loading.pretrained("audio", entry.name).dim == 19
 
@@ -70,7 +70,7 @@ def test_whispers_file_is_found_where_it_lies(tmp_path, monkeypatch):
         (place / "large-v3-turbo.pt").write_bytes(b"x")
         for name in ("turbo", "large-v3-turbo", "large-v3-turbo.pt"):
             assert checkpoints.whisper_file(name) == place / "large-v3-turbo.pt"
-    assert checkpoints.available(checkpoints.get("turbo")) == "file"
+    assert checkpoints.available("turbo") == "file"
     assert checkpoints.whisper_file(str(places[0] / "large-v3-turbo.pt")).parent == places[0]
     assert checkpoints.whisper_file("base") is None
 
@@ -93,7 +93,7 @@ def test_missing_weights_name_what_how_large_and_where(monkeypatch, tmp_path, en
         loading.pretrained(entry.role, entry.name)
     message = str(error.value)
     place = f"$EMI_WEIGHTS/{entry.name}"
-    for word in (entry.size, entry.licence, entry.revision or "", *entry.files, place):
+    for word in (entry.size, entry.licence, entry.revision, *entry.files.split(), place):
         assert word in message
     assert str(tmp_path / "weights") in message
     assert "\n" not in message

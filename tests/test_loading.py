@@ -115,7 +115,7 @@ def test_emotion_logits_are_the_head_of_every_step(tmp_path, legacy):
 
 @pytest.mark.weights
 @pytest.mark.skipif(
-    checkpoints.available(checkpoints.get(small.AUDEERING)) == "no",
+    checkpoints.available(small.AUDEERING) == "no",
     reason="needs the audeering weights",
 )
 @torch.no_grad()

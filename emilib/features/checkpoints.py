@@ -1,12 +1,13 @@
 """The pretrained checkpoints of both papers (`checkpoints.csv`): where they lie, how to get them.
 
-Names, revisions and sizes in the CSV are those of the public model pages. The files themselves
-have not been loaded here; the code that loads them is tested with small checkpoints of the same
-formats. This module needs neither torch nor transformers.
+Columns of the CSV: `name` on the Hugging Face hub (for `role` "speech", openai-whisper's), role,
+paper, `features` per frame, step or text, `megabytes` (10^6 bytes) of the weights, licence,
+`commercial` where it allows such use, `revision` (a commit on the hub, for "speech" the SHA-256 of
+the file; empty is the newest), `files` to download (empty: the whole repository), note.
+Names, revisions and sizes are those of the public model pages; the files themselves have not been
+loaded here. The code that loads them is tested with small checkpoints of the same formats.
 """
 
-import csv
-import dataclasses
 import functools
 import os
 from pathlib import Path
@@ -19,53 +20,12 @@ from emilib.cache import file_sum, key
 WEIGHTS = "EMI_WEIGHTS"  # environment variable: a folder that holds checkpoints
 WHISPER_FILES = {"turbo": "large-v3-turbo", "large": "large-v3"}  # names that are not the file's
 
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """One pretrained network.
-
-    name : on the Hugging Face hub; for role "speech" the name openai-whisper uses
-    role : "vision", "audio", "text" or "speech"
-    paper : where it is used
-    features : values per frame, step or text, as the papers use them
-    megabytes : of the weights, in units of 10^6 bytes
-    revision : commit on the hub (for "speech" the SHA-256 of the file); None is the newest
-    files : what to download; empty means the whole repository
-    commercial : True where the licence allows commercial use
-    """
-
-    name: str
-    role: str
-    paper: str
-    features: str
-    megabytes: int
-    licence: str
-    revision: str | None
-    files: tuple[str, ...] = ()
-    commercial: bool = True
-    note: str = ""
-
-    @property
-    def size(self) -> str:
-        """The size as text: 346 MB, 1.3 GB."""
-        small = self.megabytes < 1000
-        return f"{self.megabytes} MB" if small else f"{self.megabytes / 1000:.1f} GB"
+_TABLE = pd.read_csv(Path(__file__).with_name("checkpoints.csv"), keep_default_na=False)
+_TABLE["size"] = [f"{mb} MB" if mb < 1000 else f"{mb / 1000:.1f} GB" for mb in _TABLE["megabytes"]]
+CHECKPOINTS = tuple(_TABLE.itertuples(index=False, name="Checkpoint"))
 
 
-def _rows():
-    with open(Path(__file__).with_name("checkpoints.csv"), newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            row["megabytes"] = int(row["megabytes"])
-            row["commercial"] = row["commercial"] == "yes"
-            row["revision"] = row["revision"] or None
-            row["files"] = tuple(row["files"].split())
-            yield Checkpoint(**row)
-
-
-CHECKPOINTS = tuple(_rows())
-
-
-def get(name: str) -> Checkpoint | None:
+def get(name: str):
     """The entry of this name; None for a checkpoint that is not in the table."""
     return next((entry for entry in CHECKPOINTS if entry.name == name), None)
 
@@ -105,7 +65,7 @@ def locate(source: str, revision: str | None = None) -> tuple[str, str | None]:
     place, entry = folder(source), get(source)
     if place is not None:
         return str(place), None
-    return source, revision or (None if entry is None else entry.revision)
+    return source, revision or (None if entry is None else entry.revision or None)
 
 
 def identity(source: str, revision: str | None = None) -> str:
@@ -129,7 +89,7 @@ def how_to_get(source: str, revision: str | None = None) -> str:
     entry = get(source)
     if entry is not None and entry.role == "speech":
         return (
-            f"download {entry.files[0]} ({entry.size}, {entry.licence}) with "
+            f"download {entry.files} ({entry.size}, {entry.licence}) with "
             f"`whisper.load_model('{entry.name}')` on a machine with network and put it into "
             f"~/.cache/whisper or into the folder {WEIGHTS}"
         )
@@ -137,7 +97,7 @@ def how_to_get(source: str, revision: str | None = None) -> str:
         return "put the checkpoint's folder on disk there, or name another path or a hub name"
     revision = locate(source, revision)[1]
     home = os.environ.get(WEIGHTS)
-    command = ["hf download", source, *(() if entry is None else entry.files)]
+    command = ["hf download", source, *(() if entry is None else entry.files.split())]
     command += [] if revision is None else ["--revision", revision]
     command += ["--local-dir", f"${WEIGHTS}/{source if entry else Path(source).name}"]
     about = "" if entry is None else f" ({entry.size}, licence {entry.licence})"
@@ -148,22 +108,22 @@ def how_to_get(source: str, revision: str | None = None) -> str:
     )
 
 
-def available(entry: Checkpoint) -> str:
-    """Where this machine has a checkpoint: "folder", "hub cache", "file" or "no"."""
+def available(name: str) -> str:
+    """Where this machine has a checkpoint of the table: "folder", "hub cache", "file" or "no"."""
+    entry = get(name)
     if entry.role == "speech":
-        return "no" if whisper_file(entry.name) is None else "file"
-    if folder(entry.name) is not None:
+        return "no" if whisper_file(name) is None else "file"
+    if folder(name) is not None:
         return "folder"
-    path = try_to_load_from_cache(entry.name, "config.json", revision=entry.revision)
+    path = try_to_load_from_cache(name, "config.json", revision=entry.revision or None)
     return "hub cache" if isinstance(path, str) else "no"
 
 
 def table() -> pd.DataFrame:
     """All checkpoints, one row each; the column `here` is about this machine."""
-    entries = pd.DataFrame(CHECKPOINTS).rename(columns={"name": "checkpoint"})
-    entries["size"] = [entry.size for entry in CHECKPOINTS]
-    entries["non-commercial"] = entries["commercial"].map({True: "", False: "non-commercial only"})
-    entries["revision"] = entries["revision"].fillna("newest")
-    entries["here"] = [available(entry) for entry in CHECKPOINTS]
-    first = ["role", "paper", "checkpoint", "features", "size", "licence"]
-    return entries[[*first, "non-commercial", "revision", "here", "note"]]
+    restricted = {"yes": "", "no": "non-commercial only"}
+    shown = _TABLE.assign(here=[available(name) for name in _TABLE["name"]])
+    shown["non-commercial"] = shown["commercial"].map(restricted)
+    shown["revision"] = shown["revision"].replace("", "newest")
+    first = ["role", "paper", "name", "features", "size", "licence", "non-commercial"]
+    return shown[[*first, "revision", "here", "note"]].rename(columns={"name": "checkpoint"})

@@ -127,6 +127,8 @@ def _checked_pool(pool: str) -> str:
 class AudioEncoder(nn.Module):
     """Hidden states of a wav2vec2 over a padded batch of waveforms (papers A 3.1, B 3.3).
 
+    With a `loading.EmotionWav2Vec2` three emotion logits follow each state: 1024 + 3 values.
+
     normalise : bring each waveform to zero mean and unit variance, as the feature extractors of
         the large checkpoints do. This removes loudness; the small network goes without.
     """
@@ -138,7 +140,7 @@ class AudioEncoder(nn.Module):
 
     @property
     def dim(self) -> int:
-        return self.model.config.hidden_size
+        return getattr(self.model, "dim", self.model.config.hidden_size)
 
     @property
     def shortest(self) -> int:
@@ -225,14 +227,6 @@ class EmotionHead(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         x = torch.tanh(self.dense(self.dropout(hidden_states)))
         return self.out_proj(self.dropout(x))
-
-
-class EmotionEncoder(AudioEncoder):
-    """Hidden states and emotion logits of an `EmotionWav2Vec2`: 1024 + 3 values a step (B 3.3)."""
-
-    @property
-    def dim(self) -> int:
-        return self.model.config.hidden_size + self.model.config.num_labels
 
 
 class TextEncoder(nn.Module):

@@ -4,6 +4,7 @@ Every weight of a loaded network is the checkpoint's own: what is missing, damag
 family is refused. No code of a checkpoint runs.
 """
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -37,7 +38,6 @@ from emilib.features.encoders import (
     CLIP_MEAN,
     CLIP_STD,
     AudioEncoder,
-    EmotionEncoder,
     EmotionHead,
     TextEncoder,
     VisionEncoder,
@@ -68,6 +68,7 @@ class EmotionWav2Vec2(Wav2Vec2PreTrainedModel):
         super().__init__(config)
         self.wav2vec2 = Wav2Vec2Model(config)
         self.classifier = EmotionHead(config.hidden_size, config.num_labels, config.final_dropout)
+        self.dim = config.hidden_size + config.num_labels
         self.post_init()
 
     def forward(self, input_values, attention_mask=None) -> BaseModelOutput:
@@ -138,11 +139,10 @@ def load_encoder(folder) -> nn.Module:
     """The encoder that `save_encoder` wrote; raises as `pretrained` does."""
     settings = json.loads((Path(folder) / "encoder.json").read_text())
     kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
-    role = next((role for role, kinds in MODEL_TYPES.items() if kind in kinds), None)
-    if role is None:
-        known = ", ".join(kind for kinds in MODEL_TYPES.values() for kind in kinds)
-        raise ValueError(f"{folder}: expected an encoder of type {known}, got {kind!r}")
-    return pretrained(role, folder, **settings)
+    for role, kinds in MODEL_TYPES.items():
+        if kind in kinds:
+            return pretrained(role, folder, **settings)
+    raise ValueError(f"{folder}: expected an encoder out of {MODEL_TYPES}, got {kind!r}")
 
 
 def pretrained(role: str, source: str, revision: str | None = None, **settings) -> nn.Module:
@@ -158,28 +158,52 @@ def pretrained(role: str, source: str, revision: str | None = None, **settings) 
     Raises ValueError, in one sentence, when the weights are missing, damaged or incomplete, or
     belong to another family.
     """
-    source = str(source)
     config = check(role, source, revision)
-    kind = config["model_type"]
+    place, commit = checkpoints.locate(str(source), revision)
     declared = {"Wav2Vec2ForSpeechClassification", EmotionWav2Vec2.__name__}
     emotion = settings.pop("emotion", not declared.isdisjoint(config.get("architectures") or ()))
+    network, options = AutoModel, {"revision": commit, "trust_remote_code": False}
+    if role == "audio" and emotion:
+        network = EmotionWav2Vec2
+    elif config["model_type"] == "clip":
+        network = CLIPVisionModel  # the vision tower alone
+    pooler = {"add_pooling_layer": False} if config["model_type"] in ("vit", "bert", "gte") else {}
+    with _one_sentence(f"the weights of the {role} encoder", source, revision):
+        model, report = network.from_pretrained(
+            place, output_loading_info=True, dtype=torch.float32, **options, **pooler
+        )
+    # The vector for masked steps is used in training only, and some checkpoints lack it.
+    lacking = sorted(k for k in report["missing_keys"] if not k.endswith("masked_spec_embed"))
+    if lacking:
+        raise ValueError(
+            f"{place}: expected all weights of a {type(model).__name__}, but the checkpoint lacks "
+            f"{len(lacking)} of them ({lacking[0]}, ...), which would be random; name a "
+            "checkpoint of the same architecture"
+        )
     if role == "text":
-        model = _weights(AutoModel, role, source, revision, add_pooling_layer=False)
-        return TextEncoder(model, _tokenizer(source, revision, model.config.vocab_size), **settings)
-    extra = _preprocessor(source, revision)
+        with _one_sentence("the tokenizer", source, revision):
+            tokenizer = AutoTokenizer.from_pretrained(place, **options)
+            # Without its files transformers makes an empty tokenizer and does not complain.
+            if len(tokenizer) <= len(tokenizer.all_special_tokens):
+                raise OSError("no tokenizer.json and no vocab.txt")
+        if len(tokenizer) > model.config.vocab_size:
+            raise ValueError(
+                f"{place}: expected a tokenizer of at most the network's {model.config.vocab_size} "
+                f"pieces, got one of {len(tokenizer)}; take both from one checkpoint"
+            )
+        return TextEncoder(model, tokenizer, **settings)
+    try:
+        path = cached_file(place, "preprocessor_config.json", revision=commit)
+        stated = json.loads(Path(path).read_text("utf-8"))
+    except OSError:
+        stated = {}  # the family's values hold
     if role == "audio":
-        rate = extra.get("sampling_rate", SAMPLE_RATE)
+        rate = stated.get("sampling_rate", SAMPLE_RATE)
         if rate != SAMPLE_RATE:
             raise ValueError(f"{source}: expected a network for {SAMPLE_RATE} Hz, got {rate} Hz")
-        model = _weights(EmotionWav2Vec2 if emotion else AutoModel, role, source, revision)
-        settings = {"normalise": extra.get("do_normalize", True), **settings}
-        return (EmotionEncoder if emotion else AudioEncoder)(model, **settings)
-    if kind == "vit":
-        model, family = _weights(AutoModel, role, source, revision, add_pooling_layer=False), {}
-    else:  # the vision tower alone
-        model = _weights(CLIPVisionModel, role, source, revision)
-        family = {"mean": CLIP_MEAN, "std": CLIP_STD}
-    own = _picture_settings(extra, model.config.image_size, source)
+        return AudioEncoder(model, **{"normalise": stated.get("do_normalize", True), **settings})
+    family = {} if config["model_type"] == "vit" else {"mean": CLIP_MEAN, "std": CLIP_STD}
+    own = _picture_settings(stated, model.config.image_size, source)
     return VisionEncoder(model, **{**family, **own, **settings})
 
 
@@ -188,11 +212,9 @@ def check(role: str, source: str, revision: str | None = None) -> dict:
 
     Nothing but this file is read or downloaded.
     """
-    try:
-        place, commit = checkpoints.locate(source, revision)
+    place, commit = checkpoints.locate(str(source), revision)
+    with _one_sentence(f"the weights of the {role} encoder", source, revision):
         config = PreTrainedConfig.get_config_dict(place, revision=commit)[0]
-    except (OSError, ValueError) as error:
-        raise ValueError(_missing("weights", role, source, revision, error)) from error
     kind = config.get("model_type")
     if kind not in MODEL_TYPES[role]:
         remote = "; it needs code of its own, which is never run" if "auto_map" in config else ""
@@ -203,89 +225,38 @@ def check(role: str, source: str, revision: str | None = None) -> dict:
     return config
 
 
-def _weights(model_class, role: str, source: str, revision: str | None, **options):
-    """A model with every weight from the checkpoint, in single precision."""
-    place, commit = checkpoints.locate(source, revision)
-    options |= {"revision": commit, "dtype": torch.float32, "trust_remote_code": False}
+@contextlib.contextmanager
+def _one_sentence(what: str, source, revision: str | None):
+    """Errors of transformers as a ValueError that says what to do."""
     try:
-        model, report = model_class.from_pretrained(place, output_loading_info=True, **options)
-    except OSError as error:
-        raise ValueError(_missing("weights", role, source, revision, error)) from error
-    except (RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(
-            f"{place}: damaged weights of the {role} encoder, or not those of its config.json "
-            f"({_first_line(error)}); download the checkpoint again"
-        ) from error
-    # The vector for masked steps is used in training only, and some checkpoints lack it.
-    lacking = sorted(k for k in report["missing_keys"] if not k.endswith("masked_spec_embed"))
-    if lacking:
-        raise ValueError(
-            f"{place}: expected all weights of a {type(model).__name__}, but the checkpoint lacks "
-            f"{len(lacking)} of them ({lacking[0]}, ...), which would be random; name a "
-            "checkpoint of the same architecture"
-        )
-    return model
+        yield
+    except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        if isinstance(error, OSError):
+            tried = "" if checkpoints.folder(str(source)) else " and could not be downloaded"
+            hint = checkpoints.how_to_get(str(source), revision)
+            message = f"{what} cannot be found on this machine{tried} ({reason}); {hint}"
+        else:
+            message = f"damaged, or not those of config.json: {what} ({reason}); download it again"
+        raise ValueError(f"{source}: {message}") from error
 
 
-def _tokenizer(source: str, revision: str | None, vocabulary: int):
-    place, commit = checkpoints.locate(source, revision)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=commit, trust_remote_code=False)
-        # Without its files transformers makes an empty tokenizer and does not complain.
-        if len(tokenizer) <= len(tokenizer.all_special_tokens):
-            raise OSError("no tokenizer.json and no vocab.txt")
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(_missing("tokenizer", "text", source, revision, error)) from error
-    if len(tokenizer) > vocabulary:
-        raise ValueError(
-            f"{place}: expected a tokenizer of at most the network's {vocabulary} pieces, got one "
-            f"of {len(tokenizer)}; take both from one checkpoint"
-        )
-    return tokenizer
-
-
-def _missing(what: str, role: str, source: str, revision: str | None, error: Exception) -> str:
-    tried = "" if checkpoints.folder(source) is not None else " and could not be downloaded"
-    return (
-        f"{source}: the {what} of the {role} encoder cannot be found on this machine{tried} "
-        f"({_first_line(error)}); {checkpoints.how_to_get(source, revision)}"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
-
-
-def _preprocessor(source: str, revision: str | None) -> dict:
-    """preprocessor_config.json; empty where the checkpoint has none: the family's values hold."""
-    place, commit = checkpoints.locate(source, revision)
-    try:
-        path = cached_file(place, "preprocessor_config.json", revision=commit)
-    except OSError:
-        return {}
-    return json.loads(Path(path).read_text("utf-8"))
-
-
-def _picture_settings(stated: dict, side: int, source: str) -> dict:
+def _picture_settings(stated: dict, side: int, source) -> dict:
     """Settings of a `VisionEncoder` that preprocessor_config.json states."""
     settings = {}
     scale = stated.get("rescale_factor", 1 / 255) if stated.get("do_rescale", True) else 1.0
-    if abs(scale * 255 - 1) > 1e-6:
-        raise ValueError(f"{source}: expected pictures scaled by 1/255, got {scale}")
+    number = stated.get("resample", 3)
+    if abs(scale * 255 - 1) > 1e-6 or number not in RESAMPLING:
+        raise ValueError(
+            f"{source}: expected pictures scaled by 1/255 and resample 2 or 3 (bilinear, bicubic) "
+            f"in preprocessor_config.json, got {scale} and {number!r}"
+        )
     if not stated.get("do_normalize", True):
         settings |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     elif "image_mean" in stated:
         settings |= {"mean": stated["image_mean"], "std": stated["image_std"]}
-    number = stated.get("resample", 3)
-    if number not in RESAMPLING:
-        raise ValueError(
-            f"{source}: expected resample 2 (bilinear) or 3 (bicubic) in "
-            f"preprocessor_config.json, got {number!r}"
-        )
-    settings["resample"] = RESAMPLING[number]
     if stated.get("do_center_crop", False):
         size = stated.get("size")
         size = size.get("shortest_edge") if isinstance(size, dict) else size
         settings["shortest_edge"] = side if size is None else int(size)
-    return settings
+    return {**settings, "resample": RESAMPLING[number]}

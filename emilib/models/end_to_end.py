@@ -28,7 +28,7 @@ class EndToEnd(nn.Module):
     """Waveform and words through their encoders into a `TAEMI`; frames are features.
 
     audio : module with `dim`, `shortest` (samples) and forward(waveform, valid) → hidden states
-        (B, T, D) and their mask, as `features.encoders.AudioEncoder`. With an `EmotionEncoder`
+        (B, T, D) and their mask, as `features.encoders.AudioEncoder`. With an `EmotionWav2Vec2`
         A = Concat(H_a, Z_a).
     text : module with `dim` and forward(**tokens) → (B, D), as `features.encoders.TextEncoder`
     frozen : which of "audio" and "text" stay as they are: no gradient, no dropout

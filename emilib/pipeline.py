@@ -4,7 +4,6 @@ What is not there yet is made, and kept in the cache below ``runs/`` (or ``EMI_H
 """
 
 import functools
-import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -15,15 +14,14 @@ import pandas as pd
 
 from emilib import environment, profiles, workers
 from emilib.cache import Cache, code_version, key, rank, wait_until
-from emilib.corpus import defects, layout, media, read
-from emilib.corpus import user_dataset as own
+from emilib.corpus import layout
 from emilib.features import transcripts as speech
-from emilib.features.checkpoints import how_to_get
 from emilib.features.feature_set import FeatureSet, FeatureSplits
 from emilib.features.media_set import MediaSet
 from emilib.features.store import Rows
 from emilib.models.contrastive import ContrastivePair
 from emilib.progress import Counter, quietly
+from emilib.reader import CorpusReader
 from emilib.steps import Steps, finish
 from emilib.study import resources
 from emilib.study.experiments import all_experiments
@@ -39,117 +37,6 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SYNTHETIC = "embedded corpus: drawn faces, synthetic voices"
-
-
-class CorpusReader:
-    """The clips of a corpus folder: their table, words, lengths, and the key of all of it.
-
-    source : the folder, or the CSV in it; cache : keeps lengths, and the words Whisper hears
-    """
-
-    def __init__(self, source: Path, cache: Cache, workers: int):
-        self.source, self.cache, self.workers = source, cache, workers
-        self.folder = source.parent if source.is_file() else source
-
-    @property
-    def is_synthetic(self) -> bool:
-        marked = (self.folder / "synthetic.json").exists()
-        return marked and own.table_of(self.source) is None  # a CSV of one's own beside it counts
-
-    @functools.cached_property
-    def table(self) -> pd.DataFrame:
-        """`corpus.read` of the folder."""
-        return read(self.source)
-
-    @functools.cached_property
-    def clips(self) -> pd.DataFrame:
-        """`table` with all transcripts; where they come from is ``attrs["transcript_source"]``."""
-        words, source = speech.transcripts(
-            self.table,
-            media.sound_of,
-            self.cache,
-            workers=self.workers,
-            progress=Counter("words by Whisper: clips"),
-        )
-        clips = self.table.assign(transcript=words.reindex(self.table["id"]).to_numpy())
-        clips.attrs["transcript_source"] = source
-        return clips
-
-    @functools.cached_property
-    def unlabelled(self) -> pd.DataFrame:
-        """Clips without labels that only pretraining sees; none for most corpora."""
-        base = self.folder / "unlabelled"
-        rows = []
-        for video in sorted(base.glob("raw/*.mp4")):
-            text = base / "text" / f"{video.stem}.txt"
-            words = text.read_text("utf-8").strip() if text.exists() else ""
-            rows.append((f"unlabelled-{video.stem}", "unlabelled", str(video), None, None, words))
-        columns = ["id", "split", "video", "audio", "faces", "transcript"]
-        return pd.DataFrame(rows, columns=columns)
-
-    @property
-    def has_official(self) -> bool:
-        """Some training clip has features of the organisers, so their baselines can be trained."""
-        train = self.table[self.table["split"] == "train"]
-        return bool(train[["official_vision", "official_audio"]].notna().any(axis=None))
-
-    @functools.cached_property
-    def key(self) -> str:
-        """Hex digest that changes when a CSV, a transcript, or a file's name or size does.
-
-        Of face crops, millions of files, it only counts which clips have a folder of them: for
-        new crops in old folders take a new folder for results.
-        Transcripts are those of the text files, and those that Whisper made where there is none.
-        The embedded corpus is known by its parameters: its files may differ in bytes while the
-        decoded frames do not.
-        """
-        digest = hashlib.sha256(speech.heard_key(self.table).encode())
-        if self.is_synthetic:
-            digest.update((self.folder / "synthetic.json").read_bytes())
-            return digest.hexdigest()[:32]
-        table = own.table_of(self.source)
-        digest.update(b"" if table is None else table.name.encode())
-        for path in sorted(self.folder.glob("*.csv")) + sorted(self.folder.rglob("text/*.txt")):
-            digest.update(path.relative_to(self.folder).as_posix().encode() + path.read_bytes())
-        files = ["id", "video", "audio", "official_vision", "official_audio"]
-        for row in self.table[files].itertuples(index=False):
-            for path in row[1:]:
-                size = os.path.getsize(path) if isinstance(path, str) else -1
-                digest.update(f"{row.id}:{size}".encode())
-        digest.update(str(self.table["faces"].notna().tolist()).encode())
-        return digest.hexdigest()[:32]
-
-    @functools.cached_property
-    def seconds(self) -> pd.Series:
-        """Length of each clip in seconds, by id; NaN where neither picture nor sound opens."""
-
-        def make(folder: Path) -> None:
-            lengths = defects.durations(self.table, self.workers)
-            lengths.to_json(folder / "seconds.json", orient="index")
-
-        parts = {"corpus": self.key, "code": code_version("corpus/defects.py")}
-        folder = self.cache.shared_step("durations", parts, make)
-        lengths = json.loads((folder / "seconds.json").read_text())
-        return pd.Series({id_: lengths[id_] for id_ in self.table["id"]}, dtype=float)
-
-    def partitions(self, longest: float | None = None) -> pd.DataFrame:
-        """`split`, `clips` and `seconds` of each partition, clips counted up to `longest` s."""
-        lengths = self.table.assign(seconds=self.seconds.clip(upper=longest).to_numpy())
-        grouped = lengths.groupby("split", sort=False)["seconds"]
-        counts = grouped.agg(clips="size", seconds="sum")
-        return counts.reindex(layout.SPLITS, fill_value=0).rename_axis("split").reset_index()
-
-    def require_words(self) -> None:
-        """Raise ValueError where no clips have words: Stage I aligns sound and frames with them."""
-        words = self.table.loc[self.table["split"] == "train", "transcript"]
-        count = int(words.fillna("").str.strip().ne("").sum())
-        heard = words.isna().any() and speech.find_weights() is not None
-        if count < 2 and not heard:
-            raise ValueError(
-                f"{self.source}: expected words of at least two training clips, got {count}: "
-                "Stage I aligns sound and frames with words; give files in text/, in your CSV a "
-                f"column text, or Whisper's weights ({how_to_get(speech.DEFAULT_MODEL)})"
-            )
 
 
 class Workspace:

@@ -5,13 +5,12 @@
 
 A step's key is made from its own settings and code and from the keys of the steps it needs, so a
 change makes anew what depends on it, and nothing else. Indivisible steps run on rank 0; the others
-wait for the cached result. Stage I shares its batches among all ranks, feature stores their shards.
+wait for the cached result. All ranks share Stage I's batches and the shards of feature stores.
 """
 
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -21,19 +20,21 @@ import torch
 
 from emilib import workers
 from emilib.cache import Cache, code_version, key, world_size
-from emilib.corpus import defects, feature_files, layout, media
+from emilib.corpus import defects
 from emilib.features import checkpoints, store
 from emilib.features.encoders import SAMPLE_RATE
 from emilib.features.extraction import Batching, extract
 from emilib.features.store import Rows
 from emilib.models.taemi import MAX_AUDIO_SECONDS
 from emilib.progress import Counter
+from emilib.reader import decode, pickled
 from emilib.training import contrastive_pretraining, self_supervised
 
 ROLES = ("vision", "audio", "text")
 STAGES = ("random", "start", "aligned", "one_way", "paper_b")  # of the encoders
 ENDINGS = {"aligned": "", "one_way": "-one-way"}  # of the names of Stage I's runs
 ENCODERS = ("features/encoders.py", "features/loading.py")
+STAGE_ONE = ("training/contrastive_pretraining.py", "models/contrastive.py")
 OFFICIAL = {"frames": "official_vision", "audio": "official_audio"}
 
 
@@ -63,16 +64,11 @@ class Step:
         return key(**self.parts)
 
     def __repr__(self):
-        needs = ", ".join(step.name for step in self.needs) or "the corpus"
-        return f"{self.name} ({self.kind}/{self.key[:8]}), from {needs}"
+        return f"{self.name} ({self.kind}/{self.key[:8]}), from {[s.name for s in self.needs]}"
 
     def exists(self) -> bool:
         """Whether it is finished, without reading its files."""
         return self.cache.exists(self.kind, self.parts)
-
-    def intact(self) -> bool:
-        """Whether it is finished and its files are what was written."""
-        return self.cache.has(self.kind, self.parts)
 
     def folder(self) -> Path:
         """The finished folder; made where it is missing."""
@@ -90,7 +86,7 @@ class ClipStep(Step):
     @functools.cached_property
     def stores(self) -> dict:
         """Stores of its columns; made where they are missing, shards that are finished kept."""
-        if not self.intact():
+        if not self.cache.has(self.kind, self.parts):
             finish(self.needs)
         progress = Counter(f"{self.name}: clips")
         return store.build(
@@ -104,18 +100,18 @@ def finish(steps: Sequence[Step]) -> None:
     The small networks hardly gain from a second thread: a process for each does. Several ranks
     share each of them instead.
     """
-    missing = [step for step in steps if not step.intact()]
+    missing = [step for step in steps if not step.cache.has(step.kind, step.parts)]
     for step in missing:
         finish(step.needs)
-    in_turn = [step for step in missing if isinstance(step, ClipStep)]
-    for step in in_turn:
-        step.stores  # noqa: B018
-    at_once = [step for step in missing if step not in in_turn]
-    if torch.cuda.is_available() or world_size() > 1 or workers.count() < 2:
-        for step in at_once:
+        if isinstance(step, ClipStep):
+            step.stores  # noqa: B018 - made when asked for
+    whole = [step for step in missing if not isinstance(step, ClipStep)]
+    shared = torch.cuda.is_available() or world_size() > 1
+    if shared or len(whole) < 2 or workers.count() < 2:
+        for step in whole:
             step.folder()
     else:
-        list(workers.ordered_map(_make, at_once, min(2, len(at_once))))
+        list(workers.ordered_map(_make, whole, 2))
 
 
 def _make(step: Step) -> None:
@@ -126,7 +122,7 @@ def _make(step: Step) -> None:
 class Steps:
     """All steps of a profile on a corpus, in order.
 
-    reader : the corpus, an `emilib.pipeline.CorpusReader`
+    reader : the corpus, an `emilib.reader.CorpusReader`
     """
 
     def __init__(self, profile, reader, cache: Cache):
@@ -154,8 +150,6 @@ class Steps:
         ids = self.reader.table["id"].tolist() if ids is None else ids
         return ClipStep(name, kind, settings, make, self.cache, tuple(needs), False, ids, columns)
 
-    # ----------------------------------------------------------------------------- decoded media
-
     @functools.cached_property
     def media(self) -> ClipStep:
         """Stores "frames" (T, 3, S, S) uint8 and "waveform" (S,) int16.
@@ -173,23 +167,13 @@ class Steps:
             ids=[*self.reader.table["id"], *self.reader.unlabelled["id"]],
             frames=[p.visual, p.fps, p.stored_frames, p.image_size, p.face_size],
             seconds=p.max_seconds,
-            code=code_version("corpus/media.py", "corpus/streams.py"),
+            code=code_version("reader.py", "corpus/media.py", "corpus/streams.py"),
         )
 
     def _decoded(self, ids: Sequence[str], kept: int | None, sound=True) -> Iterator[dict]:
         """Frames and waveforms of clips, some clips ahead."""
-        columns = ["id", "split", "video", "audio", "faces"]
-        known = bool(self.reader.table["faces"].notna().any())
-        clips = pd.concat([self.reader.table, self.reader.unlabelled])[columns].set_index("id")
-        clips = clips.astype(object).where(clips.notna(), None)
-        work = (
-            (row._asdict(), known and row.split != "unlabelled")
-            for row in clips.loc[list(ids)].itertuples(index=False)
-        )
         job = functools.partial(decode, profile=self.profile, kept=kept, sound=sound)
-        yield from workers.ordered_map(job, work, self.reader.workers)
-
-    # --------------------------------------------------------------- self-supervised starts
+        yield from workers.ordered_map(job, self.reader.paths(ids), self.reader.workers)
 
     @functools.cached_property
     def starts(self) -> dict[str, Step]:
@@ -225,32 +209,20 @@ class Steps:
                 sounds = [w for w in clips.waveforms if w is not None and len(w) >= shortest]
                 losses = self_supervised.warm_audio(encoder, sounds, plan, 0, progress)
             else:
-                losses = self_supervised.warm_text(encoder, self.texts, plan, 0, progress)
+                losses = self_supervised.warm_text(encoder, self.reader.texts, plan, 0, progress)
         save_encoder(encoder, folder)
         (folder / "losses.json").write_text(json.dumps(losses))
 
     def clips(self) -> contrastive_pretraining.Clips:
         """What pretraining may see: training and unlabelled clips, without their labels."""
-        clips = self._pretraining
+        clips = self.reader.pretraining
         ids, stores = clips["id"].tolist(), self.media.stores
         return contrastive_pretraining.Clips(
             ids,
             Rows(stores["frames"], ids, torch.from_numpy),
-            Rows(stores["waveform"], ids, _as_float),
+            Rows(stores["waveform"], ids, lambda a: torch.from_numpy(a).float() / 32768),
             [t if isinstance(t, str) else "" for t in clips["transcript"]],
         )
-
-    @functools.cached_property
-    def _pretraining(self) -> pd.DataFrame:
-        clips = self.reader.clips
-        return pd.concat([clips[clips["split"] == "train"], self.reader.unlabelled])
-
-    @property
-    def texts(self) -> list[str]:
-        """The words that pretraining may see."""
-        return [t for t in self._pretraining["transcript"] if isinstance(t, str) and t]
-
-    # ------------------------------------------------------------------------------- Stage I
 
     @functools.cached_property
     def runs(self) -> dict[str, Step]:
@@ -266,20 +238,13 @@ class Steps:
         plan = self.profile.stage_one[side]
         if one_way:
             plan = dataclasses.replace(plan, symmetric=False)
-        name = f"Stage I, {side}-text{', Eq. 1' if one_way else ''}"
-        starts = [self.starts[r] for r in (role, "text") if self.starts]
-        step = self._step(
-            name,
-            "stage-one",
-            None,
-            (self.media, *starts),
-            media=self.identity(role),
-            text=[self.identity("text"), self.profile.text_pool],
-            plan=plan,
-            code=code_version(
-                "training/contrastive_pretraining.py", "models/contrastive.py", *ENCODERS
-            ),
+        code = code_version(
+            "training/contrastive_pretraining.py", "models/contrastive.py", *ENCODERS
         )
+        name = f"Stage I, {side}-text{', Eq. 1' if one_way else ''}"
+        needs = [self.media, *(self.starts[r] for r in (role, "text") if self.starts)]
+        encoders = [self.identity(role), self.identity("text"), self.profile.text_pool]
+        step = self._step(name, "stage-one", None, needs, encoders=encoders, plan=plan, code=code)
         make = functools.partial(self._make_run, role, plan, name, step.parts)
         return dataclasses.replace(step, make=make, together=True)
 
@@ -309,8 +274,6 @@ class Steps:
         finish(list(runs.values()))
         return {side: run.folder() for side, run in runs.items()}
 
-    # -------------------------------------------------------------------------------- encoders
-
     def encoders(self, stage="aligned") -> dict:
         """Encoders "vision", "audio" and "text" as they are at one of STAGES.
 
@@ -321,9 +284,7 @@ class Steps:
         if stage not in STAGES:
             raise ValueError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
         if stage in ("random", "paper_b"):
-            return {
-                role: self.untrained(role, stage) for role in self.profile.encoder_configs(stage)
-            }
+            return {role: self.untrained(role, stage) for role in ROLES}
         if stage == "start":
             finish(list(self.starts.values()))
             return {role: self.started(role) for role in ROLES}
@@ -349,7 +310,7 @@ class Steps:
             if role == "audio":
                 return loading.small_audio(config)
             pool, longest = self.profile.text_pool, self.profile.max_tokens
-            return loading.small_text(config, self.texts, pool, longest)
+            return loading.small_text(config, self.reader.texts, pool, longest)
 
     def started(self, role: str):
         """The encoder of a role as Stage I begins with it."""
@@ -370,8 +331,6 @@ class Steps:
             return config
         weights = checkpoints.identity(config["checkpoint"], config.get("revision"))
         return {**config, "weights": weights}
-
-    # -------------------------------------------------------------------------------- features
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - these steps live as long as their process
     def features(self, stage: str) -> ClipStep:
@@ -413,8 +372,7 @@ class Steps:
 
         clean, table = self.features(stage), self.reader.table
         ids = table.loc[table["split"] == "validation", "id"].tolist()
-        settings = {"features": clean.key, "corrupted": modality, "by": by}
-        name = f"corrupted {modality}"
+        settings, name = {"features": clean.key, "by": [modality, by]}, f"corrupted {modality}"
         return self._clip_step(name, "corrupted", make, (modality,), clean.needs, ids, **settings)
 
     def _extract(self, stage: str, ids, frames, sounds, words) -> Iterator[dict]:
@@ -459,62 +417,4 @@ class Steps:
         defects.check_official(self.reader.table)  # one sentence now, not an odd shape later
         rows = self.reader.table.set_index("id").loc[list(ids)]
         for row in rows.itertuples():
-            yield {name: _pickled(getattr(row, column)) for name, column in OFFICIAL.items()}
-
-
-def _as_float(waveform: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(waveform).float() / 32768
-
-
-def _pickled(path) -> np.ndarray | None:
-    """(T, D) of an official pickle; None without one, and for one that can't be used.
-
-    The audit lists them as "bad features"; a test clip gets its prediction all the same.
-    """
-    array = _readable(feature_files.load_features, path) if isinstance(path, str) else None
-    usable = array is not None and array.size and np.isfinite(array).all()
-    return array.astype(np.float16) if usable else None
-
-
-def _readable(read: Callable, path, **options):
-    """``read(path)``, or None for a file that can't be read; the audit names these files."""
-    try:
-        return read(path, **options)
-    except media.MediaError:
-        return None
-
-
-def decode(clip: tuple[dict, bool], profile, kept: int | None, sound=True) -> dict:
-    """Frames (T, 3, S, S) uint8 and waveform (S,) int16 of a clip; None for what can't be read.
-
-    clip : its paths or None as "video", "audio" and "faces", and whether the corpus looked for
-        faces: then a clip without crops has none
-    kept : frames, evenly spaced; None keeps all
-    """
-    paths, looked = clip
-    faceless = looked and not layout.face_paths(paths["faces"])
-    crops = looked and profile.visual == "faces"
-    size = profile.face_size if crops and profile.face_size else profile.image_size
-    seconds, frames, waveform = profile.max_seconds, None, None
-    wanted = {"frames": not (crops or faceless), "sound": sound and paths["audio"] is None}
-    if paths["video"] is not None and any(wanted.values()):
-        limits = {"fps": profile.fps, "size": size, "max_seconds": seconds, "sparse": True}
-        result = _readable(media.decode, paths["video"], **limits, **wanted)
-        if result is not None:
-            frames, waveform = result.images, result.waveform
-    if sound and paths["audio"] is not None:
-        result = _readable(media.decode, paths["audio"], frames=False, max_seconds=seconds)
-        waveform = None if result is None else result.waveform
-    if crops and not faceless:
-        stated = (_readable(media.stated_seconds, paths[k]) for k in ("video", "audio") if paths[k])
-        duration = next((s for s in stated if s is not None), math.nan)
-        frames = media.face_frames(paths["faces"], duration, profile.fps, size)
-        if frames is not None and seconds is not None:
-            frames = frames[: math.ceil(seconds * profile.fps)]
-    if frames is not None:
-        if kept is not None and len(frames) > kept:
-            frames = frames[np.linspace(0, len(frames) - 1, kept).round().astype(int)]
-        frames = np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
-    if waveform is not None:
-        waveform = np.clip(waveform * 32768, -32768, 32767).astype(np.int16)
-    return {"frames": frames, "waveform": waveform}
+            yield {name: pickled(getattr(row, column)) for name, column in OFFICIAL.items()}

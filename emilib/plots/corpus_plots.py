@@ -135,7 +135,7 @@ def _draw_labels(axes, labels: pd.Series) -> None:
     texts = ["not known" if np.isnan(value) else f"{value:.2f}" for value in labels]
     axes.bar_label(bars, texts, padding=3, fontsize=8.5)
     axes.invert_yaxis()
-    axes.set(xlim=(0, 1.12 * max(1.0, float(labels.max()))), xticks=[0, 0.5, 1])
+    axes.set_xlim(min(0.0, 1.12 * labels.min()), 1.12 * max(1.0, labels.max()))
     axes.tick_params(axis="y", length=0)
 
 

@@ -5,11 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.spatial.distance import cdist
-from scipy.stats import pearsonr
 from torch import nn
 
 from emilib import models
-from emilib.features import FeatureSet
 from emilib.models import earlier, fusion, multimodal
 
 DIMS = {"frames": 6, "audio": 7, "text": 5}
@@ -177,80 +175,3 @@ def test_misa_losses_vanish_where_they_should():
     assert multimodal.misa_losses(u, shared, private, u)[1].item() > 0
     zero = {name: x[:1] for name, x in u.items()}
     assert [float(x) for x in multimodal.misa_losses(zero, zero, zero, zero)] == [0.0, 0.0, 0.0]
-
-
-# ------------------------------------------------------------------ Savchenko's fusion
-
-
-def test_search_finds_the_best_of_the_grid():
-    rng = np.random.default_rng(0)
-    target = rng.random((60, 2))
-    predictions = np.stack([target + rng.normal(0, s, (60, 2)) for s in (0.4, 0.6, 1.0)])
-    weights = earlier.search_weights(predictions, target, parts=5)
-    grid = [(a, b, 5 - a - b) for a in range(6) for b in range(6 - a)]
-    for e in range(2):
-        rho = [pearsonr(np.array(w) @ predictions[:, :, e], target[:, e])[0] for w in grid]
-        np.testing.assert_allclose(weights[:, e], np.array(grid[np.argmax(rho)]) / 5)
-    useless = np.stack([target, np.zeros_like(target)])
-    assert (earlier.search_weights(useless, target)[0] > 0).all()
-
-
-def feature_set(count=24):
-    rng = np.random.default_rng(1)
-    return FeatureSet.from_arrays(
-        [str(i) for i in range(count)],
-        frames=[rng.normal(size=(3 + i % 4, 6)).astype("float32") for i in range(count)],
-        audio=[rng.normal(size=(2 + i % 5, 7)).astype("float32") for i in range(count)],
-        text=rng.normal(size=(count, 5)).astype("float32"),
-        target=rng.random((count, 3)).astype("float32"),
-    )
-
-
-class Fitted:
-    """A few full-batch steps: what `fit_savchenko` needs of a trainer; it notes its clips."""
-
-    clips, predicted = [], []
-
-    def __init__(self, model, data):
-        self.model = model
-        self.clips.append(set(data.ids))
-        (batch_,) = data.batches(len(data))
-        optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
-        for _ in range(10):
-            loss = F.mse_loss(model(**batch_.inputs()).intensity, batch_.target)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-
-    @torch.no_grad()
-    def predict(self, data):
-        self.predicted.append((self.clips[-1], set(data.ids)))
-        (batch_,) = data.batches(len(data), bucket=False)
-        return self.model.eval()(**batch_.inputs()).intensity.numpy()
-
-
-def test_savchenko_weights_are_held_out_and_the_leak_is_apart():
-    data = feature_set()
-    train, valid = data.select(np.arange(16)), data.select(np.arange(16, 24))
-    torch.manual_seed(0)
-    fitted = earlier.fit_savchenko(train, Fitted, valid, folds=3)
-    (batch_,) = valid.batches(len(valid), bucket=False)
-    with torch.no_grad():
-        parts = [m(**batch_.inputs()).intensity for m in fitted.model.members.values()]
-        for model in (fitted.model, fitted.leaked):
-            torch.testing.assert_close(model.fusion.sum(0), torch.ones(3))
-            expected = (model.fusion[:, None] * torch.stack(parts)).sum(0)
-            torch.testing.assert_close(model(**batch_.inputs()).intensity, expected)
-        honest, leaked = (
-            [pearsonr(p, y).statistic for p, y in zip(out.T, valid.target.T, strict=True)]
-            for out in (
-                m(**batch_.inputs()).intensity.numpy() for m in (fitted.model, fitted.leaked)
-            )
-        )
-    assert np.mean(leaked) >= np.mean(honest)  # what makes the leak a leak
-    assert all(not trained & asked for trained, asked in Fitted.predicted)
-    asked = [ids for _, ids in Fitted.predicted if not ids & set(valid.ids)]
-    assert [sum(i in ids for ids in asked) for i in train.ids] == [3] * 16  # once a modality
-    assert earlier.fit_savchenko(train, Fitted, folds=2).leaked is None
-    with pytest.raises(ValueError, match="folds"):
-        earlier.fit_savchenko(train, Fitted, folds=1)

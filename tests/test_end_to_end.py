@@ -93,7 +93,7 @@ def test_frozen_equals_the_cached_path():
 
 
 def step(model, data):
-    optimiser = torch.optim.AdamW(model.parameter_groups(1e-2), weight_decay=0.0)
+    optimiser = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.0)
     model(**data).intensity.square().sum().backward()
     optimiser.step()
 
@@ -107,16 +107,6 @@ def test_what_is_frozen_does_not_move_and_the_rest_does(frozen):
         k.split(".")[0] for k, v in model.state_dict().items() if not torch.equal(v, before[k])
     }
     assert moved == {"fusion", "audio", "text"} - set(frozen)
-
-
-def test_parameter_groups_hold_every_trained_parameter_once():
-    model = build(("text",))
-    groups = model.parameter_groups(1e-4, encoder_lr=1e-5)
-    assert [g["lr"] for g in groups] == [1e-4, 1e-5]
-    held = [id(p) for g in groups for p in g["params"]]
-    assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
-    assert [g["lr"] for g in model.parameter_groups(1e-4)] == [1e-4, 1e-4]
-    assert len(build(("audio", "text")).parameter_groups()) == 1
 
 
 @torch.no_grad()
@@ -151,7 +141,7 @@ def test_overfits_a_batch():
     for module in (model.audio, model.text):
         module.eval()  # dropout off; parameters still learn
     data, target = batch(model), torch.rand(4, 3)
-    optimiser = torch.optim.AdamW(model.parameter_groups(5e-3), weight_decay=0.0)
+    optimiser = torch.optim.AdamW(model.parameters(), 5e-3, weight_decay=0.0)
     for _ in range(150):
         loss = F.mse_loss(model(**data).intensity, target)
         optimiser.zero_grad()

@@ -26,7 +26,7 @@ from emilib.models.inputs import (
     check_inputs,
     masked_mean,
 )
-from emilib.models.temporal import TCN, BiLSTM, DifferenceGate, pool_steps, positions
+from emilib.models.temporal import TCN, BiLSTM, DifferenceGate, pool_segments, positions
 
 
 class DualStage(nn.Module, PyTorchModelHubMixin):
@@ -147,15 +147,15 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
         Returns mapped (B, M, 3, W), zero where there is nothing, and real (B, M, 3) bool.
         """
         x, valid = inputs.sequences, inputs.valid
-        counts, steps = self.time_base(inputs)
-        base = torch.arange(steps, device=counts.device) < counts[:, None]  # (B, M)
+        counts = self.time_base(inputs)
+        base = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]  # (B, M)
         states, real = {}, {}
         if "frames" in x:
             hidden = self.tcn(x["frames"], valid["frames"])  # Eq. 2
-            states["frames"], real["frames"] = pool_steps(hidden, valid["frames"], counts, steps)
+            states["frames"], real["frames"] = pool_segments(hidden, valid["frames"], counts)
         if "audio" in x:
             hidden = self.gate(self.lstm(x["audio"], valid["audio"]))  # Eq. 3, 6
-            states["audio"], real["audio"] = pool_steps(hidden, valid["audio"], counts, steps)
+            states["audio"], real["audio"] = pool_segments(hidden, valid["audio"], counts)
         if "text" in x:
             states["text"], real["text"] = x["text"], base & valid["text"]  # one step for all
         nothing = self.nothing.new_zeros(())
@@ -164,15 +164,14 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
         real = torch.stack([real.get(n, torch.zeros_like(base)) for n in MODALITIES], dim=-1)
         return mapped.masked_fill(~real.unsqueeze(-1), 0.0), real
 
-    def time_base(self, inputs: Inputs) -> tuple[Tensor, int]:
-        """Segments of each clip (B,) and the longest: M, or the clip's own frame steps."""
+    def time_base(self, inputs: Inputs) -> Tensor:
+        """Segments of each clip (B,): M, or the clip's own frame steps without segment pooling."""
         counts = torch.full_like(inputs.present[:, 0], self.segments, dtype=torch.long)
         if self.segment_pooling or "frames" not in inputs.valid:
-            return counts, self.segments
+            return counts
         valid = inputs.valid["frames"]
         lengths = (torch.arange(1, valid.shape[1] + 1, device=valid.device) * valid).amax(1)
-        counts = torch.where(lengths > 0, lengths, counts)
-        return counts, int(counts.max())
+        return torch.where(lengths > 0, lengths, counts)
 
     def weigh(self, mapped: Tensor, real: Tensor) -> Tensor:
         """Softmax of the quality scores over what is there (Eq. 7, 8); (B, M, 3)."""

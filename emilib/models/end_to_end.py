@@ -36,10 +36,9 @@ class EndToEnd(nn.Module):
         standardised before the fusion, as `FeatureSet.standardised` does with cached features
         (not stated in the paper); None leaves it as it is
     audio_every : hidden states of the sound that are averaged into one step
-    spec_augment : let wav2vec2 mask steps in training (not stated in the paper). It refuses
-        clips of fewer steps than its mask is long, so it is off by default.
 
-    A clip whose sound is shorter than the audio network takes counts as a clip without sound.
+    wav2vec2 masks no steps in training: it refuses clips of fewer steps than its mask is long. A
+    clip whose sound is shorter than the audio network takes counts as a clip without sound.
     Raises ValueError when the widths do not fit.
     """
 
@@ -52,7 +51,6 @@ class EndToEnd(nn.Module):
         frozen: Sequence[str] = (),
         moments: Mapping[str, tuple] | None = None,
         audio_every: int = 1,
-        spec_augment: bool = False,
     ):
         super().__init__()
         if not set(frozen) <= set(ENCODERS):
@@ -71,7 +69,7 @@ class EndToEnd(nn.Module):
                 numbers = torch.as_tensor(numbers, dtype=torch.float32)
                 numbers = numbers.expand(fusion.dims[name]).clone()
                 self.register_buffer(f"{name}_{what}", numbers)
-        audio.model.config.apply_spec_augment = spec_augment
+        audio.model.config.apply_spec_augment = False
         for name in self.frozen:
             getattr(self, name).requires_grad_(False)
         self.train(self.training)
@@ -82,14 +80,6 @@ class EndToEnd(nn.Module):
         for name in self.frozen:
             getattr(self, name).eval()
         return self
-
-    def parameter_groups(self, lr: float = 1e-4, encoder_lr: float | None = None) -> list[dict]:
-        """Groups for an optimiser; `encoder_lr` None is one rate for all, as in the release."""
-        encoders = [p for n in ENCODERS for p in getattr(self, n).parameters() if p.requires_grad]
-        groups = [{"params": list(self.fusion.parameters()), "lr": lr}]
-        if encoders:
-            groups.append({"params": encoders, "lr": lr if encoder_lr is None else encoder_lr})
-        return groups
 
     def forward(
         self,

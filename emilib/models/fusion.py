@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from emilib import MODALITIES
 from emilib.models.inputs import Output, check_at_least_one, check_inputs, check_prefix, stand_in
 from emilib.models.taemi import TOKEN_STD
-from emilib.models.temporal import pool_steps, positions
+from emilib.models.temporal import pool_segments, positions
 
 Sequences = dict[str, tuple[Tensor, Tensor]]  # by modality: (B, T, D) and its mask (B, T)
 
@@ -72,7 +72,7 @@ class Fusion(nn.Module, PyTorchModelHubMixin):
             if self.max_steps is not None and x.shape[1] > self.max_steps:
                 check_prefix(f"{name}_valid", valid)
                 counts = valid.sum(dim=1).clamp(max=self.max_steps)  # short clips stay as they are
-                x, valid = pool_steps(x, valid, counts, self.max_steps)
+                x, valid = pool_segments(x, valid, counts)
             sequences[name] = x, valid
         return self.combine(sequences, inputs.present)
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emilib.models.inputs import check_mask, check_prefix
+from emilib.models.inputs import check_at_least_one, check_mask, check_prefix
 
 
 class TCN(nn.Module):
@@ -125,7 +125,7 @@ class DifferenceGate(nn.Module):
         return alpha * hidden_states
 
 
-def pool_segments(frames: Tensor, valid: Tensor, segments: int) -> tuple[Tensor, Tensor]:
+def pool_segments(frames: Tensor, valid: Tensor, segments: int | Tensor) -> tuple[Tensor, Tensor]:
     """Mean of each of M equal segments over its real frames (paper A, Eq. 5).
 
     Frame t of a clip with L steps belongs to segment floor(t M / L), so a clip's own length is
@@ -133,35 +133,21 @@ def pool_segments(frames: Tensor, valid: Tensor, segments: int) -> tuple[Tensor,
 
     frames : (B, T, D) float
     valid : (B, T) bool, True where a frame is real
-    segments : M, at least 1
+    segments : M, at least 1, or (B,) long, an M for each clip
 
-    Returns (B, M, D) and (B, M) bool: a segment without a real frame is not valid and is zero.
-    Raises ValueError when the shapes disagree.
+    Returns (B, M, D) and (B, M) bool, of the largest M: a segment without a real frame, or past its
+    clip's own M, is not valid and is zero. Raises ValueError when the shapes disagree.
     The paper does not say what an empty segment is (a clip shorter than M has some); here it
     is masked out.
     """
-    if segments < 1:
-        raise ValueError(f"expected segments of at least 1, got {segments}")
-    counts = torch.full((frames.shape[0],), segments, device=frames.device)
-    return pool_steps(frames, valid, counts, segments)
-
-
-def pool_steps(
-    frames: Tensor, valid: Tensor, counts: Tensor, longest: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """`pool_segments` with a number of segments of its own for each clip.
-
-    counts : (B,) long, segments of each clip, at least 1
-    longest : M of the result, max(counts) where None
-
-    Returns (B, M, D) and (B, M) bool; segments past a clip's own count are not valid.
-    """
     check_mask("valid", valid, frames.shape[:2])
-    longest = int(counts.max()) if longest is None else longest
+    most = segments if isinstance(segments, int) else int(segments.max())
+    check_at_least_one(segments=most)
+    counts = torch.as_tensor(segments, device=frames.device).reshape(-1, 1)  # (B or 1, 1)
     steps = torch.arange(valid.shape[1], device=valid.device)
     lengths = ((steps + 1) * valid).amax(1, keepdim=True).clamp(min=1)  # (B, 1)
-    segment = (steps * counts[:, None]) // lengths  # (B, T)
-    inside = torch.arange(longest, device=valid.device)[:, None] == segment[:, None]
+    segment = (steps * counts) // lengths  # (B, T)
+    inside = torch.arange(most, device=valid.device)[:, None] == segment[:, None]
     inside &= valid[:, None]  # (B, M, T)
     size = inside.sum(-1, keepdim=True)
     if not valid.all():  # a product with 0 would keep NaN

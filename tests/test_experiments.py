@@ -133,9 +133,9 @@ def test_the_leak_of_savchenko_is_its_own_number(tmp_path):
     pair = [LISTED["savchenko_2025"], LISTED["savchenko_2025_leaked"]]
     validation = FEATURES["ours"].train.select(range(12))
     features = {"ours": dataclasses.replace(FEATURES["ours"], validation=validation)}
-    found = run(pair, (0, 1), features, Cache(tmp_path), workers=1)
-    honest, leaked = (found[e.name] for e in pair)
-    model = found.model("savchenko_2025", seed=1)
+    study = run(pair, (0, 1), features, Cache(tmp_path), workers=1)
+    honest, leaked = (study[e.name] for e in pair)
+    model = study.model("savchenko_2025", seed=1)
     assert isinstance(model, Savchenko2025)
     predicted = training.predict(model, validation)
     np.testing.assert_allclose(predicted, honest.predictions[1], atol=1e-6)
@@ -144,7 +144,7 @@ def test_the_leak_of_savchenko_is_its_own_number(tmp_path):
     expected = np.einsum("me,mne->ne", weights, members)
     np.testing.assert_allclose(leaked.predictions[1], expected, atol=1e-5)
     # No weights on the grid do better on the clips they were searched on.
-    gain = found.difference("savchenko_2025_leaked", "savchenko_2025")
+    gain = study.difference("savchenko_2025_leaked", "savchenko_2025")
     assert min(gain.per_seed) >= -1e-9
     assert leaked.seeds == honest.seeds
     assert leaked.folders == []
@@ -155,39 +155,39 @@ def test_every_experiment_of_the_tables_trains(tmp_path):
         name: dataclasses.replace(e, recipe=e.recipe and dataclasses.replace(e.recipe, epochs=1))
         for name, e in LISTED.items()
     }
-    found = run(quick, (0,), FEATURES, Cache(tmp_path), workers=1)
-    assert found.names == list(LISTED)
-    for outcome in found.outcomes.values():
+    study = run(quick, (0,), FEATURES, Cache(tmp_path), workers=1)
+    assert study.names == list(LISTED)
+    for outcome in study.outcomes.values():
         assert outcome.predictions.shape == (1, 12, 6)
         assert np.isfinite(outcome.predictions).all()
         assert outcome.test_predictions.shape == (1, 5, 6)
 
 
 def test_results_are_what_was_trained(tmp_path):
-    found = run([LINEAR, GRU, BOTH], (0, 3), FEATURES, Cache(tmp_path), workers=1)
-    linear, gru, both = (found[name] for name in ("linear", "gru", "both"))
+    study = run([LINEAR, GRU, BOTH], (0, 3), FEATURES, Cache(tmp_path), workers=1)
+    linear, gru, both = (study[name] for name in ("linear", "gru", "both"))
     validation = FEATURES["official"].validation
     assert linear.ids == validation.ids
     np.testing.assert_array_equal(linear.target, validation.target)
     rho = [mean_pearson(validation.target, p) for p in linear.predictions]
-    assert found.summary("linear").per_seed == pytest.approx(rho)
-    assert found.summary("linear").value == pytest.approx(np.mean(rho))
-    again = training.predict(found.model("linear", seed=3), validation.only("audio"))
+    assert study.summary("linear").per_seed == pytest.approx(rho)
+    assert study.summary("linear").value == pytest.approx(np.mean(rho))
+    again = training.predict(study.model("linear", seed=3), validation.only("audio"))
     np.testing.assert_allclose(again, linear.predictions[1], atol=1e-6)
     assert [h["epoch"].tolist() for h in linear.histories] == [[1, 2, 3]] * 2
     for name in ("predictions", "test_predictions"):
         mean = (getattr(linear, name) + getattr(gru, name)) / 2
         np.testing.assert_allclose(getattr(both, name), mean)
     assert both.parameters == linear.parameters + gru.parameters
-    delta = found.difference("linear", "gru")
-    assert delta.per_seed == pytest.approx(np.subtract(rho, found.summary("gru").per_seed))
+    delta = study.difference("linear", "gru")
+    assert delta.per_seed == pytest.approx(np.subtract(rho, study.summary("gru").per_seed))
     with pytest.raises(ValueError, match="linear, gru, both"):
-        found["other"]
+        study["other"]
     with pytest.raises(ValueError, match="mean of"):
-        found.model("both")
-    found.outcomes["gru"] = dataclasses.replace(gru, seeds=(0, 1))
+        study.model("both")
+    study.outcomes["gru"] = dataclasses.replace(gru, seeds=(0, 1))
     with pytest.raises(ValueError, match="run them together"):
-        found.difference("gru", "linear")
+        study.difference("gru", "linear")
 
 
 def test_only_what_is_missing_or_changed_is_trained(tmp_path, trained, monkeypatch):
@@ -278,8 +278,8 @@ def test_one_failure_does_not_lose_the_others(tmp_path, trained):
         run([broken, LINEAR], (0, 1), FEATURES, Cache(tmp_path), workers=1)
     assert set(raised.value.failures) == {("broken", 0), ("broken", 1)}
     assert trained == [("MeanLinear", 0), ("MeanLinear", 1)]
-    kept = collect({"linear": LINEAR}, (0, 1), FEATURES, Cache(tmp_path))
-    assert kept.names == ["linear"]
+    stored = collect({"linear": LINEAR}, (0, 1), FEATURES, Cache(tmp_path))
+    assert stored.names == ["linear"]
 
 
 def test_a_process_that_dies_is_named_and_the_rest_is_kept(tmp_path):

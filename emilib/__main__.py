@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import tyro
 
 from emilib import cache
+from emilib.progress import Counter
 from emilib.training import distributed
 
 ProfileName = Annotated[
@@ -53,7 +54,6 @@ def corpus(
 
     Example: python -m emilib corpus /tmp/emi --train 40 --validation 24 --test 8
     """
-    from emilib.progress import Counter
     from emilib.synthetic import film as synthetic
 
     made = synthetic.make(

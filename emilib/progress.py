@@ -12,6 +12,8 @@ import os
 import sys
 import time
 
+from tqdm import tqdm
+
 from emilib import cache
 
 
@@ -51,8 +53,6 @@ def epoch_bar(total: int):
     total : epochs. In JupyterLab it is the same bar of text. Nothing is drawn in a notebook that
     is run headless, nor by any rank but the first. A log file gets a line every ten seconds.
     """
-    from tqdm import tqdm
-
     settings = {"total": total, "desc": "training", "unit": "epoch", "file": sys.stderr}
     log = not (sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ)
     settings["mininterval"] = 10.0 if log else 0.1

@@ -1,10 +1,12 @@
 import dataclasses
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -159,3 +161,10 @@ def test_code_version_tells_modules_apart():
     versions = [code_version(n) for n in ("cache.py", "progress.py", "features", "models")]
     assert len({*versions, code_version("features", "models")}) == 5
     assert code_version("features") == code_version("features")
+
+
+def test_every_module_that_a_key_names_exists():
+    root = Path(cache.__file__).parent
+    for file in root.rglob("*.py"):
+        for name in re.findall(r'"((?:\w+/)*\w+\.py)"', file.read_text()):
+            assert (root / name).is_file(), f"{file.name} names {name}"

@@ -419,7 +419,7 @@ def test_a_foreign_folder_is_refused(tmp_path, corpus):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(CorpusError, match="seed: expected 4, got 3"):
         make(corpus, **COUNTS, seed=4)
-    with pytest.raises(CorpusError, match="file"):
+    with pytest.raises(CorpusError, match=r"synthetic\.json"):
         make(tmp_path / "thesis.tex")
-    with pytest.raises(CorpusError, match="train=-1"):
+    with pytest.raises(CorpusError, match="-1"):
         make(tmp_path / "new", train=-1)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -32,30 +32,8 @@ FRAME = np.dtype(
 )
 
 
-@dataclass(frozen=True)
-class Appearance:
-    """What a person looks like, and the room behind. Lengths are in head units."""
-
-    skin: np.ndarray
-    hair: np.ndarray
-    iris: np.ndarray
-    wall: np.ndarray
-    shirt: np.ndarray
-    light: np.ndarray  # unit vector towards the lamp
-    style: int  # drawing.CROPPED .. BALD
-    feminine: bool
-    beard: float  # 0 none .. 1 full
-    glasses: bool
-    width: float  # half width of the head
-    height: float  # half height of the head
-    eye_x: float
-    eye_size: float
-    nose: float
-    mouth: float  # half width of the mouth at rest
-    brow: float  # half thickness of the brows
-    hairline: float
-    part: float  # where the hair is parted
-    window: float  # where light falls on the wall
+class Appearance(SimpleNamespace):
+    """What a person looks like, and the room behind. Lengths are in head units, see `drawing`."""
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Appearance:
@@ -78,33 +56,28 @@ class Appearance:
             iris=COLOURS["iris"][rng.choice([0, 3]) if dark else rng.integers(4)],
             wall=tint("wall", 5, 0.88, 1.04),
             shirt=tint("shirt", 7, 0.85, 1.15),
-            light=lamp / np.linalg.norm(lamp),
-            style=int(style),
+            light=lamp / np.linalg.norm(lamp),  # towards the lamp
+            style=int(style),  # drawing.CROPPED .. BALD
             feminine=feminine,
             beard=0.0 if feminine or rng.random() < 0.55 else rng.uniform(0.35, 0.9),
             glasses=rng.random() < 0.18,
-            width=rng.uniform(0.60, 0.66),
-            height=rng.uniform(0.82, 0.89),
+            width=rng.uniform(0.60, 0.66),  # half the head's
+            height=rng.uniform(0.82, 0.89),  # half the head's
             eye_x=rng.uniform(0.235, 0.265),
             eye_size=rng.uniform(0.105, 0.122),
             nose=rng.uniform(0.075, 0.10),
-            mouth=rng.uniform(0.20, 0.235),
-            brow=rng.uniform(0.012, 0.018) + (0 if feminine else 0.006),
+            mouth=rng.uniform(0.20, 0.235),  # half its width at rest
+            brow=rng.uniform(0.012, 0.018) + (0 if feminine else 0.006),  # half its thickness
             hairline=rng.uniform(-0.60, -0.52),
-            part=rng.choice([-1, 1]) * rng.uniform(0.1, 0.3),
-            window=rng.uniform(-1.0, 1.0),
+            part=rng.choice([-1, 1]) * rng.uniform(0.1, 0.3),  # of the hair
+            window=rng.uniform(-1.0, 1.0),  # where light falls on the wall
         )
 
 
 def render(appearance: Appearance, motion, size: tuple[int, int], rng, empty=False) -> np.ndarray:
-    """Draw frames.
+    """Frames of a motion (T, 19): (T, height, width, 3) uint8 RGB.
 
-    motion : (T, 19), columns as in MOTION
-    size : height and width in pixels
-    rng : generator of the camera's noise
-    empty : draw the room without the person
-
-    Returns (T, height, width, 3) uint8 RGB.
+    size : height and width in pixels; rng : of the camera's noise; empty : the room alone
     """
     if motion.ndim != 2 or motion.shape[1] != len(MOTION):
         raise ValueError(f"motion: expected (T, {len(MOTION)}), got {motion.shape}")
@@ -126,10 +99,10 @@ def render(appearance: Appearance, motion, size: tuple[int, int], rng, empty=Fal
 def head_box(motion: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(T, 4) squares around the face in pixels: left, top, right, bottom (may be outside)."""
     scale = min(size) / SPAN
-    centre_x = size[1] / 2 + motion[:, MOTION.index("x")] * scale
-    centre_y = size[0] / 2 + (motion[:, MOTION.index("y")] + 0.02) * scale
+    x = size[1] / 2 + motion[:, MOTION.index("x")] * scale
+    y = size[0] / 2 + (motion[:, MOTION.index("y")] + 0.02) * scale
     half = 0.94 * scale
-    return np.stack([centre_x - half, centre_y - half, centre_x + half, centre_y + half], axis=1)
+    return np.stack([x - half, y - half, x + half, y + half], axis=1)
 
 
 def _bumps(p: np.recarray) -> np.ndarray:

@@ -12,6 +12,7 @@ number, and every utterance is spoken by a fresh process.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import os
@@ -58,14 +59,7 @@ CROP = 112  # pixels, side of a face crop
 
 
 def make(
-    folder,
-    train: int = 400,
-    validation: int = 240,
-    test: int = 60,
-    unlabelled: int = 0,
-    seed: int = 0,
-    workers: int | None = None,
-    progress=None,
+    folder, train=400, validation=240, test=60, unlabelled=0, seed=0, workers=None, progress=None
 ) -> Path:
     """Write the embedded corpus into `folder` and return its path.
 
@@ -80,25 +74,19 @@ def make(
     clean signals of each clip).
     Raises CorpusError when the folder holds anything else than this corpus.
     """
+    folder, design = Path(folder), Design()
     counts = {"train": train, "validation": validation, "test": test, "unlabelled": unlabelled}
     if min(counts.values()) < 0 or train + validation < 1:
-        raise CorpusError(
-            "expected numbers of clips that are not negative and at least one labelled clip, got "
-            + ", ".join(f"{name}={count}" for name, count in counts.items())
-        )
-    folder, design = Path(folder), Design()
+        raise CorpusError(f"expected clips, at least one of them labelled, got {counts}")
     parameters = {**counts, "seed": seed, "design": asdict(design), "filming": FILMING}
     _claim(folder, json.loads(json.dumps({**parameters, "generator": GENERATOR})))
     performances = draw(**counts, seed=seed, design=design)
     clips = performances.clips()
     missing = [clip for clip in clips if not _is_finished(folder, clip)]
-    done = len(clips) - len(missing)
-    if progress is not None:
-        progress(done, len(clips))
     film = functools.partial(film_clip, folder, seed, design)
+    filmed = itertools.chain([None], ordered_map(film, missing, workers))
     try:
-        for _ in ordered_map(film, missing, workers):
-            done += 1
+        for done, _ in enumerate(filmed, len(clips) - len(missing)):
             if progress is not None:
                 progress(done, len(clips))
     finally:
@@ -115,13 +103,11 @@ def make(
 def _claim(folder: Path, parameters: dict) -> None:
     """Take an empty folder, or recognise this very corpus in it."""
     note = folder / "synthetic.json"
-    if folder.exists() and not folder.is_dir():
-        raise CorpusError(f"{folder}: expected a folder, got a file; name a new folder")
     if not note.exists():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
             raise CorpusError(
-                f"{folder}: expected an empty folder, a new one or an embedded corpus, got files "
-                "without a synthetic.json; name another folder"
+                f"{folder}: expected a new or empty folder, or an embedded corpus (which has a "
+                "synthetic.json), got something else; name another folder"
             )
         text = json.dumps({"statement": STATEMENT, **parameters}, indent=2)
         atomic_write(note, text + "\n")
@@ -129,19 +115,17 @@ def _claim(folder: Path, parameters: dict) -> None:
         present = json.loads(note.read_text())
     except ValueError as error:
         raise CorpusError(f"{note} is damaged ({error}); delete {folder} to make it anew") from None
-    differing = {n: (v, present.get(n)) for n, v in parameters.items() if present.get(n) != v}
-    if differing:
-        raise CorpusError(
-            f"{folder} holds an embedded corpus with other parameters: "
-            + ", ".join(f"{n}: expected {v}, got {other}" for n, (v, other) in differing.items())
-            + "; name another folder or delete it"
-        )
+    for name, value in parameters.items():
+        if present.get(name) != value:
+            raise CorpusError(
+                f"{folder} holds another embedded corpus: {name}: expected {value}, got "
+                f"{present.get(name)}; name another folder or delete it"
+            )
 
 
 def _files(folder: Path, clip) -> dict[str, Path]:
     """Where the files of a clip belong, whether it has them or not."""
-    root = {"test": folder / "test_data", "unlabelled": folder / "unlabelled"}
-    root = root.get(clip.split, folder)
+    root = folder / {"test": "test_data", "unlabelled": "unlabelled"}.get(clip.split, "")
     words = root if clip.split == "unlabelled" else folder
     files = {"text": words / "text" / f"{clip.id}.txt", "video": root / "raw" / f"{clip.id}.mp4"}
     if clip.split != "unlabelled":

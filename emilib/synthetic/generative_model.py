@@ -43,18 +43,13 @@ PROSODY = ("pitch", "range", "rate", "loudness", "tremor", "breath", "pause", "b
 ONE_SIDED = [PROSODY.index(name) for name in ("tremor", "breath", "pause")]  # cannot be negative
 STRENGTHS = ("slight", "plain", "strong")
 
+# Amplitudes of action units and changes of prosody at full intensity of an emotion, after the FACS
+# literature's usual prototypes: smiles (6, 12) serve four emotions, raised brows (1, 2) three.
+# {} in a phrase takes a word of strength; the words around it are shared on purpose.
 _BANKS = json.loads(Path(__file__).with_name("expressions.json").read_text("utf-8"))
-# Amplitude of each action unit at full intensity of an emotion, after the FACS literature's usual
-# prototypes: smiles (6, 12) serve four emotions, raised brows (1, 2) three.
 FACE = pd.DataFrame(_BANKS["face"], ACTION_UNITS, EMOTIONS).fillna(0.0)
-# Change of each prosody value, in [-1, 1], at full intensity of an emotion.
 VOICE = pd.DataFrame(_BANKS["voice"], PROSODY, EMOTIONS).fillna(0.0)
-# {} takes a word of strength; the words around it are shared between emotions on purpose.
-WORDING = _BANKS["phrases"]
-AMBIGUOUS = _BANKS["ambiguous"]  # phrases that could mean any of several emotions
-STRENGTH_WORDS = _BANKS["strengths"]
-NEUTRAL = _BANKS["neutral"]
-TOPICS = _BANKS["topics"]
+WORDING, STRENGTH_WORDS, TOPICS = (_BANKS[n] for n in ("phrases", "strengths", "topics"))
 
 # Mutually exclusive defects, with their share among the labelled and test clips, in the order in
 # which a small corpus gets them. The shares are those of the real set or a little above.
@@ -100,28 +95,19 @@ class Design:
 
 @dataclass
 class Performances:
-    """N clips before they are filmed. Arrays have a row a clip.
-
-    id, split, defect : lists of str (defect "" = none)
-    person, seed, topic : (N,) int
-    action_units : (N, 16) in [0, 1], amplitude at the peak
-    prosody : (N, 8) in [-1, 1], difference from the person's habitual voice
-    strength : (N, 6) int, 0 = the emotion is not spoken of, 1..3 = slight, plain, strong
-    label : (N, 6) in [0, 1]; NaN for test and unlabelled clips
-    latent_label : (N, 6), the same for every clip, never written to the corpus
-    """
+    """N clips before they are filmed."""
 
     id: list[str]
     split: list[str]
-    defect: list[str]
-    person: np.ndarray
-    seed: np.ndarray
-    topic: np.ndarray
-    action_units: np.ndarray
-    prosody: np.ndarray
-    strength: np.ndarray
-    label: np.ndarray
-    latent_label: np.ndarray
+    defect: list[str]  # "" = none
+    person: np.ndarray  # (N,) int
+    seed: np.ndarray  # (N,) int
+    topic: np.ndarray  # (N,) int
+    action_units: np.ndarray  # (N, 16) in [0, 1], amplitude at the peak
+    prosody: np.ndarray  # (N, 8) in [-1, 1], difference from the person's habitual voice
+    strength: np.ndarray  # (N, 6) int, 0 = the emotion is not spoken of, 1..3 = STRENGTHS
+    label: np.ndarray  # (N, 6) in [0, 1]; NaN for test and unlabelled clips
+    latent_label: np.ndarray  # (N, 6), the same for every clip, never written to the corpus
 
     def clips(self) -> list[SimpleNamespace]:
         """A namespace for each clip: its `number`, and its row of every field."""
@@ -144,12 +130,7 @@ class Performances:
 
 
 def draw(
-    train: int = 400,
-    validation: int = 240,
-    test: int = 60,
-    unlabelled: int = 0,
-    seed: int = 0,
-    design: Design | None = None,
+    train=400, validation=240, test=60, unlabelled=0, seed=0, design: Design | None = None
 ) -> Performances:
     """Draw the clips of a corpus: signals and labels, without rendering anything (0.1 s).
 
@@ -196,10 +177,10 @@ def sentence(strength: np.ndarray, topic: int, rng: np.random.Generator, design:
     """
     about_topic, phrases = str(rng.choice(list(TOPICS.values())[topic])), []
     for e in np.flatnonzero(strength):
-        bank = AMBIGUOUS if rng.random() < design.ambiguous else WORDING
+        bank = _BANKS["ambiguous"] if rng.random() < design.ambiguous else WORDING
         phrase = str(rng.choice(bank[EMOTIONS[e]]))
         phrases.append(phrase.format(rng.choice(STRENGTH_WORDS[strength[e] - 1])))
-    phrases = phrases or [str(rng.choice(NEUTRAL))]
+    phrases = phrases or [str(rng.choice(_BANKS["neutral"]))]
     phrases = [phrases[i] for i in rng.permutation(len(phrases))]
     phrases.insert(int(rng.integers(len(phrases) + 1)), about_topic)
     return " ".join(p[0].upper() + p[1:] + "." for p in phrases)
@@ -225,23 +206,19 @@ def _contents(shared: np.ndarray, design: Design, rng) -> np.ndarray:
     return np.sqrt(design.shared) * shared + np.sqrt(1 - design.shared) * own
 
 
-def _latent(contents: np.ndarray, design: Design, rng) -> np.ndarray:
-    """L: (N, 6)."""
+def _population(contents: np.ndarray, design: Design, rng):
+    """What annotators react to, L (N, 6), and the number of annotators of each clip (N, 1)."""
     weights = np.array([design.weight_face, design.weight_voice, design.weight_words])
     noise = design.noise * rng.standard_normal(contents.shape[1:])
-    return np.tensordot(weights, contents, axes=1) + noise
-
-
-def _annotators(clips: int, design: Design, rng) -> np.ndarray:
     fewest, most = design.annotators
-    return rng.integers(fewest, most + 1, size=(clips, 1))
+    annotators = rng.integers(fewest, most + 1, size=(contents.shape[1], 1))
+    return np.tensordot(weights, contents, axes=1) + noise, annotators
 
 
 def _annotate(contents: np.ndarray, design: Design, rng) -> np.ndarray:
     """(N, 6) share of annotators who marked the emotion."""
-    latent = _latent(contents, design, rng)
+    latent, annotators = _population(contents, design, rng)
     agreement = np.clip(design.gain * (latent - _thresholds(design)), 0, 1)
-    annotators = _annotators(len(latent), design, rng)
     return rng.binomial(annotators, agreement) / annotators
 
 
@@ -249,8 +226,7 @@ def _thresholds(design: Design, population: int = 8000) -> np.ndarray:
     """(6,) thresholds that give the wanted share of labels above zero, by bisection."""
     rng = np.random.default_rng(0)
     shared = _shared_contents(design, rng)[rng.integers(design.seeds, size=population)]
-    latent = _latent(_contents(shared, design, rng), design, rng)
-    annotators = _annotators(population, design, rng)
+    latent, annotators = _population(_contents(shared, design, rng), design, rng)
     low, high = np.full(len(EMOTIONS), -3.0), np.full(len(EMOTIONS), 8.0)
     for _ in range(30):
         middle = (low + high) / 2

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -202,34 +203,44 @@ def _take_crops(decoded: DecodedClip, clip: Clip, settings: MediaSettings, state
     decoded.times = np.arange(len(images)) * decoded.duration / len(images)
 
 
-def cut_out(clip: Clip, settings: MediaSettings, start: float) -> DecodedClip:
-    """WINDOW s of a long clip from `start` on."""
-    problems: list[str] = []
-    end, times, images = start + WINDOW, [np.zeros(0)], []
-    if clip.video is not None:
-        for block, when in media.picture_blocks(
-            clip.video, settings.fps, settings.image_size, problems
-        ):
+def read_long(clip: Clip, settings: MediaSettings, take=None, start=0.0, end=math.inf):
+    """The part from `start` to `end` s of a clip of any length, its pictures block by block.
+
+    take : makes what is kept of each block of pictures (T, 3, P, P); None leaves them out
+
+    Returns a DecodedClip without frames, and what was kept of the blocks. Raises MediaError as
+    `media.decode` does, ValueError where the part is empty.
+    """
+    problems, times, blocks = [], [np.zeros(0)], []
+    if clip.video is not None and take is not None:
+        size = settings.image_size
+        for images, when in media.picture_blocks(clip.video, settings.fps, size, problems):
             inside = (when >= start) & (when < end)
-            times.append(when[inside] - start)
-            images.append(block[inside])
+            if inside.any():
+                times.append(when[inside] - start)
+                blocks.append(take(channels_first(images[inside])))
             if when[-1] >= end:
                 break
-    times, waveform = np.concatenate(times), media.sound_on_disk(clip.audio or clip.video, problems)
-    if waveform is not None:
-        waveform = np.array(waveform[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)])
-    sounding = 0.0 if waveform is None else len(waveform) / SAMPLE_RATE
-    duration = min(WINDOW, max(sounding, times[-1] + 1 / settings.fps if len(times) else 0.0))
-    if start < 0 or not duration:
-        raise ValueError(f"start: {clip.name} has nothing at {start:g} s; give a time within it")
-    return DecodedClip(
-        frames=channels_first(np.concatenate(images)) if len(times) else None,
+    times, waveform = np.concatenate(times), None
+    samples = media.sound_on_disk(clip.audio or clip.video, problems)
+    if samples is not None:
+        stop = None if end == math.inf else round(end * SAMPLE_RATE)
+        samples = samples[round(start * SAMPLE_RATE) : stop]
+        waveform = samples if len(samples) else None
+    if start < 0 or (waveform is None and not blocks):
+        lost = f": {'; '.join(problems)}" if problems else ""
+        raise MediaError(f"{clip.name} has nothing at {start:g} s that can be decoded{lost}")
+    last = times[-1] + 1 / settings.fps if len(times) else 0.0
+    seconds = 0.0 if waveform is None else len(waveform) / SAMPLE_RATE
+    decoded = DecodedClip(
         times=times,
-        waveform=waveform if sounding else None,
-        duration=duration,
+        waveform=waveform,
+        duration=min(end - start, max(last, seconds)),
+        damaged=sum(int(n) for p in problems for n in re.findall(r"^(\d+) damaged", p)),
         problems=problems,
-        notes=about_frames(settings) if len(times) else [],
+        notes=about_frames(settings) if blocks else [],
     )
+    return decoded, blocks
 
 
 def about_frames(settings: MediaSettings) -> list[str]:

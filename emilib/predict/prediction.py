@@ -1,9 +1,9 @@
 """The result for one clip, and what the models looked at."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -12,33 +12,27 @@ from emilib import EMOTIONS, MODALITIES
 from emilib.predict.clip import Clip, DecodedClip
 
 
-@dataclasses.dataclass
+@dataclass
 class Prediction:
     """The result for one clip.
 
-    reason : why there is none, one sentence; None where there is one. The rest is empty then
-    start, end : (W,) s, the windows; one for a clip that was taken whole
-    intensity : (S, W, E) as the models give it, not clipped
-    present : (W, 3) bool, in the order of MODALITIES
-    damaged : frames and pieces of sound that were left out
-    problems : sentences about the file; notes : sentences about how it was read
-    text : the words of the clip, None where none are known
-    duration : s of the clip; seconds : s that the work took, decoding included
+    W windows (one for a clip that was taken whole), S seeds, E emotions. Without a result, `reason`
+    says why in one sentence, and the arrays are empty.
     """
 
     clip: Clip
     emotions: tuple[str, ...]
     reason: str | None = None
-    start: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
-    end: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
-    intensity: np.ndarray | None = None
-    present: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 3), bool))
-    damaged: int = 0
-    problems: list[str] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)
-    text: str | None = None
-    duration: float = math.nan
-    seconds: float = math.nan
+    start: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (W,) s
+    end: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (W,) s
+    intensity: np.ndarray | None = None  # (S, W, E) as the models give it, not clipped
+    present: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), bool))  # (W, 3)
+    damaged: int = 0  # frames and pieces of sound that were left out
+    problems: list[str] = field(default_factory=list)  # sentences about the file
+    notes: list[str] = field(default_factory=list)  # sentences about how it was read
+    text: str | None = None  # the words of the clip, None where none are known
+    duration: float = math.nan  # s of the clip
+    seconds: float = math.nan  # s that the work took, decoding included
 
     @property
     def bounded(self) -> bool:
@@ -90,30 +84,22 @@ class Prediction:
         return pd.DataFrame(rows, columns=["start", "end", *_columns(self.emotions), "missing"])
 
 
-@dataclasses.dataclass
+@dataclass
 class Explanation:
-    """What the models of a clip looked at, for `plots.predict_plots.look`; not averaged.
-
-    images : (T, 3, P, P) uint8 or None, with `times` (T,) s from the clip's beginning
-    waveform : (N,) int16 at SAMPLE_RATE or None
-    start, end : s, the part of the clip this is
-    weights : (S, M, 3) of Eq. 8 in paper A, or None; `weight_borders` (M + 1,) s
-    attention : "frames" and "audio" → (S, H, T), or None where the clip lacks it or the model has
-        none; `attention_borders` → (T + 1,) s
-    prediction : of this part; without : as `EmiPredictor.without`, of this part
-    """
+    """What the models looked at in a part of a clip; T steps, S seeds, H heads, M segments."""
 
     prediction: Prediction
-    without: pd.DataFrame
-    images: np.ndarray | None
-    times: np.ndarray
-    waveform: np.ndarray | None
-    start: float
+    without: pd.DataFrame  # as `EmiPredictor.without`
+    images: np.ndarray | None  # (T, 3, P, P) uint8
+    times: np.ndarray  # (T,) s of the images, from the clip's beginning
+    waveform: np.ndarray | None  # (N,) int16 at SAMPLE_RATE
+    start: float  # s, where the part begins and ends
     end: float
-    weights: np.ndarray | None = None
-    weight_borders: np.ndarray | None = None
+    weights: np.ndarray | None = None  # (S, M, 3) of Eq. 8 in paper A
+    weight_borders: np.ndarray | None = None  # (M + 1,) s
+    # "frames" and "audio" → (S, H, T), None where the clip lacks it; None: the model has none
     attention: dict[str, np.ndarray | None] | None = None
-    attention_borders: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    attention_borders: dict[str, np.ndarray] = field(default_factory=dict)  # → (T + 1,) s
 
 
 def _columns(emotions: Sequence[str]) -> list[str]:

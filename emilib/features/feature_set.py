@@ -57,14 +57,6 @@ class Standardised(Sequence):
         array = self.raw[row]
         return None if array is None else ((array - self.mean) / self.spread).astype(np.float32)
 
-    def length(self, row: int) -> int:
-        """Steps of a clip, 0 where it has none."""
-        return _length(self.raw, row)
-
-    def pick(self, rows: Sequence[int]) -> "Standardised":
-        """Some of the clips."""
-        return Standardised(_pick(self.raw, rows), self.mean, self.spread)
-
     def transform(self, values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """The same of a padded batch (B, T, D) on its device; padding is zero."""
         mean, spread = (
@@ -215,14 +207,9 @@ class FeatureSet:
         unknown = set(self.dims) - set(moments)
         if unknown:
             raise ValueError(f"expected moments of {sorted(self.dims)}, got none of {unknown}")
-        columns = {
-            name: Standardised(values, *moments[name])
-            for name, values in (("frames", self.frames), ("audio", self.audio))
-            if values is not None
-        }
-        if self.text is not None:
-            mean, spread = moments["text"]
-            columns["text"] = ((self.text - mean) / spread).astype(np.float32)
+        columns = {m: Standardised(getattr(self, m), *moments[m]) for m in self.dims}
+        if "text" in columns:
+            columns["text"] = columns["text"][:]
         return dataclasses.replace(self, **columns)
 
     def fingerprint(self) -> str:
@@ -354,15 +341,20 @@ def _padded(sequences: Sequence, indices, dim: int, device):
 
 def _length(sequence: Sequence, row: int) -> int:
     """Steps of a clip, 0 for None; a sequence on a disk is not read."""
-    if hasattr(sequence, "length"):
+    sequence = getattr(sequence, "raw", sequence)
+    if isinstance(sequence, Rows):
         return sequence.length(row)
     return 0 if sequence[row] is None else len(sequence[row])
 
 
 def _pick(sequence, rows: Sequence[int]):
+    if isinstance(sequence, Standardised):
+        return Standardised(_pick(sequence.raw, rows), sequence.mean, sequence.spread)
+    if isinstance(sequence, Rows):
+        return Rows(sequence.store, [sequence.ids[row] for row in rows], sequence.convert)
     if sequence is None or isinstance(sequence, np.ndarray):
         return sequence if sequence is None else sequence[rows]
-    return sequence.pick(rows) if hasattr(sequence, "pick") else [sequence[row] for row in rows]
+    return [sequence[row] for row in rows]
 
 
 def _checked_sequences(name: str, arrays, valid, count: int, widths: dict):

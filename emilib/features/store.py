@@ -119,10 +119,6 @@ class Rows(Sequence):
         """Steps of a clip, 0 where it has none."""
         return self.store.length(self.ids[row])
 
-    def pick(self, rows: Sequence[int]) -> "Rows":
-        """Some of the clips."""
-        return Rows(self.store, [self.ids[row] for row in rows], self.convert)
-
 
 def build(
     cache: Cache,

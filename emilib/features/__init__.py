@@ -1,16 +1,12 @@
 """From clips to features: encoders, the feature store, batches with masks."""
 
-_HOME = {
-    "Batch": "feature_set",
-    "FeatureSet": "feature_set",
-    "FeatureSplits": "feature_set",
-}
-__all__ = sorted(_HOME)
+from importlib import import_module
+
+__all__ = ["Batch", "FeatureSet", "FeatureSplits"]
 
 
 def __getattr__(name):
-    if name in _HOME:
-        from importlib import import_module
-
-        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    """The names above, imported when first used: torch stays out of `import emilib.features`."""
+    if name in __all__:
+        return getattr(import_module(f"{__name__}.feature_set"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

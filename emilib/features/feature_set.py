@@ -59,10 +59,7 @@ class Standardised(Sequence):
 
     def transform(self, values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """The same of a padded batch (B, T, D) on its device; padding is zero."""
-        mean, spread = (
-            torch.from_numpy(numbers.astype(np.float32)).to(values.device)
-            for numbers in (self.mean, self.spread)
-        )
+        mean, spread = (values.new_tensor(numbers) for numbers in (self.mean, self.spread))
         return ((values - mean) / spread).masked_fill(~valid[..., None], 0.0)
 
 
@@ -166,9 +163,8 @@ class FeatureSet:
         """The clips at `indices` (integers or a bool mask), in that order."""
         indices = np.asarray(indices)
         indices = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(int)
-        columns = ("ids", *MODALITIES, "target")
-        picked = {name: _pick(getattr(self, name), indices) for name in columns}
-        return dataclasses.replace(self, **picked)
+        names = ("ids", *MODALITIES, "target")
+        return dataclasses.replace(self, **{n: _pick(getattr(self, n), indices) for n in names})
 
     def only(self, *modalities: str) -> "FeatureSet":
         """The same clips with only these modalities."""
@@ -351,10 +347,10 @@ def _pick(sequence, rows: Sequence[int]):
     if isinstance(sequence, Standardised):
         return Standardised(_pick(sequence.raw, rows), sequence.mean, sequence.spread)
     if isinstance(sequence, Rows):
-        return Rows(sequence.store, [sequence.ids[row] for row in rows], sequence.convert)
-    if sequence is None or isinstance(sequence, np.ndarray):
-        return sequence if sequence is None else sequence[rows]
-    return [sequence[row] for row in rows]
+        return Rows(sequence.store, _pick(sequence.ids, rows), sequence.convert)
+    if isinstance(sequence, list):
+        return [sequence[row] for row in rows]
+    return sequence if sequence is None else sequence[rows]
 
 
 def _checked_sequences(name: str, arrays, valid, count: int, widths: dict):
@@ -371,9 +367,9 @@ def _checked_sequences(name: str, arrays, valid, count: int, widths: dict):
         if array is None:
             continue
         array, where = np.asarray(array), f"{name}[{position}]: expected"
-        shape = f"got {array.dtype} of shape {array.shape}"
         if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
-            raise ValueError(f"{where} a (T, D) float array or None, {shape}")
+            got = f"{array.dtype} of shape {array.shape}"
+            raise ValueError(f"{where} a (T, D) float array or None, got {got}")
         if valid is not None:
             mask = np.asarray(valid[position])
             if mask.dtype != bool or mask.shape != array.shape[:1]:

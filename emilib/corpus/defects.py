@@ -24,44 +24,34 @@ CLIPS_A_WORKER = 150  # starting processes costs as much as auditing some hundre
 OFFICIAL = {"official_vision": "vit", "official_audio": "wav2vec2"}
 
 
-def audit(folder, workers=None, thorough=None):
+def audit(folder, workers=None, thorough=False):
     """The defects of a corpus folder.
 
     folder : see `emilib.corpus.read`
     workers : processes; None takes the cores there are, fewer for small folders, 1 stays in this
         process
-    thorough : how to look for damaged pictures. False: by the packets alone (index, time stamps,
-        zeroed blocks), and by decoding the clips whose packets look odd. True: by decoding every
-        frame, which also finds flipped bits inside a picture, but takes nine times longer
-        (690 in place of 76 ms of a core for 7 s of 720p).
-        None: as False, but small clips (in all SMALL_PIXELS) are always decoded.
+    thorough : True decodes every frame of every clip, which finds flipped bits inside a picture
+        too, and takes nine times longer (690 in place of 76 ms of a core for 7 s of 720p). False
+        does so with small clips and with those whose packets look odd (index, time stamps, zeroed
+        blocks)
 
     Returns a DataFrame with the columns id, split, defect (a key of DEFECTS), detail, ordered by
-    split, then id; empty where nothing is wrong. `attrs["clips"]` counts the clips looked at,
-    `attrs["decoded"]` those whose picture was decoded in full.
+    split, then id; empty where nothing is wrong. `attrs["clips"]` counts the clips looked at.
     Raises CorpusError where the folder can't be read at all; a broken file is a row, no error.
     """
     clips, findings = read_with_findings(folder)
     # A kind of file is missing only where other clips of the split have it.
     usual = clips[list(layout.FILE_COLUMNS)].notna().groupby(clips["split"]).any()
-    jobs = [
-        (clip, usual.loc[clip["split"]].to_dict(), thorough) for clip in clips.to_dict("records")
-    ]
-    reports = _each(_clip_defects, jobs, workers)
-    rows = [
-        (clip["id"], clip["split"], *defect)
-        for (clip, *_), (defects, _, _) in zip(jobs, reports, strict=True)
-        for defect in defects
-    ]
-    widths = pd.DataFrame([widths for _, widths, _ in reports], columns=list(OFFICIAL))
+    jobs = [(clip, usual.loc[clip["split"]], thorough) for clip in clips.to_dict("records")]
+    rows = [row for rows in _each(_clip_defects, jobs, workers) for row in rows]
     for check in CORPUS_CHECKS:
-        rows += [(i, split, _name(check), text) for i, split, text in check(clips, findings)]
-    rows += [(i, split, "bad features", text) for i, split, text in _odd_widths(clips, widths)]
+        rows += [(id_, split, _name(check), text) for id_, split, text in check(clips, findings)]
+    rows += [(id_, split, "bad features", text) for id_, split, text in _odd_widths(clips)]
     table = pd.DataFrame(rows, columns=["id", "split", "defect", "detail"])
-    rank = table["split"].map({name: n for n, name in enumerate((*layout.SPLITS, ""))})
-    table = table.assign(rank=rank).sort_values(["rank", "id", "defect", "detail"])
-    table = table.drop(columns="rank").reset_index(drop=True)
-    table.attrs.update(clips=len(clips), decoded=sum(decoded for *_, decoded in reports))
+    table["split"] = pd.Categorical(table["split"], (*layout.SPLITS, ""))
+    table = table.sort_values(["split", "id", "defect", "detail"], ignore_index=True)
+    table["split"] = table["split"].astype(object)
+    table.attrs["clips"] = len(clips)
     return table
 
 
@@ -174,8 +164,8 @@ class _Evidence:
         self.facts = facts = self._open(packet_facts, clip["video"])
         self.decoded, listens = None, self.waveform is None and not self.errors
         if facts is not None:
-            small = thorough is None and facts.pixels <= SMALL_PIXELS
-            full = facts.frames > 0 and bool(thorough or facts.hints or small)
+            full = thorough or bool(facts.hints) or facts.pixels <= SMALL_PIXELS
+            full = full and facts.frames > 0
             if full or (listens and facts.has_sound):
                 # The damage is what counts here: every frame is decoded, one a second is kept.
                 options = {"fps": 1, "size": (32, 32), "frames": full, "sound": listens}
@@ -265,14 +255,12 @@ def packet_facts(path):
 
 
 def _clip_defects(job):
-    """[(defect, detail)], {column: width of official features}, whether the picture was decoded."""
     clip = job[0]
     if not any(clip[column] for column in layout.FILE_COLUMNS if column != "transcript"):
-        return [], {}, False  # a row without files is one defect, not five
+        return []  # a row without files is one defect, not five
     seen = _Evidence(*job)
-    defects = [(_name(check), detail) for check in CLIP_CHECKS for detail in check(seen)]
-    widths = {column: array.shape[1] for column, array in seen.features.items()}
-    return defects, widths, seen.decoded is not None
+    checked = ((_name(check), detail) for check in CLIP_CHECKS for detail in check(seen))
+    return [(clip["id"], clip["split"], name, detail) for name, detail in checked]
 
 
 def unreadable(seen):
@@ -385,14 +373,21 @@ def missing_id(clips, findings):
         yield id_, "", f"no row: {detail}"
 
 
-def _odd_widths(clips, widths):
+def _odd_widths(clips):
     """More of `bad_features`: those whose width is not that of most clips."""
     for column in OFFICIAL:
-        usual = next(iter(Counter(widths[column].dropna()).most_common(1)), [None])[0]
-        odd = widths[column].notna() & (widths[column] != usual)
-        for clip, width in zip(clips[odd].to_dict("records"), widths.loc[odd, column], strict=True):
-            detail = f"{clip[column]}: width {width:g}, most clips have {usual:g}"
-            yield clip["id"], clip["split"], detail
+        widths = clips[column].map(_width, na_action="ignore").dropna()
+        usual = widths.mode()
+        for row in widths.index[widths != usual.get(0)]:
+            detail = f"{clips[column][row]}: width {widths[row]:g}, most clips have {usual[0]:g}"
+            yield clips["id"][row], clips["split"][row], detail
+
+
+def _width(path):
+    try:
+        return feature_shape(path)[1]
+    except media.MediaError:
+        return None
 
 
 def _name(check):

@@ -33,13 +33,10 @@ class _Sink:
         except av.EOFError:  # the decoder was flushed already
             decoded = []
         except av.FFmpegError:
-            self.lose()
+            self.damaged += 1
             decoded = []
         for frame in decoded:
             self.add(frame)
-
-    def lose(self):
-        self.damaged += 1
 
 
 class Pictures(_Sink):
@@ -56,8 +53,8 @@ class Pictures(_Sink):
         self.step = 1 / (stated[0] if stated else FALLBACK_FPS)
         self.reformatter = VideoReformatter()
         self.images, self.times = [], []
-        self.traces = self.seen = self.made_up = self.rotation = 0
-        self.broken = self.bad_matrix = False
+        self.seen = self.made_up = self.rotation = 0
+        self.bad_matrix = False
         self.first = self.last = self.needed = None
         self.slot = -math.inf
 
@@ -70,10 +67,8 @@ class Pictures(_Sink):
         self.last = time
         self.seen += 1
         if frame.is_corrupt:
-            self.lose()
+            self.damaged += 1
             return
-        self.broken = self.broken and not frame.key_frame
-        self.traces += self.broken
         slot = self.seen if self.fps is None else self._slot(time)
         if slot > self.slot:
             self.slot = slot
@@ -85,10 +80,6 @@ class Pictures(_Sink):
         images, times = self.images, np.array(self.times, dtype=float)
         self.images, self.times = [], []
         return (np.stack(images) if images else None), times
-
-    def lose(self):
-        super().lose()
-        self.broken = True  # what is predicted from a lost frame shows traces of that
 
     def _slot(self, time):
         return math.floor((time + TIME_TOLERANCE) * self.fps)
@@ -162,7 +153,6 @@ class Pictures(_Sink):
     def problems(self):
         counts = {
             f"{self.damaged} damaged frames of {self.seen} left out": self.damaged,
-            f"{self.traces} frames before the next key frame may show traces of that": self.traces,
             f"{self.made_up} frames had no usable time stamp; they were placed {self.step:.4f} s "
             "apart by the stated rate": self.made_up,
             "the display matrix is no quarter turn and was not applied": self.bad_matrix,
@@ -220,7 +210,7 @@ class Sound(_Sink):
 
     def add(self, frame):
         if frame.is_corrupt:
-            self.lose()
+            self.damaged += 1
             return
         form = (frame.format.name, frame.layout.name, frame.sample_rate)
         if form != self.form:  # the first frame, or a stream that changes on its way

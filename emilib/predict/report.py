@@ -125,21 +125,17 @@ def _with_spread(row: dict, emotion: str) -> str:
 
 
 def _as_json(predictor: EmiPredictor, predictions: Sequence[Prediction]) -> str:
-    clips = []
-    for prediction in predictions:
-        clip = prediction.row()
-        clip["problems"], clip["notes"] = prediction.problems, prediction.notes
-        clip["missing"] = prediction.missing if prediction.reason is None else []
-        clip["windows"] = prediction.windows().to_dict("records")
-        clips.append(clip)
-    document = {"model": predictor.facts, "note": predictor.note, "clips": clips}
-    return json.dumps(_no_nan(document), indent=1, ensure_ascii=False) + "\n"
-
-
-def _no_nan(value):
-    """JSON has no NaN: null stands for it."""
-    if isinstance(value, dict):
-        return {k: _no_nan(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_no_nan(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    clips = [
+        {
+            **prediction.row(),
+            "problems": prediction.problems,
+            "notes": prediction.notes,
+            "missing": prediction.missing if prediction.reason is None else [],
+            "windows": prediction.windows().to_dict("records"),
+        }
+        for prediction in predictions
+    ]
+    document = pd.Series({"model": predictor.facts, "note": predictor.note, "clips": clips})
+    # pandas writes null for NaN and numbers for NumPy's; json indents and keeps "/" as it is.
+    plain = json.loads(document.to_json(double_precision=15))
+    return json.dumps(plain, indent=1, ensure_ascii=False) + "\n"

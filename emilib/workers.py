@@ -1,7 +1,7 @@
 """Worker processes for what is made clip by clip or run by run.
 
 They import once and are reused, do not run the caller's script again, and are reported when they
-die (`BrokenProcessPool`); a worker that has had nothing to do for a while ends.
+die (`BrokenProcessPool`). They end with the process that started them.
 """
 
 import os
@@ -17,7 +17,6 @@ import loky
 
 from emilib.cache import RANK_VARIABLES, local_rank, local_world_size
 
-IDLE_S = 60
 _is_worker = False
 
 
@@ -41,7 +40,7 @@ def device():
 def pool(workers: int) -> Executor:
     """The executor of this process, with so many workers; do not shut it down after use."""
     return loky.get_reusable_executor(
-        workers, timeout=IDLE_S, initializer=_start, env={"OMP_NUM_THREADS": "1"}
+        workers, timeout=None, initializer=_start, env={"OMP_NUM_THREADS": "1"}
     )
 
 

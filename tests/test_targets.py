@@ -18,7 +18,6 @@ from emilib.export import predictor_of
 from emilib.features import FeatureSet
 from emilib.features.feature_set import FeatureSplits
 from emilib.pipeline import Workspace
-from emilib.plots import stage_plots
 from emilib.predict import EmiPredictor
 from emilib.study import experiments, fit, mean_pearson, runs, tables
 from emilib.study.results import Results
@@ -246,14 +245,3 @@ def test_a_submission_is_refused(workspace, tmp_path):
         submission.make(workspace, "taemi", tmp_path / "submission.csv")
     with pytest.raises(CorpusError, match="has the targets valence, arousal"):
         submission.test_ids(workspace.source)
-
-
-def test_pictures_of_other_targets():
-    names = [f"t{i}" for i in range(9)]
-    points = np.random.default_rng(0).normal(size=(9, 2))
-    figure = stage_plots.emotion_maps({"map": (points, np.array(names))}, "", names)
-    looks = {
-        (tuple(c.get_facecolor()[0]), c.get_paths()[0].vertices.tobytes())
-        for c in figure.axes[0].collections
-    }
-    assert len(looks) == 10  # nine targets, and those without one

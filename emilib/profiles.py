@@ -229,9 +229,9 @@ def paper() -> Profile:
 def changed(profile: Profile, visual: str | None = None, seeds: int | str | None = None) -> Profile:
     """The profile with other pictures, or with so many seeds from 0 on; None changes nothing."""
     if visual not in (None, "faces", "video"):
-        raise ValueError(f"visual: expected 'faces' or 'video', came {visual!r}")
+        raise ValueError(f"visual: expected 'faces' or 'video', got {visual!r}")
     if seeds is not None and not (str(seeds).isdigit() and int(seeds) >= 1):
-        raise ValueError(f"seeds: expected a whole number from 1, came {seeds!r}")
+        raise ValueError(f"seeds: expected a whole number from 1, got {seeds!r}")
     return dataclasses.replace(
         profile,
         visual=visual or profile.visual,
@@ -247,5 +247,5 @@ def get(name: str | None = None) -> Profile:
     """The profile of this name; without one, that of ``EMI_PROFILE``, else smoke."""
     name = name or os.environ.get("EMI_PROFILE", "smoke")
     if name not in _PROFILES:
-        raise ValueError(f"profile: expected one of {', '.join(_PROFILES)}, came {name!r}")
+        raise ValueError(f"profile: expected one of {', '.join(_PROFILES)}, got {name!r}")
     return _PROFILES[name]()

@@ -91,7 +91,7 @@ def test_names_go_along_with_a_set():
         TRAIN.ids, TRAIN.frames, None, TRAIN.text, TRAIN.target, names=EMOTIONS
     )
     assert named.fingerprint() == TRAIN.fingerprint()
-    with pytest.raises(ValueError, match="names: expected one for each of 6 targets, came 2"):
+    with pytest.raises(ValueError, match="names: expected one for each of 6 targets, got 2"):
         FeatureSet.from_arrays("ab", text=np.ones((2, 1)), target=np.ones((2, 6)), names="xy")
     history = fit(small(), data, data, dataclasses.replace(RECIPE, epochs=1)).history
     assert "rho b b" in history
@@ -102,7 +102,7 @@ def test_clips_that_all_lack_a_modality_have_its_width_where_it_is_known():
     assert test.dims["frames"] == TRAIN.dims["frames"]
     assert test.batch([0, 1]).frames.shape == (2, 1, 5)
     assert not test.present.any()
-    with pytest.raises(ValueError, match="expected width 5 like the other clips, came 4"):
+    with pytest.raises(ValueError, match="expected width 5 like the other clips, got 4"):
         FeatureSet.from_arrays("x", [np.ones((2, 4))], dims=TRAIN.dims)
 
 

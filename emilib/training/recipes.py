@@ -53,19 +53,19 @@ class Recipe:
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
-                raise ValueError(f"Recipe.{name}: expected one of {choices}, came {value!r}")
+                raise ValueError(f"Recipe.{name}: expected one of {choices}, got {value!r}")
         for name in ("epochs", "batch_size", "accumulate", "cycle_epochs"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"Recipe.{name}: expected a whole number from 1, came {value!r}")
+                raise ValueError(f"Recipe.{name}: expected a whole number from 1, got {value!r}")
         for name in ("lr", "clip"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"Recipe.{name}: expected a number above 0, came {value!r}")
+                raise ValueError(f"Recipe.{name}: expected a number above 0, got {value!r}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"Recipe.ema_decay: expected from 0 to below 1, came {self.ema_decay}")
+            raise ValueError(f"Recipe.ema_decay: expected from 0 to below 1, got {self.ema_decay}")
         if self.patience is not None and self.patience < 1:
-            raise ValueError(f"Recipe.patience: expected at least 1 or None, came {self.patience}")
+            raise ValueError(f"Recipe.patience: expected at least 1 or None, got {self.patience}")
 
     @classmethod
     def dual_stage(cls) -> "Recipe":

@@ -18,11 +18,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from emilib import workers
+from emilib import SAMPLE_RATE, workers
 from emilib.cache import Cache, code_version, key, world_size
 from emilib.corpus import defects
 from emilib.features import checkpoints, store
-from emilib.features.encoders import SAMPLE_RATE
 from emilib.features.extraction import Batching, extract
 from emilib.features.store import Rows
 from emilib.models.taemi import MAX_AUDIO_SECONDS

@@ -35,6 +35,12 @@ def test_the_embedded_corpus_is_made_and_named(workspace):
     assert workspace.transcript_source.startswith("Text: from")
 
 
+def test_pretraining_sees_no_clip_that_is_judged_later(workspace):
+    clips = workspace.clips
+    training = clips.loc[clips["split"] == "train", "id"]
+    assert list(workspace.pretraining_clips().ids) == training.tolist()
+
+
 def test_media_follow_the_defects_of_the_clips(workspace):
     folder = workspace.folder / ".synthetic"
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -279,4 +279,5 @@ def windows_of(duration: float, window=None, step=None) -> tuple[np.ndarray, np.
         return np.array([0.0]), np.array([duration])
     count = math.ceil((duration - window) / step - 1e-9)
     starts = np.append(np.arange(count) * step, duration - window)
+    starts[0] = 0.0  # not a rounding error after it
     return starts, starts + window

@@ -32,32 +32,35 @@ TEXT
 
 INSTALL_GB=5 # the CPU build of PyTorch and the rest; with PyTorch's CUDA libraries about 12
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P) || exit 1
-PROFILE=embedded CORPUS="" ONLY="" VISUAL="" SEEDS="" PROCESSES="" TEST="" FLAGS=()
-PY="" PYTHON_FOUND="" PIP_PID=""
+PROFILE=embedded TEST="" FLAGS=() PY="" PIP=""
 
 say() { printf '%s\n' "$*"; }
-note() { printf 'run_all.sh: %s\n' "$*" >&2; }
-fail() { note "$@" && exit 1; }
-
+fail() { printf 'run_all.sh: %s\n' "$*" >&2 && exit 1; }
 interrupted() {
-    trap - INT TERM
-    [ -n "$PIP_PID" ] && kill -- "-$PIP_PID" 2>/dev/null
-    note "interrupted; what is finished is kept, the same command goes on from there."
-    exit 130
+    [ -z "$PIP" ] || kill "$PIP" 2>/dev/null
+    fail "interrupted; what is finished is kept, the same command goes on from there."
 }
 trap interrupted INT TERM
 
 # ---------------------------------------------------------------- options
 
 read_options() {
-    local name
+    local corpus=""
     while [ $# -gt 0 ]; do
         case $1 in
         --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" && continue ;;
         --profile | --corpus | --only | --visual | --seeds | --processes)
             [ $# -ge 2 ] || fail "$1 needs a value; see ./run_all.sh --help."
-            name=${1#--}
-            printf -v "${name^^}" '%s' "$2"
+            [ "$1" != --profile ] || PROFILE=$2
+            if [ "$1" = --corpus ]; then
+                [ -e "$2" ] || fail "the corpus folder '$2' does not exist."
+                corpus=$(cd -- "$(dirname -- "$2")" && pwd)/${2##*/}
+                FLAGS+=(--corpus "$corpus")
+            elif [ "$1" != --profile ]; then
+                FLAGS+=("$1" "$2")
+            fi
+            [ "$1" != --only ] || compgen -G "$ROOT/notebooks/$2_*.ipynb" >/dev/null ||
+                fail "there is no notebook '$2' in notebooks/; give its number, for example --only 03."
             shift
             ;;
         --dry-run | --fresh) FLAGS+=("$1") ;;
@@ -67,80 +70,41 @@ read_options() {
         esac
         shift
     done
-}
-
-one_of() { # one_of WHAT VALUE ALLOWED...
-    local value=$2 allowed
-    for allowed in "${@:3}"; do [ "$value" = "$allowed" ] && return; done
-    fail "$1 is '$value'; expected one of: ${*:3}."
-}
-
-check_options() {
-    local name
-    one_of --profile "$PROFILE" smoke embedded paper
-    one_of --visual "$VISUAL" "" faces video
-    one_of EMI_ENV "${EMI_ENV:-}" "" current venv
-    for name in SEEDS PROCESSES; do
-        case ${!name} in *[!0-9]* | 0) fail "--${name,,} is '${!name}'; expected a whole number from 1." ;; esac
-    done
-    [ -z "$ONLY" ] || compgen -G "$ROOT/notebooks/${ONLY}_*.ipynb" >/dev/null ||
-        fail "there is no notebook '$ONLY' in notebooks/; give its number, for example --only 03."
-    [ "$PROFILE" != paper ] || [ -n "$CORPUS$TEST" ] ||
-        fail "the profile 'paper' needs the data set: --corpus DIR."
-    [ -n "$CORPUS" ] || return 0
-    [ -e "$CORPUS" ] || fail "the corpus folder '$CORPUS' does not exist."
-    CORPUS=$(cd -- "$(dirname -- "$CORPUS")" && pwd)/${CORPUS##*/}
-    [ -d "$CORPUS" ] || return 0
-    compgen -G "$CORPUS/*.[cC][sS][vV]" >/dev/null || fail "the corpus folder '$CORPUS' has no CSV; it must hold train_split.csv and valid_split.csv beside raw/, or one CSV of your own."
-    for name in train_split.csv:valid_split.csv valid_split.csv:train_split.csv; do
-        [ ! -f "$CORPUS/${name%:*}" ] || [ -f "$CORPUS/${name#*:}" ] ||
-            fail "the corpus folder '$CORPUS' has no ${name#*:}; it must hold train_split.csv and valid_split.csv beside raw/."
-    done
+    case $PROFILE in
+    smoke | embedded) ;;
+    paper) [ -n "$corpus$TEST" ] || fail "the profile 'paper' needs the data set: --corpus DIR." ;;
+    *) fail "--profile is '$PROFILE'; expected one of: smoke embedded paper." ;;
+    esac
 }
 
 # ---------------------------------------------------------------- the environment
 
-free_gb() { df -Pk -- "$ROOT" | awk 'NR == 2 { printf "%d", $4 * 1024 / 1e9 }'; }
-version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
-new_enough() { [ "${1%%.*}" -gt 3 ] || { [ "${1%%.*}" -eq 3 ] && [ "${1#*.}" -ge 11 ]; }; }
+new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
-find_python() { # PYTHON_FOUND: one that is new enough and can make environments
-    local candidate version old="" no_venv="" places
+find_python() { # PYTHON: one that is new enough and can make environments
+    local candidate
     # The oldest first: that is the one the versions in environment.yml were tested with.
-    places=(python3.11 python3.12 python3.13 python3.14 python3 python)
-    [ -z "${PYTHON:-}" ] || places=("$PYTHON")
-    for candidate in "${places[@]}"; do
-        version=$(version_of "$candidate") || continue
-        if ! new_enough "$version"; then
-            old="${old:-$version ($candidate)}"
-        elif "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
-            PYTHON_FOUND=$candidate && return
-        else
-            no_venv="${no_venv:-$candidate $version}"
-        fi
+    for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3.14 python3 python}; do
+        new_enough "$candidate" || continue
+        "$candidate" -c 'import ensurepip, venv' 2>/dev/null || fail "$candidate can't make virtual environments because its ensurepip is missing; install it (Debian and Ubuntu: apt install python3-venv), or set PYTHON to another Python."
+        PYTHON=$candidate && return
     done
-    [ -z "$no_venv" ] || fail "$no_venv can't make virtual environments because its ensurepip is missing; install it (Debian and Ubuntu: apt install python3-venv), or set PYTHON to another Python."
-    fail "Python 3.11 or newer is needed, and the one found is ${old:-none${PYTHON:+ at $PYTHON}}; install a newer one or set PYTHON to it."
+    fail "Python 3.11 or newer is needed, and there is none${PYTHON:+ at $PYTHON}; install one or set PYTHON to it."
 }
 
 # A finished environment holds the file emi-environment: the list's sum and the place of this
 # checkout. It is written last, so an interrupted installation is noticed.
-stamp() {
-    local sum
-    sum=$(sed -E 's/(^|[[:space:]])#.*$//; s/[[:space:]]+$//; /^$/d' "$ROOT/environment.yml" | cksum)
-    say "${sum// /-} $ROOT"
-}
+stamp() { say "$(sed -E 's/ *#.*$//; /^$/d' "$ROOT/environment.yml" | cksum) $ROOT"; }
 finished() { # finished PREFIX
     [ "$(cat "$1/emi-environment" 2>/dev/null)" = "$(stamp)" ] && "$1/bin/python" -c '' 2>/dev/null
 }
 
 set_up() {
-    local prefix tool="" version
+    local prefix tool free need=${EMI_MIN_FREE_GB:-$INSTALL_GB}
     if [ "${EMI_ENV:-}" = current ]; then
-        PY=$(command -v "${PYTHON:-python}" || command -v python3) || fail "EMI_ENV=current, and there is no active Python."
-        version=$(version_of "$PY") || fail "$PY does not start."
-        new_enough "$version" || fail "Python 3.11 or newer is needed, and the active one is $version ($PY)."
-        "$PY" -P "$ROOT/emilib/environment.py" --check ${TEST:+--tests} "$ROOT/environment.yml" || exit 1
+        PY=$(command -v "${PYTHON:-python}" || command -v python3) && new_enough "$PY" ||
+            fail "EMI_ENV=current, and the active Python is not 3.11 or newer (${PY:-there is none})."
+        "$PY" -P "$ROOT/emilib/environment.py" ${TEST:+--tests} || exit 1
         return
     fi
     for prefix in "$ROOT/runs/env" "$ROOT/.venv"; do
@@ -151,10 +115,9 @@ set_up() {
         [ "${EMI_ENV:-}" != venv ] && [ -n "$tool" ] && command -v "$tool" >/dev/null 2>&1 && break
     done
     [ -n "$tool" ] || find_python
-    local need=${EMI_MIN_FREE_GB:-$INSTALL_GB} free
-    free=$(free_gb)
+    free=$(df -Pk -- "$ROOT" | awk 'NR == 2 { printf "%d", $4 * 1024 / 1e9 }')
     awk -v f="${free:-$need}" -v n="$need" 'BEGIN { exit f < n }' ||
-        fail "not enough room on the disk: the installation needs $need GB and $ROOT has $free GB free."
+        fail "not enough room on the disk: the installation needs $need GB (12 GB with GPU libraries) and $ROOT has $free GB free."
     mkdir -p "$LOGS" "$ROOT/runs/tmp" || fail "$ROOT can't be written to."
     exec 9>"$ROOT/runs/.setup.lock" # a second run, or an orphaned pip, is waited for
     if command -v flock >/dev/null && ! flock -n 9; then
@@ -162,10 +125,7 @@ set_up() {
         flock 9 && exec 9>&- && set_up && return
     fi
     : >"$LOGS/setup.log"
-    if [ -z "$tool" ] || ! install_conda "$tool"; then
-        [ -n "$PYTHON_FOUND" ] || find_python
-        install_venv
-    fi
+    [ -n "$tool" ] && install_conda "$tool" || install_venv
     exec 9>&-
 }
 
@@ -178,20 +138,18 @@ install_conda() { # install_conda TOOL: false when it could not
     export CONDA_ALWAYS_YES=true MAMBA_ALWAYS_YES=true
     logged "$1" "${command[@]}" --prefix "$ROOT/runs/env" --file "$ROOT/environment.yml" &&
         in_place "$ROOT/runs/env" && return
-    note "${1##*/} could not make the environment (its messages: $LOGS/setup.log); trying without it."
+    say "${1##*/} could not make the environment (its messages: $LOGS/setup.log); trying without it."
     return 1
 }
 
 install_venv() {
     local list="$LOGS/requirements.txt"
+    find_python
     PY="$ROOT/.venv/bin/python"
-    # What was interrupted, or fits another list, is made again; pip keeps what it has downloaded.
-    [ -d "$ROOT/.venv" ] && say "The environment in .venv is unfinished or out of date; making it again."
-    rm -rf -- "$ROOT/.venv"
-    say "Making the environment in .venv with $("$PYTHON_FOUND" --version) (room needed: $INSTALL_GB GB, about 12 GB with GPU libraries; here: $(free_gb) GB)."
-    "$PYTHON_FOUND" -I "$ROOT/emilib/environment.py" --pip-list "$ROOT/environment.yml" >"$list" ||
-        fail "environment.yml can't be read."
-    logged "$PYTHON_FOUND" -m venv "$ROOT/.venv" ||
+    say "Making the environment in .venv with $("$PYTHON" --version)."
+    rm -rf -- "$ROOT/.venv" # what was interrupted, or fits another list; pip keeps its downloads
+    sed -nE 's/^ {6}- ([^ ]+==[^ ]+).*/\1/p' "$ROOT/environment.yml" >"$list"
+    logged "$PYTHON" -m venv "$ROOT/.venv" ||
         fail "Python could not make a virtual environment in .venv; its messages are in $LOGS/setup.log."
     # pip unpacks beside the environment: /tmp may be small.
     TMPDIR="$ROOT/runs/tmp" logged "$PY" -m pip install --no-input --disable-pip-version-check \
@@ -205,38 +163,30 @@ in_place() { # emilib itself, for JupyterLab and scripts; then the stamp
 }
 
 logged() { # runs a command with its output in the log, and shows progress
-    local log="$LOGS/setup.log" start=$SECONDS
+    local log="$LOGS/setup.log" start=$SECONDS status
     printf '\n$ %s\n' "$*" >>"$log"
-    set -m # a process group of its own, which can be ended with all its children
     "$@" >>"$log" 2>&1 </dev/null &
-    PIP_PID=$!
-    set +m
-    while kill -0 "$PIP_PID" 2>/dev/null; do
+    PIP=$!
+    while kill -0 "$PIP" 2>/dev/null; do
         sleep 0.5
         [ $((SECONDS - start)) -lt 15 ] && continue
         start=$SECONDS
         say "  $SECONDS s: $(grep -c '^ *Collecting ' "$log") packages"
     done
-    wait "$PIP_PID"
-    local status=$?
-    PIP_PID=""
+    wait "$PIP"
+    status=$? PIP=""
     return $status
 }
 
 explain_pip() {
-    local log="$LOGS/setup.log" what
-    rm -rf -- "$ROOT/runs/tmp"
+    local log="$LOGS/setup.log" network what
+    network='connection (broken|error|refused)|NewConnectionError|ConnectTimeout|Read timed out|name resolution|Network is unreachable|ProxyError|SSLError|5[0-9][0-9] (Server )?Error'
     grep -qi 'No space left on device' "$log" &&
-        fail "the disk is full: the installation needs $INSTALL_GB GB (12 GB with GPU libraries) and $ROOT has $(free_gb) GB free."
-    what=$(sed -nE 's/.*No matching distribution found for ([^ ]+).*/\1/p' "$log" | tail -n 1)
-    if grep -qiE 'connection (broken|error|refused)|NewConnectionError|ConnectTimeout|Read timed out|name resolution|Network is unreachable|ProxyError|SSLError|5[0-9][0-9] (Server )?Error' "$log"; then
+        fail "the disk is full: the installation needs $INSTALL_GB GB (12 GB with GPU libraries)."
+    grep -qiE "$network" "$log" &&
         fail "the package registry does not answer; check the network or pip's settings and start again (pip's messages: $log)."
-    elif [ -n "$what" ] && grep -q 'from versions: none' "$log"; then
-        fail "the package registry does not answer, or has no version of $what for this machine (pip's messages: $log)."
-    elif [ -n "$what" ]; then
-        fail "the package registry has no $what for $("$PYTHON_FOUND" --version) on this machine (pip's messages: $log)."
-    fi
-    fail "pip could not install the packages (its messages: $log)."
+    what=$(sed -nE 's/.*No matching distribution found for ([^ ]+).*/: there is no \1 for this Python/p' "$log" | tail -n 1)
+    fail "pip could not install the packages$what (its messages: $log)."
 }
 
 # ---------------------------------------------------------------- what is run
@@ -262,7 +212,6 @@ run_tests() {
 }
 
 read_options "$@"
-check_options
 export EMI_HOME=${EMI_HOME:-$ROOT/runs}
 mkdir -p -- "$EMI_HOME" 2>/dev/null || fail "the folder for results, $EMI_HOME, can't be made."
 EMI_HOME=$(cd -- "$EMI_HOME" && pwd) || fail "the folder for results, $EMI_HOME, can't be opened."
@@ -274,11 +223,8 @@ export JUPYTER_PREFER_ENV_PATH=1 # this environment's kernel, not one registered
 [ "${EMI_ENV:-}" = current ] || export PYTHONNOUSERSITE=1
 [ "$PROFILE" = paper ] && [ -z "$TEST" ] || export HF_HUB_OFFLINE=1
 PATH="$(dirname -- "$PY"):$PATH"
-mkdir -p "$NUMBA_CACHE_DIR" && cd -- "$ROOT" || fail "$EMI_HOME can't be written to."
+cd -- "$ROOT" || exit 1
 unset MPLBACKEND # the kernel chooses its own, which puts pictures into the notebook
 [ -z "$TEST" ] || { run_tests && exit 0; }
 trap - INT TERM # from here on the runner answers them
-for name in CORPUS ONLY VISUAL SEEDS PROCESSES; do
-    [ -z "${!name}" ] || FLAGS+=("--${name,,}" "${!name}")
-done
 exec "$PY" -m emilib.runner --profile "$PROFILE" "${FLAGS[@]}"

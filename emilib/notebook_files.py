@@ -1,6 +1,7 @@
 """Notebook files: which there are, and their outputs written back, fit to be committed."""
 
 import copy
+import json
 import os
 import re
 from pathlib import Path
@@ -30,10 +31,9 @@ def discover(folder, only: str | None = None) -> list[Path]:
     """The notebooks ``NN_name.ipynb`` of a folder by number, or the one whose number is `only`."""
     paths = sorted(p for p in Path(folder).glob("*.ipynb") if re.match(r"\d\d_", p.name))
     if only is not None:
-        paths = [p for p in paths if p.name.split("_")[0] == only.zfill(2)]
+        paths = [p for p in paths if p.name[:2] == only.zfill(2)]
     if not paths:
-        which = "notebooks" if only is None else f"notebook {only}"
-        raise ValueError(f"There is no {which} named NN_name.ipynb in {folder}.")
+        raise ValueError(f"There is no notebook named {only or 'NN'}_name.ipynb in {folder}.")
     return paths
 
 
@@ -53,9 +53,8 @@ def cleaned(source, executed):
         cell.metadata = nbformat.from_dict({"tags": names} if (names := tags(cell)) else {})
         if cell.cell_type == "code":
             count += 1
-            cell.execution_count = count
-            cell.outputs = []
-            for output in copy.deepcopy(twin.outputs):
+            cell.execution_count, cell.outputs = count, []
+            for output in twin.outputs:
                 add_output(cell.outputs, output, count)
     result.metadata = nbformat.from_dict(METADATA)
     return result
@@ -64,15 +63,11 @@ def cleaned(source, executed):
 def add_output(outputs: list, output, count: int) -> None:
     if output.get("name") == "stderr":
         return
+    plain = json.dumps(output).replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".")
+    output = nbformat.from_dict(json.loads(plain))
     if "execution_count" in output:
         output.execution_count = count
-    if "text" in output:
-        output.text = output.text.replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".")
-    data = output.get("data", {})
-    data.pop(WIDGET, None)
-    for kind, value in data.items():
-        if isinstance(value, str) and not kind.startswith("image/"):
-            data[kind] = value.replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".")
+    output.get("data", {}).pop(WIDGET, None)
     if outputs and output.output_type == outputs[-1].output_type == "stream":
         outputs[-1].text += output.text  # where a kernel cuts its output is a matter of time
     else:

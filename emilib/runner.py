@@ -8,7 +8,7 @@ that it was made from; while that key stands, the notebook is not executed again
 """
 
 import argparse
-import ast
+import contextlib
 import logging
 import os
 import shutil
@@ -23,16 +23,14 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
-import psutil
 from traitlets.config import Config
 
 from emilib import cache, environment, profiles
 from emilib.corpus import defects
-from emilib.notebook_files import INJECTED, discover, read, tags, update_notebooks
+from emilib.notebook_files import discover, read, update_notebooks
 from emilib.study import claims
 
 ROOT = environment.ROOT
-ADDED = {INJECTED, "papermill-error-cell-tag"}
 QUIET_S = 30.0  # after so long without a line, say that it still runs
 
 
@@ -53,13 +51,6 @@ def keys(paths: Iterable[Path], **parts) -> dict[Path, str]:
     return result
 
 
-def parameters_of(notebook) -> set[str]:
-    """Names assigned in the cells tagged ``parameters``."""
-    cells = [ast.parse(cell.source) for cell in notebook.cells if "parameters" in tags(cell)]
-    nodes = [node for cell in cells for node in ast.walk(cell) if isinstance(node, ast.Name)]
-    return {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
-
-
 def up_to_date(executed: Path, key: str, figures: Path | None = None) -> bool:
     """Whether an executed copy has this key and the figures it wrote still exist."""
     try:
@@ -74,7 +65,7 @@ def run_notebooks(paths: Sequence[Path], out, parameters: dict, made_from, figur
     """Execute notebooks in order into the folder `out`; those that are up to date are skipped.
 
     paths : notebooks to execute; each one's folder is its working directory
-    parameters : values by name; a notebook gets those that its parameters cell defines
+    parameters : values by name, for the parameters cell of each
     made_from : the key of each notebook, from `keys`
     figures : folder whose files a notebook makes; one that lost such a file is executed again
 
@@ -83,8 +74,7 @@ def run_notebooks(paths: Sequence[Path], out, parameters: dict, made_from, figur
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     for number, path in enumerate(paths, 1):
-        label = f"[{number}/{len(paths)}] {path.stem} …"
-        executed = out / path.name
+        label, executed = f"[{number}/{len(paths)}] {path.stem} …", out / path.name
         if up_to_date(executed, made_from[path], figures):
             say(f"{label} up to date")
             continue
@@ -97,122 +87,83 @@ def run_notebooks(paths: Sequence[Path], out, parameters: dict, made_from, figur
         names = [p.relative_to(figures).as_posix() for p in written]
         result.metadata["emi"] = {"key": made_from[path], "figures": names}
         cache.atomic_write(executed, nbformat.writes(result))
-        executed.with_suffix(".failed.ipynb").unlink(missing_ok=True)
         say(f"{label} done, {time.time() - started:.0f} s")
 
 
 def execute(path: Path, out: Path, parameters: dict, label: str):
-    """The executed notebook; papermill works in a thread so that this one can be interrupted."""
+    """The executed notebook. Raises NotebookFailed and keeps what was executed."""
     import papermill
 
-    notebook, running, outcome = read(path), out / f".{path.stem}.running.ipynb", {}
-
-    def work():
+    running, failed = out / f".{path.stem}.running.ipynb", out / f"{path.stem}.failed.ipynb"
+    with tempfile.TemporaryDirectory(prefix="emi-") as folder, progress_lines(folder, label):
         try:
-            outcome["notebook"] = papermill.execute_notebook(
-                notebook,
+            notebook = papermill.execute_notebook(
+                read(path),
                 str(running).replace("{", "{{").replace("}", "}}"),  # papermill formats paths
-                {k: v for k, v in parameters.items() if k in parameters_of(notebook)},
+                parameters,
                 kernel_name="python3",
                 language="python",
                 progress_bar=False,
-                config=Config(KernelManager=sockets),
+                # no open TCP ports
+                config=Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"}),
                 cwd=str(path.parent),
                 # Kernels are interrupted before they are asked to end, and would say so.
                 extra_arguments=["--IPKernelApp.log_level=50"],
             )
         except Exception as error:
-            outcome["error"] = error
-
-    with tempfile.TemporaryDirectory(prefix="emi-") as folder:
-        progress = Path(folder) / "progress"
-        os.environ["EMI_PROGRESS"] = str(progress)  # the kernel inherits it
-        sockets = {"transport": "ipc", "ip": f"{folder}/kernel"}  # no open TCP ports
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        try:
-            follow(thread, progress, label)
-        except KeyboardInterrupt:
-            # Every step that the kernel and its workers write is complete or absent.
-            children = psutil.Process().children(recursive=True)
-            for child in children:
-                child.kill()
-            psutil.wait_procs(children, timeout=5)
-            thread.join(timeout=10)
-            raise
-        finally:
-            del os.environ["EMI_PROGRESS"]
-    if "error" in outcome:
-        raise failure(path, running, outcome["error"]) from outcome["error"]
-    running.unlink(missing_ok=True)
-    return outcome["notebook"]
+            os.replace(running, failed)
+            where, what = path.name, f"{type(error).__name__}: {error}"
+            if isinstance(error, papermill.exceptions.PapermillExecutionError):
+                where += f", In [{error.exec_count}] ({first_line(error.source, 80)})"
+                what = f"{error.ename}: {error.evalue}"
+            elif "Kernel died" in what:
+                what += ": its Python process ended by itself, most often for want of memory"
+            what = first_line(what, 300).rstrip(".")
+            message = f"{where} failed with {what}. The executed copy is {failed}."
+            raise NotebookFailed(message) from error
+    failed.unlink(missing_ok=True)
+    running.unlink()
+    return notebook
 
 
-def follow(thread: threading.Thread, progress: Path, label: str) -> None:
-    """Show the lines appended to `progress` until the thread ends."""
-    start = spoke = time.monotonic()
-    shown = 0
-    while alive := thread.is_alive():
-        thread.join(timeout=0.3)
-        text = progress.read_bytes() if progress.exists() else b""
-        complete = text[: text.rfind(b"\n") + 1]
-        now = time.monotonic()
-        lines = complete[shown:].decode(errors="replace").splitlines()
-        if alive and not lines and now - spoke >= QUIET_S:
-            lines = [""]
-        for line in lines:
-            say(f"{label} {now - start:.0f} s  {line}".rstrip())
-            spoke = now
-        shown = len(complete)
+@contextlib.contextmanager
+def progress_lines(folder: str, label: str):
+    """Shows what kernels append to the file named in ``EMI_PROGRESS``, which they inherit."""
+    path, ended, start = Path(folder) / "progress", threading.Event(), time.monotonic()
 
+    def follow():
+        spoke = start
+        with open(path, encoding="utf-8") as stream:
+            while not ended.wait(0.3):
+                now = time.monotonic()
+                for line in stream.readlines() or [""] * (now - spoke >= QUIET_S):
+                    say(f"{label} {now - start:.0f} s  {line}".rstrip())
+                    spoke = now
 
-def failure(path: Path, running: Path, error: Exception) -> NotebookFailed:
-    """The sentence for an error of papermill; the executed part is kept beside the good copies."""
-    where, copy_text = path.name, ""
-    if running.exists():
-        cells = [cell for cell in read(running).cells if not ADDED & set(tags(cell))]
-        for number, cell in enumerate(cells, 1):
-            if cell.cell_type == "code" and cell.metadata.get("papermill", {}).get("start_time"):
-                where = f"{path.name}, cell {number} ({first_line(cell.source, 80)})"
-        failed = running.with_name(path.name).with_suffix(".failed.ipynb")
-        os.replace(running, failed)
-        copy_text = f" The executed copy is {failed}."
-    if "Kernel died" in str(error):
-        what = "its Python process ended by itself; most often the machine had no memory left"
-        return NotebookFailed(f"{where} failed: {what}.{copy_text}")
-    name = getattr(error, "ename", type(error).__name__)
-    text = first_line(getattr(error, "evalue", str(error)), 300).rstrip(".")
-    return NotebookFailed(f"{where} failed with {name}: {text}.{copy_text}")
+    path.touch()
+    os.environ["EMI_PROGRESS"] = str(path)
+    threading.Thread(target=follow, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        del os.environ["EMI_PROGRESS"]
 
 
 def first_line(text: str, length: int) -> str:
-    line = (text.strip().splitlines() or [""])[0]
+    line = text.strip().partition("\n")[0]
     return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
 # ------------------------------------------------------------------ the whole run
 
 
-def remove_results(home: Path, profile: str) -> list[Path]:
-    """Remove what this profile made below `home`; returns the folders that were removed."""
-    if not (home / profile).exists():
-        return []
-    shutil.rmtree(home / profile)
-    return [home / profile]
-
-
 def corpus_state(corpus: str | None) -> list:
-    """Path and state of a corpus folder's CSVs; ValueError when it has none."""
+    """Path of a corpus folder, name, size and age of its CSVs."""
     if corpus is None:
         return []
     csvs = [Path(corpus)] if Path(corpus).is_file() else sorted(Path(corpus).glob("*.csv"))
-    if not csvs:
-        raise ValueError(
-            f"The corpus folder {corpus} has no CSV: expected train_split.csv and valid_split.csv, "
-            "or one of your own."
-        )
-    stats = [(path.name, path.stat()) for path in csvs]
-    return [corpus, *[(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]]
+    return [corpus, *[(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in csvs]]
 
 
 def unfinished_rows(figures: Path) -> list[str]:
@@ -228,14 +179,14 @@ def run(options, profile, home: Path, figures: Path) -> None:
     start, notebooks, out = time.monotonic(), ROOT / "notebooks", home / profile.name / "notebooks"
     for note in defects.before_a_run(options.corpus) if options.corpus else ():
         say(note)
-    if options.fresh and not options.dry_run:
-        removed = remove_results(home, profile.name)
-        say(f"Removed: {', '.join(map(str, removed)) or 'nothing, there were no results'}.")
+    if options.fresh and not options.dry_run and out.parent.exists():
+        shutil.rmtree(out.parent)
+        say(f"Removed: {out.parent}.")
     environment.require_room(home)
     made_from = keys(
         discover(notebooks),
         package=cache.code_version("."),
-        dependencies=environment.dependencies(),
+        dependencies=environment.requirements(),
         python=sys.version,
         profile=profile,
         corpus=corpus_state(options.corpus),
@@ -307,9 +258,6 @@ def parse(arguments=None):
     for name in ("visual", "seeds"):  # the notebooks' kernels read them there
         if getattr(options, name) is not None:
             os.environ[f"EMI_{name.upper()}"] = getattr(options, name)
-    changed = options.corpus or os.environ.get("EMI_VISUAL") or os.environ.get("EMI_SEEDS")
-    if options.update_notebooks and (options.profile != "embedded" or changed):
-        parser.error("--update-notebooks takes the embedded profile as it is, without --corpus.")
     return options
 
 

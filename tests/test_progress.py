@@ -5,12 +5,10 @@ import io
 import numpy as np
 import pytest
 
-from emilib import progress
 from emilib.features import FeatureSet
 from emilib.models import for_features
+from emilib.progress import epoch_bar
 from emilib.study import Recipe, fit
-
-RECORDS = [{"loss": 0.5, "rho": float("nan")}, {"loss": 0.25, "rho": 0.125}]
 
 
 class Screen(io.StringIO):
@@ -22,51 +20,30 @@ class Screen(io.StringIO):
         return self.terminal
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """What stands on stderr after two of three epochs, with these variables in the environment."""
-
-    def draw(terminal=True, **variables):
-        for name in ("EMI_PROGRESS", "JPY_PARENT_PID", "JPY_SESSION_NAME", "WORLD_SIZE", "RANK"):
-            monkeypatch.delenv(name, raising=False)
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        screen = Screen(terminal)
-        monkeypatch.setattr("sys.stderr", screen)
-        with progress.epoch_bar(3) as tell:
-            for record in RECORDS:
-                tell(record)
-        return screen.getvalue()
-
-    return draw
-
-
-def test_a_terminal_shows_epoch_loss_and_rho(drawn):
-    last = drawn().split("\r")[-1]
-    assert "2/3" in last
-    assert "loss 0.2500, ρ 0.125" in last
-    assert "ρ" not in drawn().split("\r")[1], "no validation yet, no ρ"
-
-
-def test_jupyterlab_shows_the_same_bar_of_text(drawn):
-    lab = drawn(terminal=False, JPY_PARENT_PID="1", JPY_SESSION_NAME="a.ipynb")
-    assert "loss 0.2500, ρ 0.125" in lab
-
-
 @pytest.mark.parametrize(
-    "variables",
+    ("terminal", "variables", "drawn"),
     [
-        {"JPY_PARENT_PID": "1"},  # papermill or nbval
-        {"JPY_PARENT_PID": "1", "JPY_SESSION_NAME": "a.ipynb", "EMI_PROGRESS": "file"},
-        {"WORLD_SIZE": "2", "RANK": "1"},
+        (True, {}, True),
+        (False, {"JPY_PARENT_PID": "1", "JPY_SESSION_NAME": "a.ipynb"}, True),  # JupyterLab
+        (False, {"JPY_PARENT_PID": "1"}, False),  # papermill, nbval
+        (True, {"EMI_PROGRESS": "file"}, False),
+        (True, {"WORLD_SIZE": "2", "RANK": "1"}, False),
+        (False, {}, False),  # a log
     ],
 )
-def test_nothing_is_drawn_where_nobody_looks(drawn, variables):
-    assert drawn(**variables) == ""
-
-
-def test_a_log_has_few_lines(drawn):
-    assert drawn(terminal=False).count("\r") <= 2 < drawn().count("\r") + 1
+def test_the_bar_is_drawn_where_somebody_looks(monkeypatch, terminal, variables, drawn):
+    for name in ("EMI_PROGRESS", "JPY_PARENT_PID", "JPY_SESSION_NAME", "WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    screen = Screen(terminal)
+    monkeypatch.setattr("sys.stderr", screen)
+    with epoch_bar(3) as tell:
+        tell({"loss": 0.5, "rho": float("nan")})
+        tell({"loss": 0.25, "rho": 0.125})
+    last = screen.getvalue().split("\r")[-1]
+    assert ("loss 0.2500, ρ 0.125" in last and "2/3" in last) == drawn
+    assert drawn or screen.getvalue() == ""
 
 
 def test_fit_draws_a_bar_or_calls_a_function(monkeypatch):
@@ -74,9 +51,8 @@ def test_fit_draws_a_bar_or_calls_a_function(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     draw = np.random.default_rng(0)
     data = FeatureSet.from_arrays(range(9), text=draw.normal(size=(9, 2)), target=draw.random(9))
-    recipe, told = Recipe(epochs=4), []
+    recipe, told, screen = Recipe(epochs=4), [], Screen(True)
     model = for_features("MeanLinear", data, modality="text")
-    screen = Screen(True)
     monkeypatch.setattr("sys.stderr", screen)
     fit(model, data, data, recipe, progress=told.append)
     assert [record["epoch"] for record in told] == [1, 2, 3, 4]

@@ -44,7 +44,7 @@ COMMANDS = sorted(set().union(*map(shell, TEXTS.values())))
 
 def test_readme_is_read_in_five_minutes():
     words = re.sub(r"\]\([^)]*\)|\|", " ", FENCE.sub("", README)).split()
-    assert len(words) <= 1050
+    assert len(words) <= 950
     assert {"./run_all.sh", "./run_all.sh --test"} <= shell(README)
 
 

@@ -18,8 +18,8 @@ from rattler import MatchSpec
 from emilib import environment
 
 ROOT = environment.ROOT
-TOOLS = ["bash", "dirname", "df", "awk", "sed", "cksum", "cat", "mkdir", "rm", "cp", "sleep", "grep"]
-TOOLS += ["tail", "flock", "env", "chmod"]
+TOOLS = ["bash", "dirname", "df", "awk", "sed", "cksum", "cat", "mkdir", "rm", "cp", "sleep"]
+TOOLS += ["grep", "tail", "flock", "env", "chmod"]
 LISTED = {canonicalize_name(Requirement(line).name) for line in environment.requirements()}
 
 

@@ -107,7 +107,6 @@ def pretrain(
     Example: python -m emilib pretrain --profile smoke
     """
     workspace = _workspace(profile, corpus, visual)
-    workspace.align()
     for side in ("frames", "audio"):
         history = workspace.contrast(side).history
         print(f"{side:8s}{len(history)} steps, loss {history[-1]['loss']:.3f}")

@@ -22,11 +22,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 SUMS = "SHA256SUMS.json"
 RANK_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-Item = TypeVar("Item")
 _single = False
 
 
@@ -45,17 +43,7 @@ def is_main() -> bool:
     return int(os.environ.get("RANK") or 0) == 0
 
 
-def local_rank() -> int:
-    """The number of this process among those of this machine."""
-    return int(os.environ.get("LOCAL_RANK") or 0)
-
-
-def local_world_size() -> int:
-    """How many of the processes run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-
-
-def share(items: Sequence[Item]) -> Sequence[Item]:
+def share(items: Sequence) -> Sequence:
     """This rank's part of `items`: every world_size-th, from its number on."""
     return items[rank() :: world_size()]
 
@@ -71,33 +59,23 @@ def single_process() -> Iterator[None]:
         _single = before
 
 
-def in_single_process() -> bool:
-    """Whether this is within `single_process`."""
-    return _single
-
-
-def wait_until(condition: Callable[[], bool], pause: float = 0.2) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     """Wait for what another rank makes. If that one fails, the launcher ends them all."""
     while not condition():
-        time.sleep(pause)
-        pause = min(2 * pause, 5.0)
+        time.sleep(0.5)
 
 
-def canonical(value):
-    """`value` as plain JSON data with one spelling; raises TypeError for what has none."""
+def canonical(value, indent=None) -> str:
+    """`value` as JSON with one spelling; TypeError for what is no plain data."""
+    return json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False, default=_plain)
+
+
+def _plain(value):
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {"__class__": type(value).__name__, **fields}
-    if isinstance(value, dict):
-        return {str(k): canonical(value[k]) for k in sorted(value, key=str)}
-    if isinstance(value, (list, tuple)):
-        return [canonical(v) for v in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted(canonical(v) for v in value)
     if isinstance(value, Path):
         return str(value)
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
     if hasattr(value, "item"):  # a NumPy scalar
         return value.item()
     raise TypeError(f"expected plain data for a key, got {type(value).__name__} {value!r:.80}")
@@ -105,8 +83,7 @@ def canonical(value):
 
 def key(**parts) -> str:
     """Hex digest (32 digits) of the named parts; equal parts give equal keys."""
-    text = json.dumps(canonical(parts), sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(canonical(parts).encode()).hexdigest()[:32]
 
 
 def file_sum(path) -> str:
@@ -116,28 +93,24 @@ def file_sum(path) -> str:
 
 
 def code_version(*modules: str) -> str:
-    """Hex digest of what modules or packages of this project do, named below ``emilib``.
+    """Hex digest of what modules or packages, named below ``emilib``, do.
 
-    ``code_version("models", "training/loop.py")`` changes when any of these files does, so that
-    results of older code are not taken for those of the present one. It is made from the syntax
-    trees: comments, docstrings and layout do not count.
+    ``code_version("models", "training/loop.py")`` changes with any of these files, so that results
+    of older code are not taken for those of the present one. Comments, docstrings and layout do
+    not count.
     """
     root = Path(__file__).parent
-    digest = hashlib.sha256()
-    for name in modules:
-        path = root / name
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            tree = _syntax_digest(file, file.stat().st_mtime_ns)
-            digest.update(f"{file.relative_to(root)}\0{tree}\0".encode())
-    return digest.hexdigest()[:32]
+    paths = [root / name for name in modules]
+    files = [f for p in paths for f in (sorted(p.rglob("*.py")) if p.is_dir() else [p])]
+    return key(files=[[f.relative_to(root).as_posix(), _syntax_sum(f)] for f in files])
 
 
 @functools.cache
-def _syntax_digest(file: Path, modified: int) -> str:
+def _syntax_sum(file: Path) -> str:
     tree = ast.parse(file.read_bytes())
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(tree):
-        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+        if isinstance(node, documented) and ast.get_docstring(node) is not None:
             del node.body[0]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
@@ -157,31 +130,34 @@ def _sums(folder: Path) -> dict[str, str]:
 
 
 class Cache:
-    """Finished steps below `root`, as ``root/kind/key``."""
+    """Finished steps below `root`, as ``root/kind/key of its parts``."""
 
     def __init__(self, root):
         self.root = Path(root)
         self._checked: set[Path] = set()
 
-    def folder(self, kind: str, key_: str) -> Path:
-        """Where the step of this kind and key lies, or would lie."""
-        return self.root / kind / key_
-
-    def has(self, kind: str, parts: dict) -> bool:
-        """Whether the step is finished and its files are what was written."""
-        return self._intact(self.folder(kind, key(**parts)))
+    def folder(self, kind: str, parts: dict) -> Path:
+        """Where the step lies, or would lie."""
+        return self.root / kind / key(**parts)
 
     def exists(self, kind: str, parts: dict) -> bool:
         """Whether the step is finished, without reading its files."""
-        return (self.folder(kind, key(**parts)) / SUMS).exists()
+        return (self.folder(kind, parts) / SUMS).exists()
 
-    def size_gb(self) -> float:
-        """GB (10^9 bytes) of all that is kept, what is unfinished included."""
-        return sum(p.stat().st_size for p in self.root.rglob("*") if p.is_file()) / 1e9
+    def has(self, kind: str, parts: dict) -> bool:
+        """Whether the step is finished and its files are what was written."""
+        folder = self.folder(kind, parts)
+        if folder not in self._checked or not folder.exists():
+            with contextlib.suppress(OSError, json.JSONDecodeError):
+                if json.loads((folder / SUMS).read_text()) == _sums(folder):
+                    self._checked.add(folder)
+                    return True
+            return False
+        return True
 
     def scratch(self, kind: str, parts: dict) -> Path:
         """A folder for what an unfinished step keeps in case it is killed; removed on success."""
-        folder = self.root / kind / f"{key(**parts)}.unfinished"
+        folder = self.folder(kind, parts).with_suffix(".unfinished")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -191,28 +167,25 @@ class Cache:
         A folder whose files do not match their sums is made again. Two processes may ask at
         once: both make the step, the first to finish is kept.
         """
-        digest = key(**parts)
-        final = self.folder(kind, digest)
-        if self._intact(final):
+        final = self.folder(kind, parts)
+        if self.has(kind, parts):
             return final
-        if final.exists():
-            shutil.rmtree(final)
-        temporary = self.root / kind / f".{digest}.{uuid.uuid4().hex[:8]}"
+        shutil.rmtree(final, ignore_errors=True)
+        temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
         temporary.mkdir(parents=True)
         try:
             make(temporary)
-            parts_text = json.dumps(canonical(parts), indent=1, sort_keys=True, ensure_ascii=False)
-            (temporary / "parts.json").write_text(parts_text, encoding="utf-8")
+            (temporary / "parts.json").write_text(canonical(parts, indent=1), encoding="utf-8")
             (temporary / SUMS).write_text(json.dumps(_sums(temporary), indent=1))
             try:
                 os.replace(temporary, final)
+                self._checked.add(final)
             except OSError:
-                if not self._intact(final):  # not the other process's finished folder
+                if not self.has(kind, parts):  # not the other process's finished folder
                     raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(self.root / kind / f"{digest}.unfinished", ignore_errors=True)
-        self._checked.add(final)
+        shutil.rmtree(final.with_suffix(".unfinished"), ignore_errors=True)
         return final
 
     def shared_step(self, kind: str, parts: dict, make: Callable[[Path], None]) -> Path:
@@ -220,22 +193,3 @@ class Cache:
         if rank() != 0:
             wait_until(lambda: self.has(kind, parts))
         return self.step(kind, parts, make)
-
-    def sweep(self) -> list[Path]:
-        """Remove what killed processes left half made; returns what was removed."""
-        removed = [p for p in self.root.glob("*/.*") if p.is_dir()]
-        for path in removed:
-            shutil.rmtree(path, ignore_errors=True)
-        return removed
-
-    def _intact(self, folder: Path) -> bool:
-        if folder in self._checked and folder.exists():
-            return True
-        try:
-            expected = json.loads((folder / SUMS).read_text())
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-            return False
-        if _sums(folder) != expected:
-            return False
-        self._checked.add(folder)
-        return True

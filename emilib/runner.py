@@ -28,7 +28,7 @@ from traitlets.config import Config
 from emilib import cache, environment, profiles
 from emilib.corpus import defects
 from emilib.notebook_files import discover, read, update_notebooks
-from emilib.study import claims
+from emilib.study import claims, resources
 
 ROOT = environment.ROOT
 QUIET_S = 30.0  # after so long without a line, say that it still runs
@@ -216,14 +216,15 @@ def prepare(options, profile, stale: Sequence[Path]) -> None:
 
     workspace = Workspace(profile, corpus=options.corpus)
     if options.dry_run:
-        say(f"{profile.name} on {workspace.place}: nothing is made, this is what would be.")
+        say(f"{profile.name} on {workspace.corpus_name}: nothing is made, this is what would be.")
         for path in stale:
             say(f"  {path.stem:36s}runs")
         say("Steps that they ask for, and how much of each is kept already:")
-        for row in workspace.steps().itertuples():
+        for row in workspace.plan().itertuples():
             say(f"  {row.step:36s}{row.done} of {row.all}")
     if profile.corpus_size is None:
-        say(f"What all of it takes, of which nothing finished is made again:\n{workspace.needs()}")
+        text = resources.text(workspace.estimate())
+        say(f"What all of it takes, of which nothing finished is made again:\n{text}")
     workspace.require()
     if options.processes > 1 and not options.dry_run:
         say(f"All training by {options.processes} processes …")

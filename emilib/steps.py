@@ -10,6 +10,7 @@ wait for the cached result. All ranks share Stage I's batches and the shards of 
 
 import dataclasses
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,29 +21,27 @@ import torch
 
 from emilib import SAMPLE_RATE, workers
 from emilib.cache import Cache, code_version, key, world_size
-from emilib.corpus import defects
 from emilib.features import checkpoints, store
 from emilib.features.extraction import Batching, extract
 from emilib.features.store import Rows
 from emilib.models.taemi import MAX_AUDIO_SECONDS
 from emilib.progress import Counter
-from emilib.reader import decode, pickled
+from emilib.reader import CorpusReader
 from emilib.training import contrastive_pretraining, self_supervised
 
 ROLES = ("vision", "audio", "text")
 STAGES = ("random", "start", "aligned", "one_way", "paper_b")  # of the encoders
-ENDINGS = {"aligned": "", "one_way": "-one-way"}  # of the names of Stage I's runs
 ENCODERS = ("features/encoders.py", "features/loading.py")
 STAGE_ONE = ("training/contrastive_pretraining.py", "models/contrastive.py")
-OFFICIAL = {"frames": "official_vision", "audio": "official_audio"}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Step:
     """A result that is kept.
 
-    settings : what determines it, apart from the steps it needs
-    make : fills the finished folder, which it is called with
+    settings : all that determines it, apart from the steps it needs
+    make : ``make(step, folder)`` fills the finished folder; of a step that is made clip by clip,
+        ``make(step, ids)`` yields a dict of arrays or None for each of its `ids`, by `columns`
     together : whether all ranks make it, not the first alone
     """
 
@@ -52,9 +51,11 @@ class Step:
     make: Callable
     cache: Cache
     needs: tuple["Step", ...] = ()
+    ids: Sequence[str] = ()
+    columns: tuple[str, ...] = ()
     together: bool = False
 
-    @property
+    @functools.cached_property
     def parts(self) -> dict:
         return {**self.settings, "needs": [step.key for step in self.needs]}
 
@@ -65,32 +66,19 @@ class Step:
     def __repr__(self):
         return f"{self.name} ({self.kind}/{self.key[:8]}), from {[s.name for s in self.needs]}"
 
-    def exists(self) -> bool:
-        """Whether it is finished, without reading its files."""
-        return self.cache.exists(self.kind, self.parts)
-
     def folder(self) -> Path:
         """The finished folder; made where it is missing."""
         run = self.cache.step if self.together else self.cache.shared_step
-        return run(self.kind, self.parts, self.make)
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class ClipStep(Step):
-    """A step that is made clip by clip: ``make(ids)`` yields a dict of arrays or None for each."""
-
-    ids: Sequence[str] = ()
-    columns: tuple[str, ...] = ()
+        return run(self.kind, self.parts, functools.partial(self.make, self))
 
     @functools.cached_property
     def stores(self) -> dict:
         """Stores of its columns; made where they are missing, shards that are finished kept."""
         if not self.cache.has(self.kind, self.parts):
             finish(self.needs)
-        progress = Counter(f"{self.name}: clips")
-        return store.build(
-            self.cache, self.kind, self.parts, self.ids, self.make, self.columns, progress=progress
-        )
+        make, progress = functools.partial(self.make, self), Counter(f"{self.name}: clips")
+        settings = (self.kind, self.parts, self.ids, make, self.columns)
+        return store.build(self.cache, *settings, progress=progress)
 
 
 def finish(steps: Sequence[Step]) -> None:
@@ -102,179 +90,142 @@ def finish(steps: Sequence[Step]) -> None:
     missing = [step for step in steps if not step.cache.has(step.kind, step.parts)]
     for step in missing:
         finish(step.needs)
-        if isinstance(step, ClipStep):
+        if step.columns:
             step.stores  # noqa: B018 - made when asked for
-    whole = [step for step in missing if not isinstance(step, ClipStep)]
+    whole = [step for step in missing if not step.columns]
     shared = torch.cuda.is_available() or world_size() > 1
-    if shared or len(whole) < 2 or workers.count() < 2:
-        for step in whole:
-            step.folder()
-    else:
-        list(workers.ordered_map(_make, whole, 2))
-
-
-def _make(step: Step) -> None:
-    torch.set_num_threads(1)
-    step.folder()
+    processes = 1 if shared else min(2, len(whole), workers.count())
+    list(workers.ordered_map(Step.folder, whole, processes))
 
 
 class Steps:
-    """All steps of a profile on a corpus, in order.
+    """All steps of a profile on a corpus, in order."""
 
-    reader : the corpus, an `emilib.reader.CorpusReader`
-    """
-
-    def __init__(self, profile, reader, cache: Cache):
+    def __init__(self, profile, reader: CorpusReader, cache: Cache):
         self.profile, self.reader, self.cache = profile, reader, cache
 
     def __getstate__(self):  # what follows from these is not sent to a worker
         return {"profile": self.profile, "reader": self.reader, "cache": self.cache}
 
     def __iter__(self) -> Iterator[Step]:
-        yield self.media
-        yield from self.starts.values()
-        yield from self.runs.values()
-        for stage in STAGES:
-            if stage != "paper_b" or self.profile.taemi_encoders is not None:
-                yield self.features(stage)
+        yield from (self.media, *self.starts.values(), *self.runs.values())
+        for stage in STAGES[: 4 if self.profile.taemi_encoders is None else 5]:
+            yield self.features(stage)
         if self.reader.has_official:
             yield self.official
 
-    def _step(self, name, kind, make, needs=(), **settings) -> Step:
+    def _step(self, name, kind, make, needs=(), columns=(), split=None, **settings) -> Step:
+        """A step of these settings; with `columns`, of the clips of a split, or of all."""
+        ids = self.reader.table["id"].tolist() if split is None else self.reader.ids(split)
         settings = {"corpus": self.reader.key, **settings}
-        return Step(name, kind, settings, make, self.cache, tuple(needs))
+        return Step(name, kind, settings, make, self.cache, tuple(needs), ids, columns)
 
-    def _clip_step(self, name, kind, make, columns, needs=(), ids=None, **settings) -> ClipStep:
-        settings = {"corpus": self.reader.key, **settings}
-        ids = self.reader.table["id"].tolist() if ids is None else ids
-        return ClipStep(name, kind, settings, make, self.cache, tuple(needs), False, ids, columns)
+    # ----------------------------------------------------------------------- media and encoders
 
     @functools.cached_property
-    def media(self) -> ClipStep:
+    def media(self) -> Step:
         """Stores "frames" (T, 3, S, S) uint8 and "waveform" (S,) int16.
 
         Frames are face crops or video frames, as `Profile.visual` says. A clip has none where
         they can't be read, or where the corpus has face crops and none of this clip: a face was
         looked for and not found. Where the corpus has no face crops at all, video is taken.
         """
-        p = self.profile
-        return self._clip_step(
-            "decoding",
-            "media",
-            functools.partial(self._decoded, kept=p.stored_frames),
-            ("frames", "waveform"),
-            ids=[*self.reader.table["id"], *self.reader.unlabelled["id"]],
-            frames=[p.visual, p.fps, p.stored_frames, p.image_size, p.face_size],
-            seconds=p.max_seconds,
-            code=code_version("reader.py", "corpus/media.py", "corpus/streams.py"),
-        )
+        p, columns = self.profile, ("frames", "waveform")
+        frames = [p.visual, p.fps, p.stored_frames, p.image_size, p.face_size, p.max_seconds]
+        code = code_version("reader.py", "corpus/media.py", "corpus/streams.py")
+        return self._step("decoding", "media", self._decode, (), columns, frames=frames, code=code)
 
-    def _decoded(self, ids: Sequence[str], kept: int | None, sound=True) -> Iterator[dict]:
-        """Frames and waveforms of clips, some clips ahead."""
-        job = functools.partial(decode, profile=self.profile, kept=kept, sound=sound)
-        yield from workers.ordered_map(job, self.reader.paths(ids), self.reader.workers)
+    def _decode(self, step: Step, ids: Sequence[str]) -> Iterator[dict]:
+        return self.reader.decoded(ids, profile=self.profile, kept=self.profile.stored_frames)
+
+    def clips(self) -> contrastive_pretraining.Clips:
+        """What pretraining may see: the training clips, without their labels."""
+        ids, stores = self.reader.ids("train"), self.media.stores
+        return contrastive_pretraining.Clips(
+            ids,
+            Rows(stores["frames"], ids, torch.from_numpy),
+            Rows(stores["waveform"], ids, lambda a: torch.from_numpy(a).float() / 32768),
+            self.reader.texts(ids),
+        )
 
     @functools.cached_property
     def starts(self) -> dict[str, Step]:
         """Encoders after their self-supervised start by role, the longest first; {} without."""
-        if self.profile.warm_start is None:
-            return {}
-        return {role: self._start(role) for role in ("audio", "vision", "text")}
+        plan, starts = self.profile.warm_start, {}
+        code = code_version("training/self_supervised.py", *ENCODERS)
+        for role in ("audio", "vision", "text") if plan else ():
+            needs = () if role == "text" else (self.media,)
+            encoder = {"role": role, "config": self.identity(role), "pool": self.profile.text_pool}
+            name = f"self-supervised start, {role}"
+            starts[role] = self._step(
+                name, "start", self._start, needs, **encoder, plan=plan, code=code
+            )
+        return starts
 
-    def _start(self, role: str) -> Step:
-        return self._step(
-            f"self-supervised start, {role}",
-            "start",
-            functools.partial(self._make_start, role),
-            () if role == "text" else (self.media,),
-            config=getattr(self.profile, role),
-            pool=self.profile.text_pool if role == "text" else None,
-            plan=self.profile.warm_start,
-            code=code_version("training/self_supervised.py", *ENCODERS),
-        )
-
-    def _make_start(self, role: str, folder: Path) -> None:
+    def _start(self, step: Step, folder: Path) -> None:
         from emilib.features.loading import save_encoder
 
-        encoder, plan, clips = self.untrained(role), self.profile.warm_start, self.clips()
-        progress = Counter(f"self-supervised start, {role}: step")
+        role, plan, clips = step.settings["role"], step.settings["plan"], self.clips()
+        encoder, progress = self.untrained(role), Counter(f"{step.name}: step")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             if role == "vision":
                 frames = [f for f in clips.frames if f is not None and len(f) > 1]
                 losses = self_supervised.warm_vision(encoder, frames, plan, 0, progress)
             elif role == "audio":
-                shortest = encoder.shortest
-                sounds = [w for w in clips.waveforms if w is not None and len(w) >= shortest]
+                sounds = [
+                    w for w in clips.waveforms if w is not None and len(w) >= encoder.shortest
+                ]
                 losses = self_supervised.warm_audio(encoder, sounds, plan, 0, progress)
             else:
-                losses = self_supervised.warm_text(encoder, self.reader.texts, plan, 0, progress)
+                words = list(filter(None, clips.texts))
+                losses = self_supervised.warm_text(encoder, words, plan, 0, progress)
         save_encoder(encoder, folder)
         (folder / "losses.json").write_text(json.dumps(losses))
 
-    def clips(self) -> contrastive_pretraining.Clips:
-        """What pretraining may see: training and unlabelled clips, without their labels."""
-        clips = self.reader.pretraining
-        ids, stores = clips["id"].tolist(), self.media.stores
-        return contrastive_pretraining.Clips(
-            ids,
-            Rows(stores["frames"], ids, torch.from_numpy),
-            Rows(stores["waveform"], ids, lambda a: torch.from_numpy(a).float() / 32768),
-            [t if isinstance(t, str) else "" for t in clips["transcript"]],
-        )
-
     @functools.cached_property
-    def runs(self) -> dict[str, Step]:
-        """Stage I: "audio" and "frames", and both "-one-way", by Eq. 1 to the letter."""
-        return {
-            f"{side}{ending}": self._run(side, one_way=bool(ending))
-            for ending in ENDINGS.values()
-            for side in ("audio", "frames")
-        }
+    def runs(self) -> dict[tuple[str, str], Step]:
+        """Stage I by stage, "aligned" or "one_way" (Eq. 1 to the letter), and side."""
+        code, runs = code_version(*STAGE_ONE, *ENCODERS), {}
+        for stage, side in itertools.product(("aligned", "one_way"), ("audio", "frames")):
+            role, plan = "vision" if side == "frames" else "audio", self.profile.stage_one[side]
+            settings = {
+                "role": role,
+                "encoders": [self.identity(role), self.identity("text"), self.profile.text_pool],
+                "plan": dataclasses.replace(plan, symmetric=plan.symmetric and stage == "aligned"),
+                "code": code,
+            }
+            needs = [self.media, *(self.starts[r] for r in (role, "text") if self.starts)]
+            name = f"Stage I, {side}-text{', Eq. 1' if stage == 'one_way' else ''}"
+            step = self._step(name, "stage-one", self._run, needs, **settings)
+            runs[stage, side] = dataclasses.replace(step, together=True)
+        return runs
 
-    def _run(self, side: str, one_way: bool) -> Step:
-        role = "vision" if side == "frames" else "audio"
-        plan = self.profile.stage_one[side]
-        if one_way:
-            plan = dataclasses.replace(plan, symmetric=False)
-        code = code_version(
-            "training/contrastive_pretraining.py", "models/contrastive.py", *ENCODERS
-        )
-        name = f"Stage I, {side}-text{', Eq. 1' if one_way else ''}"
-        needs = [self.media, *(self.starts[r] for r in (role, "text") if self.starts)]
-        encoders = [self.identity(role), self.identity("text"), self.profile.text_pool]
-        step = self._step(name, "stage-one", None, needs, encoders=encoders, plan=plan, code=code)
-        make = functools.partial(self._make_run, role, plan, name, step.parts)
-        return dataclasses.replace(step, make=make, together=True)
-
-    def _make_run(self, role, plan, name: str, parts: dict, folder: Path) -> None:
+    def _run(self, step: Step, folder: Path) -> None:
         from emilib.features.loading import save_encoder
 
-        result = contrastive_pretraining.pretrain(
-            self.started(role),
-            self.started("text"),
-            self.clips(),
-            plan,
-            seed=0,
-            checkpoint=self.cache.scratch("stage-one", parts),
-            progress=Counter(f"{name}: step"),
-        )
+        encoders = [self.started(role) for role in (step.settings["role"], "text")]
+        settings = {"seed": 0, "checkpoint": self.cache.scratch(step.kind, step.parts)}
+        settings["progress"] = Counter(f"{step.name}: step")
+        plan = step.settings["plan"]
+        result = contrastive_pretraining.pretrain(*encoders, self.clips(), plan, **settings)
         save_encoder(result.media, folder / "media")
         save_encoder(result.text, folder / "text")
         result.pair.save_pretrained(folder / "heads")
         pd.DataFrame(result.history).to_csv(folder / "history.csv", index=False)
 
     def align(self, stage="aligned") -> dict[str, Path]:
-        """Folders of Stage I's runs by side, made where they are missing.
-
-        stage : "aligned" or "one_way"
-        """
-        runs = {side: self.runs[f"{side}{ENDINGS[stage]}"] for side in ("audio", "frames")}
+        """Folders of Stage I's runs by side, made where they are missing."""
+        runs = {side: self.runs[stage, side] for side in ("audio", "frames")}
         finish(list(runs.values()))
         return {side: run.folder() for side, run in runs.items()}
 
     def encoders(self, stage="aligned") -> dict:
         """Encoders "vision", "audio" and "text" as they are at one of STAGES.
+
+        "random", untrained; "start", pretrained checkpoints or the self-supervised start;
+        "aligned", after Stage I (the text encoder of the run `StageOne.text_from`); "one_way",
+        after Stage I with the loss of Eq. 1 to the letter; "paper_b", the checkpoints of paper B.
 
         Raises ValueError for another stage, or "paper_b" where the profile has none.
         """
@@ -294,34 +245,31 @@ class Steps:
             "text": load_encoder(folders[self.profile.stage_one["frames"].text_from] / "text"),
         }
 
-    def untrained(self, role: str, stage="random"):
-        """The encoder of a role from nothing, or from the checkpoint that the profile names."""
-        from emilib.features import loading
-
-        config = self.profile.encoder_configs(stage)[role]
-        if "checkpoint" in config:
-            settings = self.loading_settings(role, config)
-            return loading.pretrained(role, settings.pop("checkpoint"), **settings)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            if role == "vision":
-                return loading.small_vision(config)
-            if role == "audio":
-                return loading.small_audio(config)
-            pool, longest = self.profile.text_pool, self.profile.max_tokens
-            return loading.small_text(config, self.reader.texts, pool, longest)
-
     def started(self, role: str):
         """The encoder of a role as Stage I begins with it."""
         from emilib.features.loading import load_encoder
 
         return load_encoder(self.starts[role].folder()) if self.starts else self.untrained(role)
 
-    def loading_settings(self, role: str, config: dict) -> dict:
+    def untrained(self, role: str, stage="random"):
+        """The encoder of a role from nothing, or from the checkpoint that the profile names."""
+        from emilib.features import loading
+
+        config, p = self.profile.encoder_configs(stage)[role], self.profile
+        if "checkpoint" in config:
+            return loading.pretrained(role, **self.loading_settings(role, stage))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            if role == "text":
+                words = list(filter(None, self.reader.texts(self.reader.ids("train"))))
+                return loading.small_text(config, words, p.text_pool, p.max_tokens)
+            return (loading.small_vision if role == "vision" else loading.small_audio)(config)
+
+    def loading_settings(self, role: str, stage: str) -> dict:
         """The configuration of a checkpoint, of a text encoder with what the profile says of it."""
-        if role != "text":
-            return dict(config)
-        return {"pool": self.profile.text_pool, **config, "max_tokens": self.profile.max_tokens}
+        p = self.profile
+        words = {"pool": p.text_pool, "max_tokens": p.max_tokens} if role == "text" else {}
+        return words | p.encoder_configs(stage)[role]
 
     def identity(self, role: str, stage="random") -> dict:
         """What determines an encoder before training; for a checkpoint, its very weights."""
@@ -331,73 +279,26 @@ class Steps:
         weights = checkpoints.identity(config["checkpoint"], config.get("revision"))
         return {**config, "weights": weights}
 
+    # --------------------------------------------------------------------------------- features
+
     @functools.lru_cache(maxsize=8)  # noqa: B019 - these steps live as long as their process
-    def features(self, stage: str) -> ClipStep:
+    def features(self, stage: str) -> Step:
         """Stores "frames", "audio" and "text" of all clips, by the encoders at a stage."""
-        if stage in ENDINGS:
-            needs = [self.runs[f"{side}{ENDINGS[stage]}"] for side in ("audio", "frames")]
-        else:
-            needs = list(self.starts.values()) if stage == "start" else []
-        return self._clip_step(
-            f"features, {stage}",
-            "features",
-            functools.partial(self._encoded, stage),
-            ("frames", "audio", "text"),
-            (self.media, *needs),
-            stage=stage,
-            encoders=[self.identity(role, stage) for role in ROLES],
-            text_from=self.profile.stage_one["frames"].text_from,
-            sampling=self.sampling(stage),
-            words=[self.profile.text_pool, self.profile.max_tokens],
-            code=code_version("features/extraction.py", *ENCODERS),
+        p = self.profile
+        settings = {
+            "stage": stage,
+            "encoders": [self.identity(role, stage) for role in ROLES],
+            "text_from": p.stage_one["frames"].text_from,
+            "sampling": self.sampling(stage),
+            "words": [p.text_pool, p.max_tokens],
+            "code": code_version("features/extraction.py", *ENCODERS),
+        }
+        needs = [run for (name, _), run in self.runs.items() if name == stage]
+        needs = [self.media, *(self.starts.values() if stage == "start" else needs)]
+        columns = ("frames", "audio", "text")
+        return self._step(
+            f"features, {stage}", "features", self._encode, needs, columns, **settings
         )
-
-    def _encoded(self, stage: str, ids: Sequence[str]) -> Iterator[dict]:
-        words = self.reader.clips.set_index("id")["transcript"].loc[list(ids)]
-        words = [w if isinstance(w, str) else "" for w in words]
-        yield from self._extract(stage, ids, self._frames(ids), self._sounds(ids), words)
-
-    def corrupted(self, stage: str, modality: str, corrupt: Callable, by: dict) -> ClipStep:
-        """As `features` of the validation clips alone, their media changed before the encoder."""
-
-        def make(ids):
-            media = self._sounds(ids) if modality == "audio" else self._frames(ids)
-            changed = (
-                None if m is None else corrupt(i, m) for i, m in zip(ids, media, strict=True)
-            )
-            nothing = [None] * len(ids)
-            inputs = {"frames": nothing, "audio": nothing, modality: changed}
-            yield from self._extract(stage, ids, *inputs.values(), [""] * len(ids))
-
-        clean, table = self.features(stage), self.reader.table
-        ids = table.loc[table["split"] == "validation", "id"].tolist()
-        settings, name = {"features": clean.key, "by": [modality, by]}, f"corrupted {modality}"
-        return self._clip_step(name, "corrupted", make, (modality,), clean.needs, ids, **settings)
-
-    def _extract(self, stage: str, ids, frames, sounds, words) -> Iterator[dict]:
-        """Features clip by clip; ValueError where an encoder gives what no model can take."""
-        longest, every = self.sampling(stage)
-        batching = Batching.on(workers.device(), compile=self.profile.compile_vision)
-        sounds = (None if sound is None else sound[:longest] for sound in sounds)
-        rows = extract(self.encoders(stage), frames, sounds, words, every, batching=batching)
-        for id_, row in zip(ids, rows, strict=True):
-            for name, array in row.items():
-                if array is not None and not np.isfinite(array).all():
-                    raise ValueError(
-                        f"clip {id_}: expected finite features, got NaN or infinity from the "
-                        f"encoder of {name} in half precision; its weights do not fit the network "
-                        "or are damaged"
-                    )
-            yield row
-
-    def _frames(self, ids) -> Iterator:
-        """Every clip's frames as the encoder gets them: all, where the store keeps but a few."""
-        if self.profile.stored_frames is not None:
-            return (row["frames"] for row in self._decoded(ids, None, sound=False))
-        return (self.media.stores["frames"][i] for i in ids)
-
-    def _sounds(self, ids) -> Iterator:
-        return (self.media.stores["waveform"][i] for i in ids)
 
     def sampling(self, stage: str) -> tuple[int | None, int]:
         """Samples of a waveform that are encoded (None: all of them), and `audio_every`."""
@@ -405,15 +306,62 @@ class Steps:
             return None, self.profile.audio_every
         return round(MAX_AUDIO_SECONDS * SAMPLE_RATE), 1
 
-    @functools.cached_property
-    def official(self) -> ClipStep:
-        """Stores "frames" and "audio" of the organisers' pickles."""
-        code = code_version("corpus/feature_files.py")
-        name, columns = "official features", tuple(OFFICIAL)
-        return self._clip_step(name, "official", self._read_official, columns, code=code)
+    def corrupted(self, stage: str, modality: str, corrupt: Callable, by: dict) -> store.Store:
+        """Features of the validation clips, their media changed before the encoder; kept.
 
-    def _read_official(self, ids: Sequence[str]) -> Iterator[dict]:
-        defects.check_official(self.reader.table)  # one sentence now, not an odd shape later
-        rows = self.reader.table.set_index("id").loc[list(ids)]
-        for row in rows.itertuples():
-            yield {name: pickled(getattr(row, column)) for name, column in OFFICIAL.items()}
+        stage : of the encoders, as in `encoders`; modality : "frames" or "audio"
+        corrupt(id, medium) : a clip's frames (T, 3, S, S) uint8 or waveform (S,) int16, changed
+        by : all that determines `corrupt`
+
+        Features are as encoders give them, not standardised. A clip without the modality has None.
+        """
+        if modality not in ("frames", "audio"):
+            raise ValueError(f"modality: expected frames or audio, got {modality!r}")
+        clean, columns = self.features(stage), (modality,)
+        make = functools.partial(self._encode, modality=modality, corrupt=corrupt)
+        settings = {name: clean.settings[name] for name in ("stage", "sampling")}
+        settings |= {"features": clean.key, "by": [modality, by]}
+        name = f"corrupted {modality}"
+        step = self._step(name, "corrupted", make, clean.needs, columns, "validation", **settings)
+        return step.stores[modality]
+
+    def _encode(self, step: Step, ids, modality=None, corrupt=None) -> Iterator[dict]:
+        """Features clip by clip; of one modality alone, corrupted, where it is named."""
+        media = {"frames": self._frames(ids), "audio": self._sounds(ids)}
+        words = self.reader.texts(ids)
+        if modality is not None:
+            pairs = zip(ids, media[modality], strict=True)
+            changed = (None if medium is None else corrupt(i, medium) for i, medium in pairs)
+            media = dict.fromkeys(media, [None] * len(ids)) | {modality: changed}
+            words = [""] * len(ids)
+        longest, every = step.settings["sampling"]
+        sounds = (None if sound is None else sound[:longest] for sound in media["audio"])
+        batching = Batching.on(workers.device(), compile=self.profile.compile_vision)
+        encoders = self.encoders(step.settings["stage"])
+        rows = extract(encoders, media["frames"], sounds, words, every, batching=batching)
+        for id_, row in zip(ids, rows, strict=True):
+            if not all(array is None or np.isfinite(array).all() for array in row.values()):
+                raise ValueError(
+                    f"clip {id_}: expected finite features, got NaN or infinity: the weights of "
+                    "an encoder are damaged or do not fit the network"
+                )
+            yield row
+
+    def _frames(self, ids) -> Iterator:
+        """Every clip's frames as the encoder gets them: all, where the store keeps but a few."""
+        if self.profile.stored_frames is None:
+            return (self.media.stores["frames"][i] for i in ids)
+        decoded = self.reader.decoded(ids, profile=self.profile, kept=None, sound=False)
+        return (row["frames"] for row in decoded)
+
+    def _sounds(self, ids) -> Iterator:
+        return (self.media.stores["waveform"][i] for i in ids)
+
+    @functools.cached_property
+    def official(self) -> Step:
+        """Stores "frames" and "audio" of the organisers' pickles."""
+        code, columns = code_version("reader.py", "corpus/feature_files.py"), ("frames", "audio")
+        return self._step("official features", "official", self._official, (), columns, code=code)
+
+    def _official(self, step: Step, ids: Sequence[str]) -> Iterator[dict]:
+        return self.reader.official(ids)

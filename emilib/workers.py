@@ -15,26 +15,25 @@ from itertools import islice
 
 import loky
 
-from emilib.cache import RANK_VARIABLES, local_rank, local_world_size
+from emilib.cache import RANK_VARIABLES
 
 _is_worker = False
 
 
 def count() -> int:
-    """How many workers to use: the cores of this process, shared by the ranks of the machine.
-
-    1 within a worker: work inside one stays there.
-    """
-    return 1 if _is_worker else max(1, loky.cpu_count() // local_world_size())
+    """How many workers to use: the cores of this process, shared by the ranks of the machine."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return 1 if _is_worker else max(1, loky.cpu_count() // ranks)
 
 
 def device():
     """The GPU of this rank where there is one, else the CPU."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.device("cuda", local_rank() % torch.cuda.device_count())
-    return torch.device("cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    number = int(os.environ.get("LOCAL_RANK") or 0)
+    return torch.device("cuda", number % torch.cuda.device_count())
 
 
 def pool(workers: int) -> Executor:
@@ -44,25 +43,19 @@ def pool(workers: int) -> Executor:
     )
 
 
-def ordered_map(
-    function: Callable, items: Iterable, workers: int | None = None, ahead: int | None = None
-) -> Iterator:
-    """``function(item)`` of each item, in order, computed at most `ahead` items early.
+def ordered_map(function: Callable, items: Iterable, workers: int | None = None) -> Iterator:
+    """``function(item)`` of each item, in order; items are read four a worker ahead, no further.
 
     workers : processes, None for `count`; with 1, or within a worker, nothing leaves this process
-    ahead : None for four items a worker
 
-    Memory does not grow with the number of items: they are read as needed, and no more than
-    `ahead` are at work or wait to be taken. Raises what `function` raised, when that item's turn
-    comes; work that has not begun is cancelled then.
+    Raises what `function` raised, when that item's turn comes; what has not begun is cancelled.
     """
     workers = count() if workers is None else workers
     if workers < 2 or _is_worker:
         yield from map(function, items)
         return
     remaining, executor = iter(items), pool(workers)
-    first = islice(remaining, ahead or 4 * workers)
-    waiting = deque(executor.submit(function, item) for item in first)
+    waiting = deque(executor.submit(function, item) for item in islice(remaining, 4 * workers))
     try:
         while waiting:
             result = waiting.popleft().result()

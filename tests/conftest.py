@@ -1,11 +1,25 @@
-"""What tests of several rooms share: a writer of media files."""
+"""What tests of several rooms share: a tiny corpus with its features, a writer of media files."""
 
+import dataclasses
 from fractions import Fraction
 
 import av
 import numpy as np
+import pytest
+
+from emilib import profiles
 
 CLOCK = Fraction(1, 90000)
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory):
+    """The embedded corpus in 25 clips, at work in the smallest profile with one seed."""
+    from emilib.pipeline import Workspace  # loads torch, which few of the test files need
+
+    counts = {"train": 14, "validation": 8, "test": 3}
+    profile = dataclasses.replace(profiles.smoke(), corpus_size=counts, seeds=(0,), workers=1)
+    return Workspace(profile, home=tmp_path_factory.mktemp("home"))
 
 
 def picture(number, height, width):

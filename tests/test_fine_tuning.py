@@ -80,16 +80,10 @@ def test_the_encoders_are_trained(workspace):
         assert not all(torch.equal(a, b) for a, b in pairs), role
 
 
-def test_what_trains_its_encoders_has_no_stage(workspace):
-    assert workspace.stage_of("taemi") == "paper_b"
-    with pytest.raises(ValueError, match="encoders of its own"):
-        workspace.stage_of("taemi_tuned")
-
-
 def test_a_batch_of_media_is_that_of_features_with_sound_and_words(workspace):
     data, cached = (
         splits.train
-        for splits in (workspace._media_features(), workspace.features("ours", "paper_b"))
+        for splits in (workspace.features("media"), workspace.features("ours", "paper_b"))
     )
     rows = np.array([3, 0, 7])
     batch, plain = data.batch(rows), cached.batch(rows)
@@ -105,7 +99,7 @@ def test_a_batch_of_media_is_that_of_features_with_sound_and_words(workspace):
 
 
 def test_batches_come_in_the_order_of_features(workspace):
-    data = workspace._media_features().train
+    data = workspace.features("media").train
     orders = []
     for one in (data, data.features):
         generator = torch.Generator().manual_seed(3)
@@ -115,7 +109,7 @@ def test_batches_come_in_the_order_of_features(workspace):
 
 
 def test_one_clip_too_few_is_noticed(workspace):
-    data = workspace._media_features().train
+    data = workspace.features("media").train
     with pytest.raises(ValueError, match="expected the same clips"):
         MediaSet(
             data.features,
@@ -131,7 +125,7 @@ def test_a_batch_is_learnt_by_heart(workspace):
     from emilib.models import for_features
     from emilib.study.runs import with_encoders
 
-    splits = workspace._media_features()
+    splits = workspace.features("media")
     experiment = workspace.experiments()["taemi_tuned"]
     torch.manual_seed(0)
     settings = {**experiment.model_args, "modality_dropout": 0.0}

@@ -180,7 +180,7 @@ def collect(
             splits = features[experiment.features]
             parts = [result_parts(experiment, seed, splits) for seed in seeds]
             if all(cache.has(KIND, part) for part in parts):
-                folders = [cache.folder(KIND, key(**part)) for part in parts]
+                folders = [cache.folder(KIND, part) for part in parts]
                 outcomes[name] = _read(experiment, tuple(seeds), folders)
     return Results(experiments, {n: outcomes[n] for n in experiments if n in outcomes})
 

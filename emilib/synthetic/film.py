@@ -9,8 +9,6 @@ of worker processes: every clip has random generators of its own, seeded by the 
 number, and every utterance is spoken by a fresh process.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import json
@@ -34,9 +32,9 @@ from emilib import EMOTIONS, SAMPLE_RATE
 from emilib.cache import atomic_write
 from emilib.corpus.layout import CorpusError
 from emilib.synthetic import face
-from emilib.synthetic.generative_model import PROSODY, TOPICS, Design, Performances, draw, sentence
+from emilib.synthetic.generative_model import PROSODY, Design, draw, sentence
 from emilib.synthetic.motion import move
-from emilib.synthetic.voice import Speaker, Voice, perform
+from emilib.synthetic.voice import FEMININE, MASCULINE, Speaker, perform
 from emilib.workers import ordered_map
 
 GENERATOR = 1  # raise it when the same parameters no longer give the same corpus
@@ -44,38 +42,29 @@ STATEMENT = (
     "This corpus is synthetic: rendered heads and synthesised speech. How much each modality tells "
     "about the labels is a parameter of the generator and says nothing about people."
 )
-FILMING = {  # how clips are recorded; each choice is drawn for each clip
-    "sizes": [(160, 160), (192, 192), (224, 224), (160, 208)],  # height, width in pixels
-    "size_shares": [0.78, 0.08, 0.04, 0.10],
-    "rates": [10, 12, 25, 30],  # frames a second
-    "rate_shares": [0.70, 0.22, 0.04, 0.04],
-    "lies": [90, 250, 500, 1000],  # what the rate field says in clips where it lies
-    "shortest": 2.0,  # s
-    "longest": 8.0,  # s: the recording stops, whatever is still being said
-    "thumbs": 0.10,  # share of face folders with a Thumbs.db
-}
+# How clips are recorded; each choice is drawn for each clip. Sizes are height and width in pixels,
+# rates frames a second, `lies` what the rate field says in clips where it lies, lengths seconds.
+FILMING = json.loads(Path(__file__).with_name("filming.json").read_text("utf-8"))
 TOO_SHORT = 200  # samples at SAMPLE_RATE; wav2vec2's convolutions need 400
 CROP = 112  # pixels, side of a face crop
+_speaker = functools.cache(Speaker)  # one speech program for each process
 
 
-def make(
-    folder, train=400, validation=240, test=60, unlabelled=0, seed=0, workers=None, progress=None
-) -> Path:
+def make(folder, train=400, validation=240, test=60, seed=0, workers=None, progress=None) -> Path:
     """Write the embedded corpus into `folder` and return its path.
 
     train, validation, test : clips of each split
-    unlabelled : further clips, mp4 and words only, in `unlabelled/`
     workers : processes; None = one a core, 1 = this process
     progress : called as progress(done, total) in clips
 
     A finished corpus with the same parameters is recognised and returned at once; after a kill, or
     where files of a clip are missing, only that is made again. Beside the real layout there are
-    `synthetic.json` (parameters) and the hidden `.synthetic/` (manifest of the defects, for tests;
-    clean signals of each clip).
+    `synthetic.json` (parameters) and the hidden `.synthetic/` (facts and defects of the clips,
+    their clean signals).
     Raises CorpusError when the folder holds anything else than this corpus.
     """
     folder, design = Path(folder), Design()
-    counts = {"train": train, "validation": validation, "test": test, "unlabelled": unlabelled}
+    counts = {"train": train, "validation": validation, "test": test}
     if min(counts.values()) < 0 or train + validation < 1:
         raise CorpusError(f"expected clips, at least one of them labelled, got {counts}")
     parameters = {**counts, "seed": seed, "design": asdict(design), "filming": FILMING}
@@ -93,28 +82,27 @@ def make(
         if _speaker.cache_info().currsize:  # an interrupted one would answer the wrong request next
             _speaker().close()
             _speaker.cache_clear()
-    _write_tables(folder, performances)
+    table = pd.DataFrame(performances.label, columns=list(EMOTIONS))
+    table.insert(0, "Filename", performances.id)
+    for split, name in (("train", "train_split.csv"), ("validation", "valid_split.csv")):
+        rows = table[np.array(performances.split) == split]
+        atomic_write(folder / name, rows.to_csv(index=False))
+    signals = performances.signals().to_csv(index=False)
+    atomic_write(folder / ".synthetic" / "signals.csv", signals)
     return folder
-
-
-# ---- the folder ---------------------------------------------------------------------------------
 
 
 def _claim(folder: Path, parameters: dict) -> None:
     """Take an empty folder, or recognise this very corpus in it."""
     note = folder / "synthetic.json"
     if not note.exists():
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        if folder.exists() and (folder.is_file() or any(folder.iterdir())):
             raise CorpusError(
                 f"{folder}: expected a new or empty folder, or an embedded corpus (which has a "
                 "synthetic.json), got something else; name another folder"
             )
-        text = json.dumps({"statement": STATEMENT, **parameters}, indent=2)
-        atomic_write(note, text + "\n")
-    try:
-        present = json.loads(note.read_text())
-    except ValueError as error:
-        raise CorpusError(f"{note} is damaged ({error}); delete {folder} to make it anew") from None
+        atomic_write(note, json.dumps({"statement": STATEMENT, **parameters}, indent=2) + "\n")
+    present = json.loads(note.read_text())
     for name, value in parameters.items():
         if present.get(name) != value:
             raise CorpusError(
@@ -125,55 +113,23 @@ def _claim(folder: Path, parameters: dict) -> None:
 
 def _files(folder: Path, clip) -> dict[str, Path]:
     """Where the files of a clip belong, whether it has them or not."""
-    root = folder / {"test": "test_data", "unlabelled": "unlabelled"}.get(clip.split, "")
-    words = root if clip.split == "unlabelled" else folder
-    files = {"text": words / "text" / f"{clip.id}.txt", "video": root / "raw" / f"{clip.id}.mp4"}
-    if clip.split != "unlabelled":
-        files["faces"] = root / "face_images" / clip.id
-        files["official_vision"] = folder / "vit" / f"{clip.id}.pkl"
-        files["audio"] = folder / "audio" / f"{clip.id}.mp3"
-        files["official_audio"] = folder / "wav2vec2" / f"{clip.id}.pkl"
-    return files
-
-
-def _hidden(folder: Path, clip) -> tuple[Path, Path]:
-    """Notes on a finished clip: the sizes of its files, and its entry of the manifest."""
-    return tuple(folder / ".synthetic" / kind / f"{clip.id}.json" for kind in ("done", "clips"))
+    root = folder / "test_data" if clip.split == "test" else folder
+    return {
+        "video": root / "raw" / f"{clip.id}.mp4",
+        "faces": root / "face_images" / clip.id,
+        "audio": folder / "audio" / f"{clip.id}.mp3",
+        "text": folder / "text" / f"{clip.id}.txt",
+        "official_vision": folder / "vit" / f"{clip.id}.pkl",
+        "official_audio": folder / "wav2vec2" / f"{clip.id}.pkl",
+        "note": folder / ".synthetic" / "notes" / f"{clip.id}.json",  # last: the clip is finished
+    }
 
 
 def _is_finished(folder: Path, clip) -> bool:
     """True when the clip was finished and everything it wrote is still there."""
-    try:
-        sizes = json.loads(_hidden(folder, clip)[0].read_text())
-    except (FileNotFoundError, ValueError):
-        return False
-    return all(_size(folder / path) == size for path, size in sizes.items())
-
-
-def _size(path: Path) -> int | None:
-    """Bytes of a file, entries of a folder, None where there is nothing."""
-    if not path.exists():
-        return None
-    return len(os.listdir(path)) if path.is_dir() else path.stat().st_size
-
-
-def _write_tables(folder: Path, performances: Performances) -> None:
-    """The CSVs of the splits, the clean signals and the manifest; always last."""
-    table = pd.DataFrame(performances.label, columns=list(EMOTIONS))
-    table.insert(0, "Filename", performances.id)
-    for split, name in (("train", "train_split.csv"), ("validation", "valid_split.csv")):
-        rows = table[np.array(performances.split) == split]
-        atomic_write(folder / name, rows.to_csv(index=False))
-    signals = performances.signals()
-    atomic_write(folder / ".synthetic" / "signals.csv", signals.to_csv(index=False))
-    notes = [_hidden(folder, clip)[1].read_text() for clip in performances.clips()]
-    manifest = {"clips": {entry["id"]: entry for entry in map(json.loads, notes)}}
-    atomic_write(folder / ".synthetic" / "manifest.json", json.dumps(manifest, indent=1))
-
-
-# ---- one clip -----------------------------------------------------------------------------------
-
-_speaker = functools.cache(Speaker)  # one speech program for each process
+    files = _files(folder, clip)
+    note = json.loads(files["note"].read_text()) if files["note"].exists() else {"files": ["note"]}
+    return all(files[name].exists() for name in note["files"])
 
 
 def film_clip(folder: Path, seed: int, design: Design, clip) -> None:
@@ -183,66 +139,51 @@ def film_clip(folder: Path, seed: int, design: Design, clip) -> None:
     words = sentence(clip.strength, clip.topic, rng, design)
     sound, rate, phonemes = _sound(clip, person, words, rng)
     seconds = len(sound) / rate
-    shot = _shot(clip, seconds, rng)
-    motion = move(clip, seed, shot.ticks * (1 / shot.stated), seconds, phonemes, rng)
-    empty = clip.defect == "no_face"
-    frames = face.render(person.appearance, motion, shot.size, rng, empty)
+    size = FILMING["sizes"][rng.choice(len(FILMING["sizes"]), p=FILMING["size_shares"])]
+    fps = int(rng.choice(FILMING["rates"], p=FILMING["rate_shares"]))
+    stated = int(rng.choice(FILMING["lies"])) if clip.defect == "lying_rate" else fps
+    thumbs = rng.random() < FILMING["thumbs"]
+    ticks = np.arange(max(int(seconds * fps), 1))  # times of the frames, in 1 / stated s
+    if stated != fps:  # frames come when they come, as from a browser's recorder
+        ticks = (ticks + rng.uniform(-0.25, 0.25, len(ticks))) * stated / fps
+        ticks = np.round(ticks).astype(int) - round(ticks[0])
+    motion = move(clip, seed, ticks * (1 / stated), seconds, phonemes, rng)
+    frames = face.render(person.face, motion, size, rng, empty=clip.defect == "no_face")
 
-    files, (note, entry) = _files(folder, clip), _hidden(folder, clip)
-    note.unlink(missing_ok=True)
+    files = _files(folder, clip)
+    files["note"].unlink(missing_ok=True)
     for path in files.values():
         path.parent.mkdir(parents=True, exist_ok=True)
-    _write_video(files["video"], clip, frames, shot, sound, rate)
+    _write_video(files["video"], clip, frames, ticks, stated, sound, rate)
     _spoil(files["video"], clip.defect, rng)
-    transcript = _transcript(clip, words, rng)
-    if transcript is not None:
+    transcript = "" if clip.defect == "empty_transcript" else words
+    if clip.defect in ("silent", "too_short_audio"):  # speech recognisers invent words there
+        transcript = "Thank you." if rng.random() < 0.5 else ""
+    if clip.defect != "no_audio_track":
         files["text"].write_text(transcript)
-    if clip.split != "unlabelled":
-        with threadpool_limits(1):  # the same bits with any number of threads
-            _write_faces(files, clip, frames, motion, shot, rng)
-            _write_sound(files, clip, sound, rate)
-    facts = {"id": clip.id, "split": clip.split, "defect": clip.defect, "person": int(clip.person)}
-    facts |= {"seed": int(clip.seed), "topic": list(TOPICS)[clip.topic], "words": words}
-    facts |= {"fps": float(shot.fps), "stated_fps": float(shot.stated), "size": shot.size}
-    facts |= {"seconds": seconds, "frames": len(frames), "thumbs_db": shot.thumbs}
-    atomic_write(entry, json.dumps(facts))
-    sizes = {str(path.relative_to(folder)): _size(path) for path in files.values()}
-    atomic_write(note, json.dumps({path: size for path, size in sizes.items() if size is not None}))
+    with threadpool_limits(1):  # the same bits with any number of threads
+        _write_faces(files, clip, frames, face.boxes(motion, size), thumbs, rng)
+        _write_sound(files, clip, sound, rate)
+    facts = {"id": clip.id, "split": clip.split, "defect": clip.defect, "words": words}
+    facts |= {"fps": fps, "size": size, "seconds": seconds, "frames": len(frames)}
+    facts |= {"thumbs_db": thumbs, "files": [n for n, path in files.items() if path.exists()]}
+    atomic_write(files["note"], json.dumps(facts))
 
 
 @functools.lru_cache(maxsize=256)
 def _person(seed: int, number: int) -> SimpleNamespace:
-    """Appearance, voice, and hiss (spread of the noise in the person's room)."""
+    """A face, a habitual voice (pitch in eSpeak units, rate in words a minute), a room's hiss."""
     rng = np.random.default_rng([seed, 3, number])
-    appearance = face.Appearance.draw(rng)
-    voice = Voice.draw(appearance.feminine, rng)
-    return SimpleNamespace(appearance=appearance, voice=voice, hiss=10 ** rng.uniform(-4.0, -3.0))
-
-
-def _shot(clip, seconds: float, rng) -> SimpleNamespace:
-    """How a clip is recorded: size, frames a second, what the rate field states, and `ticks`.
-
-    ticks : (T,) times of the frames, in units of 1 / stated s
-    """
-    size = FILMING["sizes"][rng.choice(len(FILMING["sizes"]), p=FILMING["size_shares"])]
-    fps = FILMING["rates"][rng.choice(len(FILMING["rates"]), p=FILMING["rate_shares"])]
-    count = max(int(seconds * fps), 1)
-    stated = int(rng.choice(FILMING["lies"])) if clip.defect == "lying_rate" else fps
-    thumbs = bool(rng.random() < FILMING["thumbs"])
-    ticks = np.arange(count)
-    if stated != fps:  # frames come when they come, as from a browser's recorder
-        ticks = np.round((ticks + rng.uniform(-0.25, 0.25, count)) * stated / fps).astype(int)
-        ticks -= ticks[0]
-    return SimpleNamespace(size=size, fps=fps, stated=stated, ticks=ticks, thumbs=thumbs)
-
-
-# ---- sound and words ----------------------------------------------------------------------------
+    appearance = face.appearance(rng)
+    voice = str(rng.choice(FEMININE if appearance.feminine else MASCULINE))
+    pitch, rate, hiss = rng.uniform(-6, 6), rng.uniform(194, 210), 10 ** rng.uniform(-4.0, -3.0)
+    return SimpleNamespace(face=appearance, voice=voice, pitch=pitch, rate=rate, hiss=hiss)
 
 
 def _sound(clip, person, words: str, rng):
     """Returns (samples float32 in [-1, 1], rate in Hz, [(time in s, phoneme), ...])."""
     prosody = dict(zip(PROSODY, clip.prosody, strict=True))
-    voice, rate, phonemes = perform(_speaker(), words, person.voice, prosody, rng)
+    voice, rate, phonemes = perform(_speaker(), words, person, prosody, rng)
     lead, tail = rng.uniform(0.1, 0.3), rng.uniform(0.2, 0.4)
     seconds = np.clip(lead + len(voice) / rate + tail, FILMING["shortest"], FILMING["longest"])
     sound = np.zeros(round(seconds * rate), np.float32)
@@ -255,38 +196,25 @@ def _sound(clip, person, words: str, rng):
     return np.clip(sound, -1, 1), rate, [(lead + time, name) for time, name in phonemes]
 
 
-def _transcript(clip, words: str, rng) -> str | None:
-    """What a participant's speech recogniser made of the clip; None = no file."""
-    if clip.defect == "no_audio_track":
-        return None
-    if clip.defect == "empty_transcript":
-        return ""
-    if clip.defect in ("silent", "too_short_audio"):  # recognisers invent words there
-        return "Thank you." if rng.random() < 0.5 else ""
-    return words
-
-
-# ---- files --------------------------------------------------------------------------------------
-
-
-def _write_video(path: Path, clip, frames, shot, sound, rate: int) -> None:
+def _write_video(path: Path, clip, frames, ticks, stated: int, sound, rate: int) -> None:
     """H.264 and AAC in an mp4."""
-    if clip.defect == "rotated":
-        frames = np.rot90(frames, axes=(1, 2))
     if clip.defect == "too_short_audio":  # an AAC packet has 1024 samples: 341 at 16 kHz
         sound, rate = sound[:TOO_SHORT], 48000
     faststart = {"movflags": "+faststart"}  # the index first: a cut file can still be read
     with av.open(str(path), "w", format="mp4", options=faststart) as container:
         options = {"preset": "ultrafast", "crf": "26", "threads": "1"}  # one thread: repeatable
-        video = container.add_stream("libx264", rate=shot.stated, options=options)
+        video = container.add_stream("libx264", rate=stated, options=options)
+        if clip.defect == "rotated":  # lies on its side, and says so, as phones write it
+            frames = np.rot90(frames, axes=(1, 2))
+            video.set_display_rotation(-90)
         video.height, video.width, video.pix_fmt = *frames.shape[1:3], "yuv420p"
-        video.codec_context.time_base = Fraction(1, shot.stated)
+        video.codec_context.time_base = Fraction(1, stated)
         if clip.defect != "no_audio_track":
             audio = container.add_stream("aac", rate=rate, options={"aac_coder": "fast"})
             audio.layout, audio.bit_rate = "mono", 48000
-        for image, tick in zip(frames, shot.ticks, strict=True):
+        for image, tick in zip(frames, ticks, strict=True):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            frame.pts, frame.time_base = int(tick), Fraction(1, shot.stated)
+            frame.pts, frame.time_base = int(tick), Fraction(1, stated)
             container.mux(video.encode(frame))
         container.mux(video.encode())
         if clip.defect != "no_audio_track":
@@ -306,7 +234,9 @@ def _encode_sound(container, stream, sound, layout: str, step: int) -> None:
 
 def _spoil(video: Path, defect: str, rng) -> None:
     """Damage the finished mp4 where the clip's defect says so."""
-    if defect == "damaged" and rng.random() < 0.5:
+    if defect == "unreadable":
+        os.truncate(video, 200)  # the index is longer than that
+    elif defect == "damaged" and rng.random() < 0.5:
         os.truncate(video, int(0.6 * video.stat().st_size))
     elif defect == "damaged":
         with av.open(str(video)) as container:
@@ -316,20 +246,9 @@ def _spoil(video: Path, defect: str, rng) -> None:
             inside = max(size - 8, 0)  # lengths and headers of the units stay
             data[start + 8 : start + 8 + inside] = rng.bytes(inside)
         video.write_bytes(data)
-    elif defect == "unreadable":
-        os.truncate(video, 200)  # the index is longer than that
-    elif defect == "rotated":
-        # The display matrix of a quarter turn, as phones write it; PyAV cannot. It is nine 32-bit
-        # numbers in the header of the first track, the picture's (ISO 14496-12, 8.3.2).
-        data, one = bytearray(video.read_bytes()), 0x10000
-        header = data.index(b"tkhd") + 4
-        matrix = header + (52 if data[header] == 1 else 40)
-        quarter = np.array([0, one, 0, -one, 0, 0, 0, 0, 0x40000000], ">i4")
-        data[matrix : matrix + 36] = quarter.tobytes()
-        video.write_bytes(data)
 
 
-def _write_faces(files, clip, frames, motion, shot, rng) -> None:
+def _write_faces(files, clip, frames, boxes, thumbs: bool, rng) -> None:
     """face_images/ID/<int>.jpg and vit/ID.pkl; without a face nothing, or an empty folder."""
     folder = files["faces"]
     shutil.rmtree(folder, ignore_errors=True)
@@ -337,25 +256,14 @@ def _write_faces(files, clip, frames, motion, shot, rng) -> None:
         folder.mkdir()
     if clip.defect == "no_face":
         return
-    crops = _crops(frames, face.head_box(motion, shot.size))
-    for i, crop in enumerate(crops, 1):
-        Image.fromarray(crop).save(folder / f"{i}.jpg", quality=85)
-    if shot.thumbs:
+    crops = []
+    for number, (frame, box) in enumerate(zip(frames, boxes, strict=True)):
+        image = Image.fromarray(frame).resize((CROP, CROP), Image.Resampling.BILINEAR, box=box)
+        image.save(folder / f"{number + 1}.jpg", quality=85)
+        crops.append(np.asarray(image))
+    if thumbs:
         (folder / "Thumbs.db").write_bytes(bytes.fromhex("d0cf11e0a1b11ae1") + bytes(504))
-    files["official_vision"].write_bytes(_pickled(_face_features(crops)))
-
-
-def _crops(frames: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """(T, CROP, CROP, 3) uint8: the boxes, moved inside the picture."""
-    height, width = frames.shape[1:3]
-    crops = np.empty((len(frames), CROP, CROP, 3), np.uint8)
-    for i, (left, top, right, bottom) in enumerate(boxes):
-        side = min(right - left, bottom - top, height, width)
-        left, top = min(max(left, 0), width - side), min(max(top, 0), height - side)
-        box = (left, top, left + side, top + side)
-        image = Image.fromarray(frames[i])
-        crops[i] = image.resize((CROP, CROP), Image.Resampling.BILINEAR, box=box)
-    return crops
+    files["official_vision"].write_bytes(_official(_face_features(np.stack(crops)), 384))
 
 
 def _write_sound(files, clip, sound, rate: int) -> None:
@@ -367,7 +275,7 @@ def _write_sound(files, clip, sound, rate: int) -> None:
     if clip.defect == "too_short_audio":
         sound = sound[:TOO_SHORT]
     else:
-        files["official_audio"].write_bytes(_pickled(_sound_features(sound)))
+        files["official_audio"].write_bytes(_official(_sound_features(sound), 768))
     samples = np.clip(np.round(sound * 32767), -32768, 32767).astype(np.int16)
     with av.open(str(files["audio"]), "w", format="mp3") as container:
         options = {"compression_level": "7"}
@@ -376,29 +284,25 @@ def _write_sound(files, clip, sound, rate: int) -> None:
         _encode_sound(container, audio, samples, "s16p", 576)
 
 
-# ---- the organisers' features -------------------------------------------------------------------
-
-
-@functools.cache
-def _projection(inputs: int, outputs: int) -> np.ndarray:
-    """Fixed random projection; the same in every corpus, like a published encoder."""
-    rng = np.random.default_rng([inputs, outputs])
-    return (rng.standard_normal((inputs, outputs)) / math.sqrt(inputs)).astype(np.float32)
+def _official(features: np.ndarray, width: int) -> bytes:
+    """Pickle of tanh of features (T, D) in a fixed random projection: stands for an encoder."""
+    inputs = features.shape[1]
+    projection = np.random.default_rng([inputs, width]).standard_normal((inputs, width))
+    projection = (projection / math.sqrt(inputs)).astype(np.float32)
+    return pickle.dumps(np.tanh(features @ projection), protocol=4)
 
 
 def _face_features(crops: np.ndarray) -> np.ndarray:
-    """(T, 384): tanh of 16 x 16 green pixels, projected; stands for the official ViT."""
-    side = CROP // 16
-    green = crops[..., 1].reshape(len(crops), 16, side, 16, side)  # nearly the luminance
-    pixels = green.mean(axis=(2, 4), dtype=np.float32).reshape(len(crops), 256)
-    pixels = (pixels - pixels.mean(axis=1, keepdims=True)) / 40
-    return np.tanh(pixels @ _projection(256, 384))
+    """(T, 256): 16 x 16 green pixels, nearly the luminance; stand for the official ViT."""
+    blocks = crops[..., 1].reshape(len(crops), 16, CROP // 16, 16, CROP // 16)
+    pixels = blocks.mean(axis=(2, 4), dtype=np.float32).reshape(len(crops), 256)
+    return (pixels - pixels.mean(axis=1, keepdims=True)) / 40
 
 
 def _sound_features(sound: np.ndarray) -> np.ndarray:
-    """(T, 768), ten a second: tanh of projected log band energies, mean and spread.
+    """(T, 96), ten a second: mean and spread of log band energies.
 
-    Stands for the official wav2vec2, which has 50 a second; ten keep the corpus small.
+    Stand for the official wav2vec2, which has 50 a second; ten keep the corpus small.
     """
     window, step = 400, 160
     padded = np.pad(sound, (0, max(0, 1600 + window - len(sound))))
@@ -407,9 +311,4 @@ def _sound_features(sound: np.ndarray) -> np.ndarray:
     edges = np.unique(np.round(np.geomspace(2, 201, 49)).astype(int))
     bands = np.log(1e-3 + np.add.reduceat(spectrum, edges[:-1], axis=1))
     blocks = bands[: len(bands) // 10 * 10].reshape(-1, 10, bands.shape[1])
-    both = np.concatenate([blocks.mean(axis=1), 2 * blocks.std(axis=1)], axis=1) / 3
-    return np.tanh(both @ _projection(both.shape[1], 768))
-
-
-def _pickled(features: np.ndarray) -> bytes:
-    return pickle.dumps(np.ascontiguousarray(features, np.float32), protocol=4)
+    return np.concatenate([blocks.mean(axis=1), 2 * blocks.std(axis=1)], axis=1) / 3

@@ -5,7 +5,12 @@ import math
 import numpy as np
 
 from emilib.synthetic.face import MOTION
-from emilib.synthetic.generative_model import ACTION_UNITS
+from emilib.synthetic.generative_model import ACTION_UNITS, DATA
+
+# Action units that are a pose of lids or head: column of the motion, its value at full amplitude.
+POSES = DATA["poses"]
+VISEMES = DATA["visemes"]  # phoneme initials (eSpeak's names): opening of the jaw, rounding of lips
+OTHER_VISEME = (0.14, 0.0)  # the remaining consonants
 
 
 def move(clip, seed: int, times, seconds: float, phonemes, rng) -> np.ndarray:
@@ -17,27 +22,7 @@ def move(clip, seed: int, times, seconds: float, phonemes, rng) -> np.ndarray:
     """
     motion = np.zeros((len(times), len(MOTION)))
     column = {name: motion[:, i] for i, name in enumerate(MOTION)}
-    _move_expression(clip, column, times, seconds, rng)
-    if phonemes and clip.defect not in ("silent", "no_audio_track"):
-        _move_lips(column, times, phonemes)
-    _move_head(clip, seed, column, times, rng)
-    column["blink"][:] = np.maximum(column["blink"], _blinks(times, rng))
-    return motion
-
-
-# Action units that are a pose of lids or head: column of the motion, its value at full amplitude.
-POSES = {
-    "au43": ("blink", 0.6),
-    "au51": ("yaw", -0.34),
-    "au52": ("yaw", 0.34),
-    "au53": ("pitch", -0.30),
-    "au54": ("pitch", 0.30),
-    "au55": ("roll", 0.26),
-}
-
-
-def _move_expression(clip, column, times, seconds, rng) -> None:
-    """Action units rise, hold with a slow wave, and fall again a little before the end."""
+    # Action units rise, hold with a slow wave, and fall again a little before the end.
     onset, rise, fall = rng.uniform([0.05, 0.3, 0.4], [0.35, 0.7, 0.8])
     up, down = np.clip([(times - onset) / rise, (seconds - times) / fall], 0, 1)
     shape = up * up * (3 - 2 * up) * (0.25 + 0.75 * (down * down * (3 - 2 * down)))
@@ -45,19 +30,16 @@ def _move_expression(clip, column, times, seconds, rng) -> None:
         wave = 1 - 0.12 * (1 + np.sin(rng.uniform(1.5, 3) * times + rng.uniform(0, 6)))
         target, most = POSES.get(name, (name, 1.0))
         column[target][:] += most * peak * shape * wave / wave.max()
-
-
-VISEMES = {  # phoneme initials (eSpeak's names): opening of the jaw, rounding of the lips
-    "mbp": (0.0, 0.0),
-    "fv": (0.06, 0.0),
-    "aA0": (0.55, 0.0),
-    "V3@": (0.32, 0.0),
-    "eE": (0.35, 0.0),
-    "iI": (0.20, 0.0),
-    "oO": (0.38, 0.8),
-    "uUw": (0.16, 1.0),
-}
-OTHER_VISEME = (0.14, 0.0)  # the remaining consonants
+    if phonemes and clip.defect not in ("silent", "no_audio_track"):
+        _move_lips(column, times, phonemes)
+    _move_head(clip, seed, column, times, rng)
+    # Lids close for about a sixth of a second every three seconds or so.
+    start = rng.uniform(0.5, 3.0)
+    while start < times[-1]:
+        closed = np.clip(1.15 - np.abs(times - start) / 0.10, 0, 1)
+        column["blink"][:] = np.maximum(column["blink"], closed)
+        start += rng.uniform(2.0, 4.5)
+    return motion
 
 
 def _viseme(phoneme: str) -> tuple[float, float]:
@@ -97,12 +79,3 @@ def _move_head(clip, seed, column, times, rng) -> None:
     column["y"][:] = 0.04 + 0.015 * drift(7, 1.1) + 0.012 * nod * drift(4, 5.0)
     column["gaze_x"][:] = 0.45 * gaze_x + 0.12 * drift(2, 1.3)
     column["gaze_y"][:] = 0.35 * gaze_y
-
-
-def _blinks(times, rng) -> np.ndarray:
-    """Lids close for about a sixth of a second every three seconds or so."""
-    start, closed = rng.uniform(0.5, 3.0), np.zeros(len(times))
-    while start < times[-1]:
-        closed = np.maximum(closed, np.clip(1.15 - np.abs(times - start) / 0.10, 0, 1))
-        start += rng.uniform(2.0, 4.5)
-    return closed

@@ -4,54 +4,17 @@ eSpeak NG is GPL-3, so the process that imports this module never loads it: `Spe
 `espeak_program.py`, and only that program imports `espeakng_loader`.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy.signal import lfilter
 
-VOICES = ("f1", "f2", "f3", "f4", "f5", "m1", "m2", "m3", "m4", "m6", "m7", "m8")
-FEMININE = 5  # the first five of them
+FEMININE, MASCULINE = ("f1", "f2", "f3", "f4", "f5"), ("m1", "m2", "m3", "m4", "m6", "m7", "m8")
 PROGRAM = Path(__file__).resolve().with_name("espeak_program.py")
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """What to say and how.
-
-    text : English words
-    voice : one of VOICES
-    pitch, range : 0 to 99; 50 is the voice's own
-    rate : words a minute, 80 to 450
-    pause : further silence between words, in units of 10 ms
-    """
-
-    text: str
-    voice: str
-    pitch: int = 50
-    range: int = 50
-    rate: int = 175
-    pause: int = 0
-
-
-@dataclass(frozen=True)
-class Voice:
-    """A person's habitual voice."""
-
-    name: str  # one of VOICES
-    pitch: float  # difference from the voice's own, in eSpeak units
-    rate: float  # words a minute
-
-    @classmethod
-    def draw(cls, feminine: bool, rng: np.random.Generator) -> Voice:
-        names = VOICES[:FEMININE] if feminine else VOICES[FEMININE:]
-        return cls(str(rng.choice(names)), rng.uniform(-6, 6), rng.uniform(194, 210))
 
 
 class SpeechError(RuntimeError):
@@ -68,40 +31,41 @@ class Speaker:
     def close(self) -> None:
         self.program.communicate()  # ends its input, on which it ends
 
-    def say(self, utterance: Utterance) -> tuple[np.ndarray, int, list]:
-        """Speak. Returns (samples (S,) int16, sample rate in Hz, [(time in s, phoneme), ...]).
+    def say(self, text: str, voice: str, pitch=50, range=50, rate=175, pause=0):
+        """Speak English. Returns (samples (S,) int16, Hz, [(time in s, phoneme), ...]).
 
-        Raises ValueError for a voice that is not in VOICES (eSpeak NG would take another one and
-        say nothing), SpeechError when the program fails.
+        voice : one of FEMININE or MASCULINE
+        pitch, range : 0 to 99; 50 is the voice's own
+        rate : words a minute, 80 to 450
+        pause : further silence between words, in units of 10 ms
+
+        Raises SpeechError when the program fails.
         """
-        if utterance.voice not in VOICES:
-            raise ValueError(f"voice: expected one of {', '.join(VOICES)}, got {utterance.voice!r}")
+        request = dict(text=text, voice=voice, pitch=pitch, range=range, rate=rate, pause=pause)
         try:
-            print(json.dumps(asdict(utterance)), file=self.program.stdin, flush=True)
+            print(json.dumps(request), file=self.program.stdin, flush=True)
             answer = json.loads(self.program.stdout.readline() or '{"error": "it has ended"}')
         except OSError as error:
             answer = {"error": error}
         if "error" in answer:
-            message = f"The speech program cannot say {utterance.text!r}: {answer['error']}"
-            raise SpeechError(message)
+            raise SpeechError(f"The speech program cannot say {text!r}: {answer['error']}")
         samples = np.frombuffer(base64.b64decode(answer["samples"]), "<i2")
         return samples, answer["rate"], answer["phonemes"]
 
 
-def perform(speaker: Speaker, words: str, voice: Voice, prosody: dict[str, float], rng):
-    """Speak with prosody, each value the difference from the voice's habit in [-1, 1].
+def perform(speaker: Speaker, words: str, person, prosody: dict[str, float], rng):
+    """Speak with prosody, each value the difference from the person's habit in [-1, 1].
 
     Returns (samples (S,) float32, sample rate in Hz, [(time in s, phoneme), ...]).
     """
-    utterance = Utterance(
-        text=words,
-        voice=voice.name,
-        pitch=round(np.clip(50 + voice.pitch + 36 * prosody["pitch"], 2, 98)),
+    samples, rate, phonemes = speaker.say(
+        words,
+        person.voice,
+        pitch=round(np.clip(50 + person.pitch + 36 * prosody["pitch"], 2, 98)),
         range=round(np.clip(50 + 46 * prosody["range"], 2, 98)),
-        rate=round(voice.rate + 48 * prosody["rate"]),
+        rate=round(person.rate + 48 * prosody["rate"]),
         pause=round(6 * prosody["pause"]),
     )
-    samples, rate, phonemes = speaker.say(utterance)
     # Loudness, tremor, breath and brightness, which eSpeak NG has no parameter for.
     sound = samples.astype(np.float32) / 32768
     dull = lfilter([0.25], [1, -0.75], sound).astype(np.float32)  # one-pole low-pass

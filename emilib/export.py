@@ -7,58 +7,37 @@ from emilib.features import checkpoints
 from emilib.predict.clip import MediaSettings
 from emilib.predict.predictor import EmiPredictor
 
-MINE = {"source": "trained with this project on the training clips", "licence": "MIT"}
-
 
 def predictor_of(workspace, experiment: str, device=None) -> EmiPredictor:
     """The models of an experiment on a workspace's corpus; trained first where missing.
 
-    Raises ValueError for an experiment without a model of its own (a mean of others), for one on
-    the organisers' features, which nothing here can compute for another video, and for one whose
-    seeds have encoders of their own.
+    Raises ValueError for an unknown experiment, and for one that can't be used on a video: a mean
+    of others, one on the organisers' features, or one whose seeds train encoders of their own.
     """
-    known = workspace.experiments()
-    if experiment not in known:
-        raise ValueError(f"no experiment {experiment!r}; there are {', '.join(known)}")
-    chosen = known[experiment]
-    kind, *stage = chosen.features.split(", ")
-    if chosen.model is None or kind != "ours":
-        why = {"official": "reads the official features", "media": "trains its own encoders"}
-        why = "is a mean of others" if chosen.model is None else why[kind]
-        usable = [n for n, e in known.items() if e.model and e.features.startswith("ours")]
+    known, profile = workspace.experiments(), workspace.profile
+    usable = [n for n, e in known.items() if e.model and e.features.startswith("ours")]
+    if experiment not in usable:
         raise ValueError(
-            f"experiment {experiment!r} {why}, so it can't be used on a video; take one of "
-            f"{', '.join(usable)}"
+            f"expected an experiment that can be used on a video, one of {', '.join(usable)}; got "
+            f"experiment {experiment!r}"
         )
-    results, profile = workspace.results([experiment]), workspace.profile
-    return EmiPredictor(
-        workspace.encoders(*stage),
-        {seed: results.model(experiment, seed) for seed in profile.seeds},
-        workspace.features(kind, *stage).moments,
-        MediaSettings(profile.fps, profile.image_size, profile.visual, int(profile.audio_every)),
-        _facts(workspace, results, experiment),
-        chosen.modalities,
-        results[experiment].targets,
-        results[experiment].scale,
-        device=device,
-    )
-
-
-def _facts(workspace, results, experiment: str) -> dict:
-    """What a user of the models has to know."""
+    chosen, results = known[experiment], workspace.results([experiment])
+    kind, *stage = chosen.features.split(", ")
     outcome, rho = results[experiment], results.summary(experiment)
     each = np.mean([metrics.pearson(outcome.target, p) for p in outcome.predictions], axis=0)
     encoders = {}
     for role in ("vision", "audio", "text"):
-        source = getattr(workspace.profile, role).get("checkpoint")
-        known = None if source is None else checkpoints.get(str(source))
-        licence = "see its source" if known is None else known.licence
-        encoders[role] = MINE if source is None else {"source": str(source), "licence": licence}
-    return {
+        source = getattr(profile, role).get("checkpoint")
+        entry = None if source is None else checkpoints.get(str(source))
+        encoders[role] = {
+            "source": str(source or "trained with this project on the training clips"),
+            "licence": entry.licence if entry else "see its source" if source else "MIT",
+        }
+    facts = {
         "experiment": experiment,
         "corpus": workspace.corpus_name,
         "synthetic": bool(workspace.is_synthetic),
-        "profile": workspace.profile.name,
+        "profile": profile.name,
         "clips": {split: int(n) for split, n in workspace.clips["split"].value_counts().items()},
         # What follows the comma is advice for that machine.
         "words": workspace.transcript_source.partition(", as Whisper")[0].rstrip(".") + ".",
@@ -68,3 +47,14 @@ def _facts(workspace, results, experiment: str) -> dict:
         "encoders": encoders,
         "version": __version__,
     }
+    return EmiPredictor(
+        workspace.encoders(*stage),
+        {seed: results.model(experiment, seed) for seed in profile.seeds},
+        workspace.features(kind, *stage).moments,
+        MediaSettings(profile.fps, profile.image_size, profile.visual, int(profile.audio_every)),
+        facts,
+        chosen.modalities,
+        outcome.targets,
+        outcome.scale,
+        device=device,
+    )

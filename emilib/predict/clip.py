@@ -1,28 +1,22 @@
-"""A clip that somebody brings: its files, and what is decoded from them."""
+"""A clip that somebody brings: its files, what is decoded from them, and what is predicted."""
 
 import dataclasses
-import functools
 import math
-import re
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from emilib import SAMPLE_RATE
+from emilib import EMOTIONS, MODALITIES
 from emilib.corpus import media
-from emilib.corpus.media import MediaError
-from emilib.workers import ordered_map, pool
 
 WINDOW = 12.0  # s; paper B cuts sound at 12 s
 LONGEST = 30.0  # s; no model reads a longer clip in one piece
-FEW = 8  # clips that are decoded faster than worker processes start
 NO_DETECTOR = (
-    "Frames are the middle square of the whole picture, as there is no face detector; the model "
-    "learnt from close crops of faces, so treat what it makes of frames with caution, or give face "
-    "crops."
+    "Frames are the middle square of the picture, as there is no face detector; the model learnt "
+    "from close crops of faces, so its use of frames is doubtful. Give face crops."
 )
 
 
@@ -41,241 +35,165 @@ class Clip:
     faces: str | Path | None = None
     text: str | None = None
 
+    def __post_init__(self):
+        if self.video is None and self.audio is None:
+            raise ValueError("expected a video or an audio file in each Clip, got neither")
+
     @property
     def name(self) -> str:
-        return str(self.video if self.video is not None else self.audio)
+        return str(self.audio if self.video is None else self.video)
 
 
 @dataclasses.dataclass(frozen=True)
 class MediaSettings:
-    """How the clips were decoded that a model learnt from.
-
-    visual : "faces", face crops, or "video", the middle square of whole frames
-    audio_every : hidden states of the sound that are averaged into one step
-    """
+    """How the clips were decoded that a model learnt from."""
 
     fps: float
     image_size: int
-    visual: str
-    audio_every: int
+    visual: str  # "faces", face crops, or "video", the middle square of whole frames
+    audio_every: int  # hidden states of the sound that are averaged into one step
 
 
 @dataclasses.dataclass
-class DecodedClip:
-    """What is read from a clip's files.
+class Prediction:
+    """What is read from one clip, and the result.
 
-    frames : (T, 3, P, P) uint8, or None; times : (T,) s
-    waveform : (N,) int16 at SAMPLE_RATE, or None
-    damaged : frames and pieces of sound that were left out
-    long : the clip is longer than LONGEST, and nothing of it is decoded yet
-    reason : why the clip can't be read, or None; seconds : s that decoding took
+    S seeds, W windows (one for a clip that is taken whole), T frames of P pixels, E emotions.
     """
 
-    frames: np.ndarray | None = None
-    times: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
-    waveform: np.ndarray | None = None
-    duration: float = math.nan
-    damaged: int = 0
-    problems: list[str] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)
-    long: bool = False
-    reason: str | None = None
-    seconds: float = 0.0
+    clip: Clip
+    emotions: tuple[str, ...] = EMOTIONS
+    reason: str | None = None  # why there is no result, in one sentence
+    frames: np.ndarray | None = None  # (T, 3, P, P) uint8; None again once predicted
+    times: np.ndarray | None = None  # (T,) s
+    waveform: np.ndarray | None = None  # (N,) int16 at SAMPLE_RATE; None again once predicted
+    duration: float = math.nan  # s of the clip
+    damaged: int = 0  # frames and pieces of sound that were left out
+    problems: list[str] = dataclasses.field(default_factory=list)  # sentences about the file
+    notes: list[str] = dataclasses.field(default_factory=list)  # sentences about how it was read
+    seconds: float = 0.0  # that the work took
+    text: str | None = None  # the words of the clip, None where none are known
+    start: np.ndarray | tuple = ()  # (W,) s
+    end: np.ndarray | tuple = ()  # (W,) s
+    intensity: np.ndarray | None = None  # (S, W, E) as the models give it, not clipped
+    present: np.ndarray | tuple = ()  # (W, 3) bool
+
+    @property
+    def bounded(self) -> bool:
+        """The six intensities lie in [0, 1] and are clipped to it; other targets are not."""
+        return tuple(self.emotions) == EMOTIONS
+
+    @property
+    def missing(self) -> list[str]:
+        """Modalities of which the clip has nothing in any window; [] where it failed."""
+        return [] if self.reason else list(compress(MODALITIES, ~self.present.any(axis=0)))
+
+    def over_seeds(self, intensity: np.ndarray) -> dict[str, float]:
+        """(S, E) → mean over seeds of each emotion, clipped if bounded, and sd (NaN for one)."""
+        mean = intensity.mean(axis=0).clip(0, 1) if self.bounded else intensity.mean(axis=0)
+        spread = intensity.std(axis=0, ddof=1) if len(intensity) > 1 else math.nan * mean
+        names = [*self.emotions, *(f"{emotion} sd" for emotion in self.emotions)]
+        return dict(zip(names, [*mean.tolist(), *spread.tolist()], strict=True))
+
+    def row(self) -> dict:
+        """One row of `EmiPredictor.predict`."""
+        failed = self.reason is not None
+        intensity = np.full((1, 1, len(self.emotions)), math.nan) if failed else self.intensity
+        return {
+            "clip": self.clip.name,
+            "status": "failed" if failed else "ok",
+            **self.over_seeds(intensity.mean(axis=1)),
+            "missing": ", ".join(self.missing),
+            "damaged": self.damaged,
+            "problems": "; ".join(self.problems),
+            "notes": " ".join(self.notes),
+            "text": self.text,
+            "windows": len(self.start),
+            "duration": self.duration,
+            "seconds": self.seconds,
+            "reason": self.reason or "",
+        }
+
+    def windows(self) -> pd.DataFrame:
+        """A row a window: start and end in s, each emotion and its sd over seeds, missing."""
+        rows = [self.over_seeds(self.intensity[:, w]) for w in range(len(self.start))]
+        absent = [", ".join(compress(MODALITIES, ~present)) for present in self.present]
+        spans = {"start": self.start, "end": self.end}
+        return pd.DataFrame(spans).join(pd.DataFrame(rows)).assign(missing=absent)
 
 
 def clips_of(paths, text=None) -> list[Clip]:
     """One or several paths or Clips, with one text or a list of texts, as a list of Clips."""
     paths = [paths] if isinstance(paths, str | Path | Clip) else list(paths)
-    texts = [text] if isinstance(text, str) else [None] * len(paths) if text is None else list(text)
-    if not paths:
-        raise ValueError("expected at least one video file, got none")
-    if len(texts) != len(paths):
+    texts = [None] * len(paths) if text is None else [text] if isinstance(text, str) else list(text)
+    if not paths or len(texts) != len(paths):
         raise ValueError(
-            f"text: expected the words of each of {len(paths)} clips, got {len(texts)}; give a "
-            "list, with None where they are not known"
+            "expected at least one clip, and where text is given a list with the words of each, "
+            f"None where they are not known; got {len(paths)} clips and {len(texts)} texts"
         )
     clips = [path if isinstance(path, Clip) else Clip(path) for path in paths]
-    if any(clip.video is None and clip.audio is None for clip in clips):
-        raise ValueError("expected a video or an audio file in each Clip, got neither")
-    return [
-        clip if words is None else dataclasses.replace(clip, text=words)
-        for clip, words in zip(clips, texts, strict=True)
-    ]
+    known = zip(clips, texts, strict=True)
+    return [c if words is None else dataclasses.replace(c, text=words) for c, words in known]
 
 
-def read_all(
-    clips: Sequence[Clip], settings: MediaSettings, workers: int | None = None
-) -> Iterator[DecodedClip]:
-    """`read_clip` of each clip, in order; of many clips in worker processes, some ahead."""
-    if len(clips) <= FEW or workers == 1:
-        yield from (read_clip(clip, settings, int(workers == 1)) for clip in clips)
-        return
-    read, done = functools.partial(read_clip, settings=settings), 0
-    try:
-        for decoded in ordered_map(read, clips, workers):
-            done += 1
-            yield decoded
-    except BrokenProcessPool:  # a file made the decoder crash: read the rest one by one
-        for clip in clips[done:]:
-            try:
-                yield pool(1).submit(read, clip).result()
-            except BrokenProcessPool:
-                yield DecodedClip(
-                    reason=f"The process that decoded {clip.name} died: the file makes FFmpeg "
-                    "crash, or memory ran out."
-                )
+def read_clip(clip: Clip, settings: MediaSettings, emotions=EMOTIONS) -> Prediction:
+    """Decode a clip's files; a clip that can't be read has a `reason`.
 
-
-def read_clip(clip: Clip, settings: MediaSettings, threads: int = 1) -> DecodedClip:
-    """Decode a clip of up to LONGEST s; of a longer one only say that it is. Never raises.
-
-    threads : of the video decoder, 0 for all cores; the frames are the same
+    A clip of any length is in memory as a whole: fps * seconds * P * P * 3 bytes of frames, for a
+    moment twice, and 64 kB a second of sound. At 5 frames a second an hour takes 220 MB at 64
+    pixels and 2.7 GB at 224.
     """
-    began = time.perf_counter()
+    began, result = time.perf_counter(), Prediction(clip, emotions)
     try:
-        decoded = _decode(clip, settings, threads)
-    except (MediaError, OSError) as error:
-        decoded = DecodedClip(reason=first_line(error))
-        if "could be decoded" in decoded.reason:
-            decoded.reason += " The file is damaged throughout."
-    decoded.seconds = time.perf_counter() - began
-    return decoded
+        _decode(result, settings)
+    except (ValueError, OSError) as error:
+        result.reason = str(error)
+    result.seconds = time.perf_counter() - began
+    return result
 
 
-def _decode(clip: Clip, settings: MediaSettings, threads: int) -> DecodedClip:
-    stated = media.stated_seconds(clip.name)
+def _decode(result: Prediction, settings: MediaSettings) -> None:
+    clip, sizes, parts = result.clip, {"fps": settings.fps, "size": settings.image_size}, []
     crops = clip.faces is not None and settings.visual == "faces"
-    if crops and stated > LONGEST:
-        raise MediaError(
-            f"{clip.name}: expected up to {LONGEST:g} s for a clip with face crops, got "
-            f"{stated:.0f} s; cut it"
-        )
-    if stated > LONGEST:
-        return DecodedClip(long=True, duration=stated)
-    parts = []
     if clip.video is not None and not (crops and clip.audio is not None):
         wanted = {"frames": not crops, "sound": clip.audio is None}
-        parts.append(_decode_file(clip.video, settings, threads, **wanted))
+        parts.append(media.decode(clip.video, **sizes, **wanted))
     if clip.audio is not None:
-        parts.append(_decode_file(clip.audio, settings, frames=False))
-    decoded = DecodedClip(duration=max(part.duration for part in parts))
-    for part in parts:
-        if part.images is not None:
-            decoded.frames, decoded.times = channels_first(part.images), part.times
-        if part.waveform is not None:
-            decoded.waveform = media.as_int16(part.waveform)
-        decoded.damaged += part.damaged
-        decoded.problems += part.problems
+        parts.append(media.decode(clip.audio, frames=False))
+    images, result.times, sound = parts[0].images, parts[0].times, parts[-1].waveform
+    result.duration = max(part.duration for part in parts)
+    result.damaged = sum(part.damaged for part in parts)
+    result.problems = [problem for part in parts for problem in part.problems]
     if crops:
-        _take_crops(decoded, clip, settings, stated)
-    elif decoded.duration > LONGEST:
-        return DecodedClip(long=True, duration=decoded.duration)
-    elif decoded.frames is not None:
-        decoded.notes = about_frames(settings)
-    return decoded
-
-
-def _decode_file(path, settings: MediaSettings, threads=1, **wanted) -> media.Media:
-    decoded = media.decode(
-        path,
-        fps=settings.fps,
-        size=settings.image_size,
-        sample_rate=SAMPLE_RATE,
-        max_seconds=LONGEST + 1,
-        threads=threads,
-        sparse=True,
-        **wanted,
-    )
-    if decoded.damaged and threads != 1:
-        # What FFmpeg paints over damage depends on its threads; the corpus was read with one.
-        return _decode_file(path, settings, **wanted)
-    return decoded
-
-
-def _take_crops(decoded: DecodedClip, clip: Clip, settings: MediaSettings, stated: float) -> None:
-    images = media.face_frames(clip.faces, stated, settings.fps, settings.image_size)
-    if not decoded.duration > 0:
-        decoded.duration = stated
-    if images is None:
-        decoded.problems.append(f"no face crop can be read in {clip.faces}")
-        return
-    decoded.frames = channels_first(images)
-    decoded.times = np.arange(len(images)) * decoded.duration / len(images)
-
-
-def read_long(clip: Clip, settings: MediaSettings, take=None, start=0.0, end=math.inf):
-    """The part from `start` to `end` s of a clip of any length, its pictures block by block.
-
-    take : makes what is kept of each block of pictures (T, 3, P, P); None leaves them out
-
-    Returns a DecodedClip without frames, and what was kept of the blocks. Raises MediaError as
-    `media.decode` does, ValueError where the part is empty.
-    """
-    problems, times, blocks = [], [np.zeros(0)], []
-    if clip.video is not None and take is not None:
-        size = settings.image_size
-        for images, when in media.picture_blocks(clip.video, settings.fps, size, problems):
-            inside = (when >= start) & (when < end)
-            if inside.any():
-                times.append(when[inside] - start)
-                blocks.append(take(channels_first(images[inside])))
-            if when[-1] >= end:
-                break
-    times, waveform = np.concatenate(times), None
-    samples = media.sound_on_disk(clip.audio or clip.video, problems)
-    if samples is not None:
-        stop = None if end == math.inf else round(end * SAMPLE_RATE)
-        samples = samples[round(start * SAMPLE_RATE) : stop]
-        waveform = samples if len(samples) else None
-    if start < 0 or (waveform is None and not blocks):
-        lost = f": {'; '.join(problems)}" if problems else ""
-        raise MediaError(f"{clip.name} has nothing at {start:g} s that can be decoded{lost}")
-    last = times[-1] + 1 / settings.fps if len(times) else 0.0
-    seconds = 0.0 if waveform is None else len(waveform) / SAMPLE_RATE
-    decoded = DecodedClip(
-        times=times,
-        waveform=waveform,
-        duration=min(end - start, max(last, seconds)),
-        damaged=sum(int(n) for p in problems for n in re.findall(r"^(\d+) damaged", p)),
-        problems=problems,
-        notes=about_frames(settings) if blocks else [],
-    )
-    return decoded, blocks
-
-
-def about_frames(settings: MediaSettings) -> list[str]:
-    return [NO_DETECTOR] if settings.visual == "faces" else []
-
-
-def channels_first(images: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def check_window(window, step) -> tuple[float | None, float | None]:
-    """Window and step in s; None for both: in one piece where the clip is short enough."""
-    if window is None and step is None:
-        return None, None
-    window = WINDOW if window is None else float(window)
-    step = window / 2 if step is None else float(step)
-    if not 1 <= window <= LONGEST:
-        raise ValueError(f"window: expected 1 to {LONGEST:g} s, got {window:g}")
-    if not 0 < step <= window:
-        raise ValueError(
-            f"step: expected more than 0 and at most the window of {window:g} s, so that no part "
-            f"of the clip is left out, got {step:g}"
-        )
-    return window, step
+        stated = media.stated_seconds(clip.name)
+        result.duration = result.duration if result.duration > 0 else stated
+        images = media.face_frames(clip.faces, stated, **sizes)
+        if images is None:
+            result.problems.append(f"no face crop can be read in {clip.faces}")
+        else:
+            result.times = np.arange(len(images)) * result.duration / len(images)
+    elif images is not None and settings.visual == "faces":
+        result.notes = [NO_DETECTOR]
+    if images is not None:
+        result.frames = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    if sound is not None:
+        result.waveform = media.as_int16(sound)
 
 
 def windows_of(duration: float, window=None, step=None) -> tuple[np.ndarray, np.ndarray]:
-    """(W,) starts and ends in s that cover a clip; the last window ends with the clip."""
-    if window is None:
-        window, step = (duration, duration) if duration <= LONGEST else (WINDOW, WINDOW / 2)
-    if not duration > window:
+    """(W,) starts and ends in s that cover a clip; the last window ends with the clip.
+
+    window, step : s; None for both takes a clip up to LONGEST whole
+    """
+    whole = window is None and step is None and not duration > LONGEST
+    window = WINDOW if window is None else window
+    step = window / 2 if step is None else step
+    if not (1 <= window <= LONGEST and 0 < step <= window):
+        raise ValueError(
+            f"expected a window of 1 to {LONGEST:g} s and a step above 0 and up to the window, "
+            f"which leaves out no part of a clip; got {window:g} and {step:g} s"
+        )
+    if whole or not duration > window:
         return np.array([0.0]), np.array([duration])
     count = math.ceil((duration - window) / step - 1e-9)
     starts = np.append(np.arange(count) * step, duration - window)

@@ -1,7 +1,5 @@
 """From a video file to intensities: what was trained on a corpus, used on anybody's clips.
 
-    EmiPredictor.from_pretrained("models/taemi").predict(["clip.mp4"])
-
 Each clip is decoded as the corpus was, encoded by the frozen encoders, standardised by the
 training clips' moments, and given to the fusion model of every seed. Clips don't share a batch, so
 the other files of a call never change a clip's numbers.
@@ -9,10 +7,10 @@ the other files of a call never change a clip's numbers.
 Dimension key: S seeds, W windows of a clip, T steps, E emotions, H heads, M segments.
 """
 
-import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,67 +18,54 @@ import pandas as pd
 import torch
 
 from emilib import EMOTIONS, MODALITIES, SAMPLE_RATE
-from emilib.corpus import media
 from emilib.corpus.media import MediaError
 from emilib.features import extraction, transcripts
 from emilib.features.feature_set import FeatureSet
 from emilib.predict import pretrained
-from emilib.predict.clip import (
-    WINDOW,
-    Clip,
-    DecodedClip,
-    MediaSettings,
-    check_window,
-    clips_of,
-    first_line,
-    read_all,
-    read_long,
-    windows_of,
-)
-from emilib.predict.prediction import Explanation, Prediction, over_seeds
-from emilib.training.loop import TargetScale, no_denormals, one_thread
+from emilib.predict.clip import LONGEST, WINDOW, Prediction, clips_of, read_clip, windows_of
+from emilib.training.loop import no_denormals, one_thread
+from emilib.workers import ordered_map
 
-SMALL = 10_000_000  # parameters in all up to which networks take one core
-TOGETHER = 32  # windows encoded together
+FEW = 16  # clips that are decoded faster than worker processes start
+TOGETHER = 32  # windows in a batch of the fusion models
 
 
+@dataclass
+class Explanation:
+    """What the models looked at in a clip, or in a part of it."""
+
+    prediction: Prediction
+    without: pd.DataFrame  # as `EmiPredictor.without`
+    start: float  # s, where the part begins and ends
+    end: float
+    images: np.ndarray | None  # (T, 3, P, P) uint8
+    times: np.ndarray  # (T,) s of the images, from the clip's beginning
+    waveform: np.ndarray | None  # (N,) int16 at SAMPLE_RATE
+    weights: np.ndarray | None = None  # (S, M, 3) of Eq. 8 in paper A; None: the model has none
+    weight_borders: np.ndarray | None = None  # (M + 1,) s
+    # "frames" and "audio" → (S, H, T), None where the clip lacks it; None: the model has none
+    attention: dict[str, np.ndarray | None] | None = None
+    attention_borders: dict[str, np.ndarray] | None = None  # → (T + 1,) s
+
+
+@dataclass(repr=False, eq=False)
 class EmiPredictor:
-    """Encoders, the fusion models of all seeds of one experiment, and how to feed them.
+    """Encoders, the fusion models of all seeds of one experiment, and how to feed them."""
 
-    encoders : "vision", "audio", "text", of `features.encoders`
-    models : seed → fusion model
-    moments : of the training clips' features, `FeatureSplits.moments`
-    modalities : those the models read
-    facts : what a user has to know: corpus, rho, rho_sd, experiment, ...
-    emotions : names of the targets; another corpus than the papers' may have others
-    scale : `TargetScale` of the models' outputs; None where they are targets
-    device : None is the first GPU where there is one, else the CPU
-    """
+    encoders: dict  # "vision", "audio", "text", of `features.encoders`
+    models: dict  # seed → fusion model
+    moments: dict  # of the training clips' features, `FeatureSplits.moments`
+    settings: object  # `MediaSettings`
+    facts: dict  # what a user has to know: corpus, rho, rho_sd, experiment, ...
+    modalities: tuple[str, ...] = MODALITIES  # those the models read
+    emotions: tuple[str, ...] = EMOTIONS  # names of the targets
+    scale: object = None  # `TargetScale` of the models' outputs; None where they are targets
+    device: object = None  # None is the first GPU where there is one, else the CPU
 
-    def __init__(
-        self,
-        encoders: dict,
-        models: dict,
-        moments: dict,
-        settings: MediaSettings,
-        facts: dict,
-        modalities: Sequence[str] = MODALITIES,
-        emotions: Sequence[str] = EMOTIONS,
-        scale: TargetScale | None = None,
-        device=None,
-    ):
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.encoders = {role: e.to(self.device).eval() for role, e in encoders.items()}
-        self.models = {int(s): m.to(self.device).eval() for s, m in models.items()}
-        self.moments = moments
-        self.settings = settings
-        self.facts = dict(facts)
-        self.modalities = tuple(modalities)
-        self.emotions = tuple(emotions)
-        self.scale = scale
-
-    def __repr__(self):
-        return f"EmiPredictor({self.facts['experiment']!r}, {self.facts['corpus']!r})"
+    def __post_init__(self):
+        self.device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        for network in (*self.encoders.values(), *self.models.values()):
+            network.to(self.device).eval()
 
     @property
     def note(self) -> str:
@@ -88,7 +73,7 @@ class EmiPredictor:
         facts = self.facts
         rho = f"ρ {facts['rho']:.3f} ± {facts['rho_sd']:.3f} there on validation".replace("-", "−")
         origin = f"Model {facts['experiment']} of {len(self.models)} seeds, trained on the"
-        return f"{origin} {facts['corpus']}; {rho}. {pretrained.limits(facts)}"
+        return f"{origin} {facts['corpus']}; {rho}. {pretrained.LIMITS[facts['synthetic']]}"
 
     def save_pretrained(self, folder) -> Path:
         """Write weights (safetensors), config.json and a model card into `folder`."""
@@ -105,17 +90,7 @@ class EmiPredictor:
         """
         return cls(**pretrained.load(source), device=device)
 
-    # ----------------------------------------------------------------------------------- prediction
-
-    def predict(
-        self,
-        paths,
-        text=None,
-        window: float | None = None,
-        step: float | None = None,
-        workers: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> pd.DataFrame:
+    def predict(self, paths, text=None, window=None, step=None, workers=None) -> pd.DataFrame:
         """Intensities of clips; a row a clip in the order of `paths`.
 
         paths : one or several of path or `Clip`
@@ -125,59 +100,43 @@ class EmiPredictor:
             clip's end, and take the mean over them. `over_time` gives each. None: a clip up to
             30 s is taken whole, a longer one in windows of 12 s, one every 6 s
         workers : processes that decode, where there are many clips; None is one a core
-        progress : called with (clips done, clips in all)
 
         Columns: clip, status ("ok" or "failed"), each emotion in [0, 1] (mean over the seeds and
         windows, clipped) and "Joy sd" and so on (over seeds), missing, damaged, problems, notes,
         text, windows, duration and seconds (it took), reason (of a failure). A file that can't be
-        read is a row with its reason; `attrs["note"]` says what the model is.
+        read is a row with its reason; `attrs["note"]` says what the model is. The CPU works in one
+        thread: their number would change the last bits.
         """
-        return self.table(self.predictions(paths, text, window, step, workers, progress))
-
-    def table(self, predictions: Iterable[Prediction]) -> pd.DataFrame:
-        """`Prediction`s as the DataFrame of `predict`."""
+        predictions = self.predictions(paths, text, window, step, workers)
         table = pd.DataFrame([prediction.row() for prediction in predictions])
         table.attrs["note"] = self.note
         return table
 
     def predictions(
-        self, paths, text=None, window=None, step=None, workers=None, progress=None
+        self, paths, text=None, window=None, step=None, workers=None
     ) -> Iterator[Prediction]:
         """`predict` one clip at a time: `Prediction`s in the order of `paths`."""
-        clips, spans = clips_of(paths, text), check_window(window, step)
-        return self._predict_each(clips, spans, workers, progress)
-
-    def _predict_each(self, clips, spans, workers, progress) -> Iterator[Prediction]:
-        decoded = read_all(clips, self.settings, workers)
-        for done, (clip, part) in enumerate(zip(clips, decoded, strict=True), 1):
-            began, prediction = time.perf_counter(), Prediction(clip, self.emotions)
+        clips, _ = clips_of(paths, text), windows_of(0.0, window, step)  # both refuse nonsense
+        read = functools.partial(read_clip, settings=self.settings, emotions=self.emotions)
+        for prediction in ordered_map(read, clips, 1 if len(clips) <= FEW else workers):
+            began = time.perf_counter()
             try:
-                part, features, text = self._encode(clip, part)
-                windows = windows_of(part.duration, *spans)
-                groups = [
-                    (self._intensity(self._outputs(data)), data.present, words)
-                    for data, words in self._feature_sets(part, features, text, *windows)
-                ]
+                self._predict(prediction, *windows_of(prediction.duration, window, step))
             except (ValueError, OSError) as error:
-                prediction.reason = first_line(error)
-            else:
-                _fill(prediction, part, text, windows, groups)
-            prediction.describe(part, began)
+                prediction.reason = str(error)
+            prediction.frames = prediction.waveform = None
+            prediction.seconds += time.perf_counter() - began
             yield prediction
-            if progress is not None:
-                progress(done, len(clips))
 
     def over_time(self, path, text: str | None = None, window=WINDOW, step=None) -> pd.DataFrame:
-        """Intensities of one clip in sliding windows.
+        """`Prediction.windows` of one clip: its intensities in sliding windows.
 
         window, step : s; None for `step` is half a window
 
-        Columns start and end (s), each emotion in [0, 1] and its sd over seeds, missing. Memory
-        does not grow with the clip's length. Raises MediaError for a file that can't be read.
+        Raises MediaError for a file that can't be read.
         """
-        [prediction] = self.predictions([path], text, window, step)
-        if prediction.reason is not None:
-            raise MediaError(prediction.reason)
+        prediction = self._read(path, text)
+        self._predict(prediction, *windows_of(prediction.duration, window, step))
         return prediction.windows()
 
     def without(self, path, text: str | None = None) -> pd.DataFrame:
@@ -187,166 +146,95 @@ class EmiPredictor:
         and the model reads; a column an emotion, in [0, 1], mean over seeds (and windows).
         Raises MediaError for a file that can't be read.
         """
-        [clip] = clips_of([path], text)
-        [decoded] = read_all([clip], self.settings)
-        decoded, features, words = self._encode(clip, decoded)
-        windows = windows_of(decoded.duration)
-        parts = self._feature_sets(decoded, features, words, *windows)
-        return self._without([data for data, _ in parts])
+        prediction = self._read(path, text)
+        data, *_ = self._predict(prediction, *windows_of(prediction.duration))
+        return self._without(prediction, data)
 
-    def _without(self, parts: list[FeatureSet]) -> pd.DataFrame:
-        present = np.concatenate([data.present for data in parts]).any(axis=0)
-        rows = {}
-        for removed, exists in [(None, True), *zip(MODALITIES, present, strict=True)]:
-            if exists and (removed is None or removed in self.modalities):
-                values = [self._intensity(self._outputs(data, removed)) for data in parts]
-                mean = over_seeds(np.concatenate(values, axis=1).mean(axis=1), self.emotions)
-                rows["all" if removed is None else f"without {removed}"] = mean
-        return pd.DataFrame.from_dict(rows, orient="index", columns=list(self.emotions))
+    def _without(self, prediction: Prediction, data: FeatureSet) -> pd.DataFrame:
+        rows = {"all": prediction.intensity}
+        for name, exists in zip(MODALITIES, data.present.any(axis=0), strict=True):
+            if exists:
+                rows[f"without {name}"] = self._intensity(self._outputs(data, name))
+        means = {name: prediction.over_seeds(values.mean(axis=1)) for name, values in rows.items()}
+        return pd.DataFrame.from_dict(means, orient="index", columns=list(self.emotions))
 
     def look(self, path, text: str | None = None, start: float = 0.0) -> Explanation:
         """What the models looked at in a clip: weights or attention over time, as arrays.
 
-        start : s; of a clip longer than 30 s the 12 s from here on are shown
+        start : s; of a clip longer than 30 s the 12 s from here on are shown, or its last 12 s
 
-        Raises MediaError for a file that can't be read, ValueError for a `start` behind its end.
+        Raises MediaError for a file that can't be read.
         """
-        began = time.perf_counter()
-        [clip] = clips_of([path], text)
-        [decoded] = read_all([clip], self.settings)
-        first = 0.0
-        if decoded.long:
-            first = float(start)
-            decoded, blocks = read_long(clip, self.settings, np.asarray, first, first + WINDOW)
-            decoded.frames = np.concatenate(blocks) if blocks else None
-        decoded, features, words = self._encode(clip, decoded)
-        whole = np.array([0.0]), np.array([decoded.duration])
-        [(data, texts)] = self._feature_sets(decoded, features, words, *whole)
-        outputs = self._outputs(data)
-        prediction = Prediction(clip, self.emotions)
-        windows = tuple(first + border for border in whole)
-        group = (self._intensity(outputs), data.present, texts)
-        _fill(prediction, decoded, words, windows, [group])
-        prediction.describe(decoded, began)
-        explanation = Explanation(
-            prediction=prediction,
-            without=self._without([data]),
-            images=decoded.frames,
-            times=first + decoded.times,
-            waveform=decoded.waveform,
-            start=first,
-            end=float(first + decoded.duration),
-        )
+        prediction = self._read(path, text)
+        start, end = float(start), prediction.duration
+        if end > LONGEST:
+            start = min(max(start, 0.0), end - WINDOW)
+            end = start + WINDOW
+        else:
+            start = 0.0
+        data, [rows], [sound] = self._predict(prediction, np.array([start]), np.array([end]))
+        without, [outputs] = self._without(prediction, data), self._outputs(data)
+        images, times = prediction.frames, prediction.times[rows]
+        images = None if images is None else images[rows]
+        result = Explanation(prediction, without, start, end, images, times, sound)
         if outputs[0].weights is not None and outputs[0].weights.ndim == 3:
-            explanation.weights = np.stack([_array(o.weights[0]) for o in outputs])
-            segments = explanation.weights.shape[1]
-            explanation.weight_borders = first + np.linspace(0, decoded.duration, segments + 1)
+            result.weights = np.stack([_array(output.weights[0]) for output in outputs])
+            result.weight_borders = np.linspace(start, end, result.weights.shape[1] + 1)
         if outputs[0].attention is not None:
-            explanation.attention = {}
-            for name in outputs[0].attention:
-                explanation.attention[name] = None
-                if name != "text" and data.present[0, MODALITIES.index(name)]:
-                    heads = np.stack([_array(o.attention[name][0]) for o in outputs])
-                    explanation.attention[name] = heads
-                    borders = self._borders(name, heads.shape[-1], decoded)
-                    explanation.attention_borders[name] = first + borders
-        return explanation
+            heads = {
+                name: np.stack([_array(output.attention[name][0]) for output in outputs])
+                for name in ("frames", "audio")
+            }
+            step = self.encoders["audio"].stride * self.settings.audio_every / SAMPLE_RATE
+            sounds = start + step * np.arange(heads["audio"].shape[-1] + 1)
+            borders = {"frames": np.append(times, end), "audio": np.minimum(sounds, end)}
+            exists = dict(zip(MODALITIES, data.present[0], strict=True))
+            result.attention = {name: heads[name] if exists[name] else None for name in heads}
+            result.attention_borders = borders
+        return result
 
-    def _borders(self, name: str, steps: int, decoded: DecodedClip) -> np.ndarray:
-        """(T + 1,) s: from when to when each step of a sequence is."""
-        if name == "audio":
-            length = self.encoders["audio"].stride * self.settings.audio_every / SAMPLE_RATE
-            return np.minimum(np.arange(steps + 1) * length, decoded.duration)
-        return np.append(decoded.times, max(decoded.duration, decoded.times[-1]))
+    def _read(self, path, text) -> Prediction:
+        return read_clip(*clips_of([path], text), self.settings, self.emotions)
 
-    # ---------------------------------------------------------------------------- the single steps
+    def _predict(self, prediction: Prediction, starts, ends) -> tuple[FeatureSet, list, list]:
+        """Fill in the result of windows; returns their features, rows of the frames, and sounds.
 
-    def _encode(self, clip: Clip, decoded: DecodedClip):
-        """(decoded clip, features of its frames or None, its words or None for Whisper to listen).
-
-        A long clip is read here and not in a worker: its features are small, it is not.
+        Raises MediaError for a clip that could not be read, ValueError where it has nothing that
+        the models read.
         """
-        if decoded.reason is not None:
-            raise MediaError(decoded.reason)
-        features = None
-        if decoded.long:
-            take = self._encode_frames if "frames" in self.modalities else None
-            decoded, blocks = read_long(clip, self.settings, take)
-            features = np.concatenate(blocks) if blocks else None
-        elif decoded.frames is not None and "frames" in self.modalities:
-            features = self._encode_frames(decoded.frames)
-        words, source = self._words(clip)
-        decoded.notes = [*decoded.notes, source]
-        return decoded, features, words
+        if prediction.reason is not None:
+            raise MediaError(prediction.reason)
+        first = np.searchsorted(prediction.times, starts)
+        last = np.searchsorted(prediction.times, ends, side="right")  # a window holds its end
+        rows = list(map(slice, first, last))
+        sounds, waveform = [None] * len(rows), prediction.waveform
+        if waveform is not None:
+            cuts = np.rint(np.stack([starts, ends], axis=1) * SAMPLE_RATE).astype(int)
+            sounds = [waveform[begin:end] for begin, end in cuts]
+        texts, source = self._words(prediction.clip.text, sounds)
+        data = self._encode(prediction.frames, rows, sounds, texts)
+        prediction.start, prediction.end, prediction.present = starts, ends, data.present
+        prediction.intensity = self._intensity(self._outputs(data))
+        prediction.text = " ".join(dict.fromkeys(filter(None, texts))) or None
+        prediction.notes.append(source)
+        if len(rows) > 1:
+            mean = f"Mean over {len(rows)} windows of {ends[0] - starts[0]:g} s."
+            shared = " Each is given all the words." if prediction.clip.text and texts[0] else ""
+            prediction.notes.append(mean + shared)
+        return data, rows, sounds
 
-    def _encode_frames(self, frames: np.ndarray) -> np.ndarray:
-        with self._threads():
-            return extraction.encode_frames(self.encoders["vision"], [frames])[0]
-
-    def _feature_sets(self, decoded: DecodedClip, features, text: str | None, starts, ends):
-        """Standardised features and words of up to TOGETHER windows at a time."""
-        for first in range(0, len(starts), TOGETHER):
-            frames, sounds = [], []
-            for start, end in zip(starts[first:][:TOGETHER], ends[first:][:TOGETHER], strict=True):
-                inside, samples = slice(None), slice(None)
-                if len(starts) > 1:
-                    latest = end + media.TIME_TOLERANCE
-                    inside = (decoded.times >= start) & (decoded.times < latest)
-                    samples = slice(round(start * SAMPLE_RATE), round(end * SAMPLE_RATE))
-                frames.append(None if features is None else features[inside])
-                sound = decoded.waveform
-                sounds.append(None if sound is None else np.array(sound[samples]))
-            texts = self._listen(sounds) if text is None else [text] * len(sounds)
-            yield self._features(frames, sounds, texts), texts
-
-    def _features(self, frames: list, sounds: list, texts: list[str]) -> FeatureSet:
-        audio, matrix = [None] * len(sounds), None
-        with self._threads():
-            if "audio" in self.modalities:
-                encoder, every = self.encoders["audio"], self.settings.audio_every
-                audio = extraction.encode_waveforms(encoder, sounds, every)
-            if "text" in self.modalities and any(texts):
-                encoder, distinct = self.encoders["text"], [t for t in dict.fromkeys(texts) if t]
-                vectors = extraction.encode_texts(encoder, distinct)
-                rows = {text: vector[0] for text, vector in zip(distinct, vectors, strict=True)}
-                nothing = np.full(encoder.dim, np.nan, np.float32)
-                matrix = np.stack([np.float32(rows.get(text, nothing)) for text in texts])
-        if matrix is None and all(a is None or not len(a) for a in (*frames, *audio)):
-            needed = ", ".join(self.modalities)
-            raise ValueError(f"The clip has nothing that this model reads ({needed}).")
-        data = FeatureSet.from_arrays(range(len(texts)), frames, audio, matrix)
-        return data.standardised(self.moments)
-
-    def _threads(self):
-        """Small networks take one core: a second one gains nothing, and waits where files that
-        are decoded meanwhile need it."""
-        networks = (*self.encoders.values(), *self.models.values())
-        size = sum(p.numel() for network in networks for p in network.parameters())
-        alone = size < SMALL and self.device.type == "cpu"
-        return one_thread() if alone else contextlib.nullcontext()
-
-    def _outputs(self, data: FeatureSet, removed: str | None = None) -> list:
-        """The `Output` of each seed's model, with a modality removed where one is named."""
-        batch = data.batch(np.arange(len(data)), self.device)
-        if removed is not None:
-            batch.present[:, MODALITIES.index(removed)] = False
-        with torch.inference_mode(), no_denormals(), self._threads():
-            return [model(**batch.inputs()) for model in self.models.values()]
-
-    def _intensity(self, outputs: list) -> np.ndarray:
-        """(S, W, E) in the range of the corpus's targets."""
-        intensity = np.stack([_array(output.intensity) for output in outputs])
-        return intensity if self.scale is None else self.scale.inverse_transform(intensity)
-
-    def _words(self, clip: Clip) -> tuple[str | None, str]:
-        """The clip's words, None for Whisper to find them, and where they come from."""
+    def _words(self, text: str | None, sounds: list) -> tuple[list[str], str]:
+        """The words of each window, "" for none, and where they come from."""
+        source = "Words as given." if text else "No words given."
         if "text" not in self.modalities:
-            return "", "Words are not read by this model."
-        if clip.text is not None:
-            return clip.text.strip(), "Words as given." if clip.text.strip() else "No words given."
-        if self._whisper is None:
-            return "", "No words: none were given, and Whisper's weights are not on this machine."
-        return None, f"Words by Whisper ({self._whisper[0].name})."
+            text, source = "", "Words are not read by this model."
+        elif text is None and self._whisper is not None:
+            path, model = self._whisper
+            waveforms = [None if s is None else s.astype(np.float32) / 32768 for s in sounds]
+            return transcripts.transcribe(model, waveforms), f"Words by Whisper ({path.name})."
+        elif text is None:
+            source = "No words: none were given, and Whisper's weights are not on this machine."
+        return [(text or "").strip()] * len(sounds), source
 
     @functools.cached_property
     def _whisper(self):
@@ -354,24 +242,41 @@ class EmiPredictor:
         path = transcripts.find_weights()
         return None if path is None else (path, transcripts.load_whisper(path, self.device))
 
-    def _listen(self, sounds: Sequence) -> list[str]:
-        waveforms = [None if s is None else s.astype(np.float32) / 32768 for s in sounds]
-        return transcripts.transcribe(self._whisper[1], waveforms)
+    def _encode(self, frames, rows: list[slice], sounds: list, texts: list[str]) -> FeatureSet:
+        """Standardised features of windows: rows of `frames`, a sound and a text each."""
+        images, audio, text = None, None, None
+        first, last = rows[0].start, rows[-1].stop
+        with one_thread():
+            if frames is not None and "frames" in self.modalities and first < last:
+                [encoded] = extraction.encode_frames(self.encoders["vision"], [frames[first:last]])
+                images = [encoded[part.start - first : part.stop - first] for part in rows]
+            if "audio" in self.modalities:
+                encoder, every = self.encoders["audio"], self.settings.audio_every
+                audio = extraction.encode_waveforms(encoder, sounds, every)
+            if any(texts):
+                encoder, distinct = self.encoders["text"], list(dict.fromkeys(texts))
+                vectors = extraction.encode_texts(encoder, distinct)
+                known = dict(zip(distinct, vectors, strict=True))
+                known[""] = np.full((1, encoder.dim), np.nan)
+                text = np.concatenate([known[words] for words in texts]).astype(np.float32)
+        data = FeatureSet.from_arrays(range(len(rows)), images, audio, text)
+        return data.standardised(self.moments)
 
+    def _outputs(self, data: FeatureSet, removed: str | None = None) -> list[list]:
+        """The `Output` of each seed's model for each batch, without `removed` where it is named."""
+        outputs = []
+        with torch.inference_mode(), no_denormals(), one_thread():
+            for batch in data.batches(TOGETHER, device=self.device):
+                if removed is not None:
+                    batch.present[:, MODALITIES.index(removed)] = False
+                outputs.append([model(**batch.inputs()) for model in self.models.values()])
+        return outputs
 
-def _fill(prediction: Prediction, decoded: DecodedClip, text, windows, groups) -> None:
-    """Put (intensity, present, words) of groups of windows into a prediction."""
-    prediction.start, prediction.end = starts, ends = windows
-    intensity, present, words = zip(*groups, strict=True)
-    prediction.intensity = np.concatenate(intensity, axis=1)
-    prediction.present = np.concatenate(present)
-    distinct = dict.fromkeys(text for texts in words for text in texts if text)
-    prediction.text = " ".join(distinct) or None  # once where every window has the same
-    prediction.notes = list(decoded.notes)
-    if len(starts) > 1:
-        shared = " Each is given all the words." if text else ""
-        mean = f"Mean over {len(starts)} windows of {ends[0] - starts[0]:g} s."
-        prediction.notes.append(mean + shared)
+    def _intensity(self, outputs: list[list]) -> np.ndarray:
+        """(S, W, E) in the range of the corpus's targets."""
+        batches = [np.stack([_array(output.intensity) for output in batch]) for batch in outputs]
+        intensity = np.concatenate(batches, axis=1)
+        return intensity if self.scale is None else self.scale.inverse_transform(intensity)
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

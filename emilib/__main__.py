@@ -37,9 +37,10 @@ Visual = Annotated[
 
 
 def _workspace(profile, corpus, visual=None):
+    from emilib import profiles
     from emilib.pipeline import Workspace
 
-    return Workspace(profile, corpus, visual=visual)
+    return Workspace(profiles.get(profile, visual), corpus)
 
 
 def corpus(

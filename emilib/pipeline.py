@@ -38,22 +38,17 @@ SYNTHETIC = "embedded corpus: drawn faces, synthetic voices"
 class Workspace:
     """Everything of one profile on one corpus.
 
-    profile : name, Profile, or None for that of ``EMI_PROFILE`` (else smoke)
+    profile : a Profile, or its name as of `profiles.get`
     corpus : folder in the layout of Hume-Vidmimic2, or one of your own with a CSV (see
         `emilib.corpus.user_dataset`), or that CSV; None for the embedded corpus
     home : where generated things go; None for ``EMI_HOME``, else ``runs/`` of the checkout
-    visual : "faces" or "video" in place of what the profile says; None for ``EMI_VISUAL``
-    seeds : how many, in place of the profile's; None for ``EMI_SEEDS``
 
     Raises ValueError when the profile has no embedded corpus and no folder is given.
     """
 
-    def __init__(self, profile=None, corpus=None, home=None, visual=None, seeds=None):
-        if not isinstance(profile, profiles.Profile):
-            profile = profiles.get(profile)
-            visual = visual or os.environ.get("EMI_VISUAL")
-            seeds = seeds or os.environ.get("EMI_SEEDS")
-        self.profile = profiles.changed(profile, visual, seeds)
+    def __init__(self, profile=None, corpus=None, home=None):
+        known = isinstance(profile, profiles.Profile)
+        self.profile = profile if known else profiles.get(profile)
         self.home = Path(home).resolve() if home else environment.home()
         corpus = corpus or os.environ.get("EMI_CORPUS")
         if not corpus and self.profile.corpus_size is None:
@@ -125,9 +120,9 @@ class Workspace:
                 if "checkpoint" in config:
                     loading.check(role, config["checkpoint"], config.get("revision"))
         if self.profile.corpus_size is None:
-            files = [path for path in self.cache.root.rglob("*") if path.is_file()]
-            room = self.estimate()["disk"].sum() - sum(p.stat().st_size for p in files) / 1e9
-            environment.require_room(self.home, max(0.0, room), "what is left of the run")
+            cached = sum(p.stat().st_size for p in self.cache.root.rglob("*") if p.is_file()) / 1e9
+            room = max(0.0, self.estimate()["disk"].sum() - cached)
+            environment.require_room(self.home, room, "what is left of the run")
 
     def estimate(self) -> pd.DataFrame:
         """What a run takes, by stage; see `emilib.study.resources`."""
@@ -263,13 +258,14 @@ class Workspace:
             return pd.DataFrame([("embedded corpus", 0, sum(size.values()))], columns=columns)
         rows = [(s.name, int(self.cache.exists(s.kind, s.parts)), 1) for s in self.steps]
         trained = [e for e in self.experiments().values() if e.model is not None]
-        for kind in sorted({e.features for e in trained}):
-            pairs = [(e, s) for e in trained if e.features == kind for s in self.profile.seeds]
-            step, done = self._step(*kind.split(", ")), 0
+        done, seeds = 0, self.profile.seeds
+        for experiment in trained:
+            step = self._step(*experiment.features.split(", "))
             if self.cache.exists(step.kind, step.parts):
-                splits = self.features(*kind.split(", "))
-                done = sum(self.cache.exists(KIND, result_parts(*pair, splits)) for pair in pairs)
-            rows.append((f"training runs, {kind}", done, len(pairs)))
+                features = self.features_of(experiment.name)
+                parts = [result_parts(experiment, seed, features) for seed in seeds]
+                done += sum(self.cache.exists(KIND, part) for part in parts)
+        rows.append(("training runs", done, len(trained) * len(seeds)))
         return pd.DataFrame(rows, columns=columns)
 
     def tables(self) -> dict:

@@ -183,26 +183,24 @@ def paper() -> Profile:
     )
 
 
-def changed(profile: Profile, visual: str | None = None, seeds: int | str | None = None) -> Profile:
-    """The profile with other pictures, or with so many seeds from 0 on; None changes nothing."""
-    if visual not in (None, "faces", "video"):
-        raise ValueError(f"visual: expected 'faces' or 'video', got {visual!r}")
-    if seeds is not None and not (str(seeds).isdigit() and int(seeds) >= 1):
-        raise ValueError(f"seeds: expected a whole number from 1, got {seeds!r}")
-    return dataclasses.replace(
-        profile,
-        visual=visual or profile.visual,
-        seeds=profile.seeds if seeds is None else tuple(range(int(seeds))),
-    )
-
-
 _PROFILES = {"smoke": smoke, "embedded": embedded, "paper": paper}
 NAMES = tuple(_PROFILES)
 
 
-def get(name: str | None = None) -> Profile:
-    """The profile of this name; without one, that of ``EMI_PROFILE``, else smoke."""
-    name = name or os.environ.get("EMI_PROFILE", "smoke")
+def get(name: str | None = None, visual: str | None = None, seeds: int | None = None) -> Profile:
+    """A profile by name, with other pictures ("faces", "video") and so many seeds from 0 on.
+
+    Without them ``EMI_PROFILE`` (else smoke), ``EMI_VISUAL`` and ``EMI_SEEDS`` count.
+    """
+    name = name or os.environ.get("EMI_PROFILE") or "smoke"
+    visual, seeds = visual or os.environ.get("EMI_VISUAL"), seeds or os.environ.get("EMI_SEEDS")
     if name not in _PROFILES:
-        raise ValueError(f"profile: expected one of {', '.join(_PROFILES)}, got {name!r}")
-    return _PROFILES[name]()
+        raise ValueError(f"profile: expected one of {', '.join(NAMES)}, got {name!r}")
+    if visual not in (None, "", "faces", "video"):
+        raise ValueError(f"visual: expected 'faces' or 'video', got {visual!r}")
+    if seeds and not (str(seeds).isdigit() and int(seeds) >= 1):
+        raise ValueError(f"seeds: expected a whole number from 1, got {seeds!r}")
+    profile = _PROFILES[name]()
+    changes = {"visual": visual} if visual else {}
+    changes |= {"seeds": tuple(range(int(seeds)))} if seeds else {}
+    return dataclasses.replace(profile, **changes)

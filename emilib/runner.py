@@ -269,8 +269,7 @@ def main(arguments=None) -> int:
     home = environment.home()
     figures = environment.figures(options.profile, options.corpus is None, home)
     try:
-        visual, seeds = os.environ.get("EMI_VISUAL"), os.environ.get("EMI_SEEDS")
-        profile = profiles.changed(profiles.get(options.profile), visual, seeds)
+        profile = profiles.get(options.profile)
         if not options.check:
             run(options, profile, home, figures)
         elif rows := unfinished_rows(figures):

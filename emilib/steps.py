@@ -133,10 +133,11 @@ class Steps:
         p, columns = self.profile, ("frames", "waveform")
         frames = [p.visual, p.fps, p.stored_frames, p.image_size, p.face_size, p.max_seconds]
         code = code_version("reader.py", "corpus/media.py", "corpus/streams.py")
-        return self._step("decoding", "media", self._decode, (), columns, frames=frames, code=code)
 
-    def _decode(self, step: Step, ids: Sequence[str]) -> Iterator[dict]:
-        return self.reader.decoded(ids, profile=self.profile, kept=self.profile.stored_frames)
+        def make(step, ids):
+            return self.reader.decoded(ids, profile=p, kept=p.stored_frames)
+
+        return self._step("decoding", "media", make, (), columns, frames=frames, code=code)
 
     def clips(self) -> contrastive_pretraining.Clips:
         """What pretraining may see: the training clips, without their labels."""
@@ -155,11 +156,10 @@ class Steps:
         code = code_version("training/self_supervised.py", *ENCODERS)
         for role in ("audio", "vision", "text") if plan else ():
             needs = () if role == "text" else (self.media,)
-            encoder = {"role": role, "config": self.identity(role), "pool": self.profile.text_pool}
+            settings = {"role": role, "config": self.identity(role), "pool": self.profile.text_pool}
+            settings |= {"plan": plan, "code": code}
             name = f"self-supervised start, {role}"
-            starts[role] = self._step(
-                name, "start", self._start, needs, **encoder, plan=plan, code=code
-            )
+            starts[role] = self._step(name, "start", self._start, needs, **settings)
         return starts
 
     def _start(self, step: Step, folder: Path) -> None:
@@ -173,9 +173,8 @@ class Steps:
                 frames = [f for f in clips.frames if f is not None and len(f) > 1]
                 losses = self_supervised.warm_vision(encoder, frames, plan, 0, progress)
             elif role == "audio":
-                sounds = [
-                    w for w in clips.waveforms if w is not None and len(w) >= encoder.shortest
-                ]
+                least = encoder.shortest
+                sounds = [w for w in clips.waveforms if w is not None and len(w) >= least]
                 losses = self_supervised.warm_audio(encoder, sounds, plan, 0, progress)
             else:
                 words = list(filter(None, clips.texts))
@@ -206,9 +205,8 @@ class Steps:
 
         encoders = [self.started(role) for role in (step.settings["role"], "text")]
         settings = {"seed": 0, "checkpoint": self.cache.scratch(step.kind, step.parts)}
-        settings["progress"] = Counter(f"{step.name}: step")
-        plan = step.settings["plan"]
-        result = contrastive_pretraining.pretrain(*encoders, self.clips(), plan, **settings)
+        settings |= {"plan": step.settings["plan"], "progress": Counter(f"{step.name}: step")}
+        result = contrastive_pretraining.pretrain(*encoders, self.clips(), **settings)
         save_encoder(result.media, folder / "media")
         save_encoder(result.text, folder / "text")
         result.pair.save_pretrained(folder / "heads")
@@ -239,11 +237,9 @@ class Steps:
             finish(list(self.starts.values()))
             return {role: self.started(role) for role in ROLES}
         folders = self.align(stage)
-        return {
-            "vision": load_encoder(folders["frames"] / "media"),
-            "audio": load_encoder(folders["audio"] / "media"),
-            "text": load_encoder(folders[self.profile.stage_one["frames"].text_from] / "text"),
-        }
+        paths = {"vision": folders["frames"] / "media", "audio": folders["audio"] / "media"}
+        paths["text"] = folders[self.profile.stage_one["frames"].text_from] / "text"
+        return {role: load_encoder(path) for role, path in paths.items()}
 
     def started(self, role: str):
         """The encoder of a role as Stage I begins with it."""
@@ -257,7 +253,8 @@ class Steps:
 
         config, p = self.profile.encoder_configs(stage)[role], self.profile
         if "checkpoint" in config:
-            return loading.pretrained(role, **self.loading_settings(role, stage))
+            settings = self.loading_settings(role, stage)
+            return loading.pretrained(role, settings.pop("checkpoint"), **settings)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             if role == "text":
@@ -296,9 +293,8 @@ class Steps:
         needs = [run for (name, _), run in self.runs.items() if name == stage]
         needs = [self.media, *(self.starts.values() if stage == "start" else needs)]
         columns = ("frames", "audio", "text")
-        return self._step(
-            f"features, {stage}", "features", self._encode, needs, columns, **settings
-        )
+        name = f"features, {stage}"
+        return self._step(name, "features", self._encode, needs, columns, **settings)
 
     def sampling(self, stage: str) -> tuple[int | None, int]:
         """Samples of a waveform that are encoded (None: all of them), and `audio_every`."""
@@ -315,8 +311,6 @@ class Steps:
 
         Features are as encoders give them, not standardised. A clip without the modality has None.
         """
-        if modality not in ("frames", "audio"):
-            raise ValueError(f"modality: expected frames or audio, got {modality!r}")
         clean, columns = self.features(stage), (modality,)
         make = functools.partial(self._encode, modality=modality, corrupt=corrupt)
         settings = {name: clean.settings[name] for name in ("stage", "sampling")}
@@ -327,7 +321,8 @@ class Steps:
 
     def _encode(self, step: Step, ids, modality=None, corrupt=None) -> Iterator[dict]:
         """Features clip by clip; of one modality alone, corrupted, where it is named."""
-        media = {"frames": self._frames(ids), "audio": self._sounds(ids)}
+        waveforms = (self.media.stores["waveform"][i] for i in ids)
+        media = {"frames": self._frames(ids), "audio": waveforms}
         words = self.reader.texts(ids)
         if modality is not None:
             pairs = zip(ids, media[modality], strict=True)
@@ -354,14 +349,9 @@ class Steps:
         decoded = self.reader.decoded(ids, profile=self.profile, kept=None, sound=False)
         return (row["frames"] for row in decoded)
 
-    def _sounds(self, ids) -> Iterator:
-        return (self.media.stores["waveform"][i] for i in ids)
-
     @functools.cached_property
     def official(self) -> Step:
         """Stores "frames" and "audio" of the organisers' pickles."""
         code, columns = code_version("reader.py", "corpus/feature_files.py"), ("frames", "audio")
-        return self._step("official features", "official", self._official, (), columns, code=code)
-
-    def _official(self, step: Step, ids: Sequence[str]) -> Iterator[dict]:
-        return self.reader.official(ids)
+        make = lambda step, ids: self.reader.official(ids)  # noqa: E731
+        return self._step("official features", "official", make, (), columns, code=code)

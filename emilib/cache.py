@@ -1,13 +1,12 @@
 """Everything costly is kept once, under a key made from all that determines it.
 
 A finished step is a folder. It is made under another name and renamed when complete, so a kill
-at any moment leaves either the whole step or none of it; SHA-256 sums of its files stand inside,
-because neither safetensors nor ``torch.load`` notices a flipped bit.
+leaves the whole step or none of it; SHA-256 sums of its files stand inside, because neither
+safetensors nor ``torch.load`` notices a flipped bit.
 
-Several processes at one job (ranks), on one machine or many, as ``accelerate launch`` starts them,
-share what is costly through the cache, which lies on a disk they all see. Divisible work is dealt
-out by `share`; indivisible steps run on rank 0, and the others wait for the cached result. Nothing
-is sent, so no rank runs into a timeout and no order of messages matters.
+Several processes at one job (ranks), as ``accelerate launch`` starts them, share what is costly
+through the cache, which lies on a disk they all see. Divisible work is dealt out by `share`;
+indivisible steps run on rank 0, and the others wait for the cached result. Nothing is sent.
 """
 
 import ast
@@ -65,17 +64,15 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.5)
 
 
-def canonical(value, indent=None) -> str:
+def canonical(value) -> str:
     """`value` as JSON with one spelling; TypeError for what is no plain data."""
-    return json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False, default=_plain)
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=_plain)
 
 
 def _plain(value):
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {"__class__": type(value).__name__, **fields}
-    if isinstance(value, Path):
-        return str(value)
     if hasattr(value, "item"):  # a NumPy scalar
         return value.item()
     raise TypeError(f"expected plain data for a key, got {type(value).__name__} {value!r:.80}")
@@ -93,11 +90,9 @@ def file_sum(path) -> str:
 
 
 def code_version(*modules: str) -> str:
-    """Hex digest of what modules or packages, named below ``emilib``, do.
+    """Hex digest of modules or packages below ``emilib``: ``code_version("training/loop.py")``.
 
-    ``code_version("models", "training/loop.py")`` changes with any of these files, so that results
-    of older code are not taken for those of the present one. Comments, docstrings and layout do
-    not count.
+    It changes with what they do; comments, docstrings and layout do not count.
     """
     root = Path(__file__).parent
     paths = [root / name for name in modules]
@@ -147,13 +142,13 @@ class Cache:
     def has(self, kind: str, parts: dict) -> bool:
         """Whether the step is finished and its files are what was written."""
         folder = self.folder(kind, parts)
-        if folder not in self._checked or not folder.exists():
-            with contextlib.suppress(OSError, json.JSONDecodeError):
-                if json.loads((folder / SUMS).read_text()) == _sums(folder):
-                    self._checked.add(folder)
-                    return True
-            return False
-        return True
+        if folder in self._checked and folder.exists():
+            return True
+        with contextlib.suppress(OSError, json.JSONDecodeError):
+            if json.loads((folder / SUMS).read_text()) == _sums(folder):
+                self._checked.add(folder)
+                return True
+        return False
 
     def scratch(self, kind: str, parts: dict) -> Path:
         """A folder for what an unfinished step keeps in case it is killed; removed on success."""
@@ -162,10 +157,9 @@ class Cache:
         return folder
 
     def step(self, kind: str, parts: dict, make: Callable[[Path], None]) -> Path:
-        """The finished folder of a step; ``make(folder)`` fills it when it is not there.
+        """The finished folder of a step; ``make(folder)`` fills it where it is missing or spoilt.
 
-        A folder whose files do not match their sums is made again. Two processes may ask at
-        once: both make the step, the first to finish is kept.
+        Two processes may ask at once: both make the step, the first to finish is kept.
         """
         final = self.folder(kind, parts)
         if self.has(kind, parts):
@@ -175,14 +169,11 @@ class Cache:
         temporary.mkdir(parents=True)
         try:
             make(temporary)
-            (temporary / "parts.json").write_text(canonical(parts, indent=1), encoding="utf-8")
-            (temporary / SUMS).write_text(json.dumps(_sums(temporary), indent=1))
-            try:
+            (temporary / "parts.json").write_text(canonical(parts), encoding="utf-8")
+            (temporary / SUMS).write_text(json.dumps(_sums(temporary)))
+            with contextlib.suppress(OSError):  # another process was first: its folder stays
                 os.replace(temporary, final)
-                self._checked.add(final)
-            except OSError:
-                if not self.has(kind, parts):  # not the other process's finished folder
-                    raise
+            self._checked.add(final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(final.with_suffix(".unfinished"), ignore_errors=True)

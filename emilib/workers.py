@@ -80,7 +80,6 @@ def _start() -> None:
 
 
 def _end_with(parent: int) -> None:
-    """A parent that is killed can't end its workers."""
-    while os.getppid() == parent:
+    while os.getppid() == parent:  # one that is killed can't end its workers
         time.sleep(1)
     os._exit(1)

@@ -1,6 +1,5 @@
 """Worker processes: order, memory, errors, death, and what they take over from their parent."""
 
-import math
 import os
 import signal
 import subprocess
@@ -39,12 +38,6 @@ def die(number):
     if number == 3:
         os._exit(1)
     return number
-
-
-def python(script, path, *arguments):
-    path.write_text(script)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return [sys.executable, str(path), *arguments], environment
 
 
 def test_a_worker_is_part_of_its_rank(monkeypatch):
@@ -93,31 +86,38 @@ def test_a_worker_that_dies_is_reported_and_replaced():
     assert list(workers.ordered_map(die, range(3), 2)) == [0, 1, 2]
 
 
-def test_workers_end_with_a_parent_that_was_killed(tmp_path):
-    script = (
-        "import os, time\nfrom emilib import workers\n"
-        "print(*workers.ordered_map(os.getpgid, [0, 0], 2), flush=True)\n"
-        "print(*(c.pid for c in __import__('psutil').Process().children()), flush=True)\n"
-        "list(workers.ordered_map(time.sleep, [3, 3], 2))\n"
-    )
-    command, environment = python(script, tmp_path / "script.py")
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        process.stdout.readline()
+ENDLESS = """
+import os, time, psutil
+from emilib import workers
+list(workers.ordered_map(os.getpgid, [0, 0], 2))
+print(*(c.pid for c in psutil.Process().children()), flush=True)
+list(workers.ordered_map(time.sleep, [3, 3], 2))
+"""
+
+
+def test_workers_end_with_a_parent_that_was_killed():
+    command = [sys.executable, "-c", ENDLESS]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         children = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
         assert len(children) >= 2
         process.kill()
     assert psutil.wait_procs(children, timeout=30)[1] == []
 
 
-def test_a_script_without_a_guard_may_use_workers(tmp_path):
+SCRIPT = """
+import math
+from emilib import workers
+print('begun')
+print(list(workers.ordered_map(math.sqrt, [4.0, 9.0], 2)))
+"""
+
+
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_script_without_a_guard_may_use_workers(tmp_path, piped):
     """Its workers do not run it again: not from a file, and not from a pipe."""
-    script = (
-        "import math\nfrom emilib import workers\nprint('begun')\n"
-        "print(list(workers.ordered_map(math.sqrt, [4.0, 9.0], 2)))\n"
-    )
-    command, environment = python(script, tmp_path / "script.py")
-    for arguments, text in ((command, None), ([sys.executable, "-"], script)):
-        done = subprocess.run(
-            arguments, input=text, env=environment, capture_output=True, text=True, timeout=120
-        )
-        assert done.stdout == f"begun\n[{math.sqrt(4)}, {math.sqrt(9)}]\n", done.stderr[-2000:]
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-" if piped else str(tmp_path / "script.py")]
+    options = {"capture_output": True, "text": True, "timeout": 120, "cwd": ROOT}
+    options["env"] = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, input=SCRIPT if piped else None, **options)
+    assert done.stdout == "begun\n[2.0, 3.0]\n", done.stderr[-2000:]

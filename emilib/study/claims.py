@@ -27,7 +27,7 @@ class Claim:
 
     name : what formulas in ``checks.csv`` call it; "" where none does
     where : table or section
-    row, modality : the table's row as it is called here, and its modalities; None in running text
+    row, modality : the table's row as it is called here, and its modalities; "" in running text
     value : NaN for a row that neither paper has: what a part of paper A's network does, and what
         else belongs beside the systems of B2
     unit : "ρ", "%", "clips", "s" (seconds) or "h" (hours)
@@ -37,37 +37,26 @@ class Claim:
     name: str
     paper: str
     where: str
-    row: str | None
-    modality: str | None
+    row: str
+    modality: str
     quantity: str
     value: float
     unit: str
     delta: float | None
-
-    @property
-    def table(self) -> str | None:
-        """Paper and number, "A2" for Table 2 of paper A; None in running text."""
-        return f"{self.paper}{self.where.split()[1]}" if self.where.startswith("Table") else None
 
 
 def _read(name: str) -> pd.DataFrame:
     return pd.read_csv(Path(__file__).with_name(name), dtype=str, keep_default_na=False)
 
 
-def _number(text: str) -> float:
-    return float(text) if "." in text else int(text or 0)
+def _number(text: str, empty=None):
+    return (float(text) if "." in text else int(text)) if text else empty
 
 
-def _claims() -> tuple[Claim, ...]:
-    claims = []
-    for row in _read("claims.csv").to_dict("records"):
-        row["value"] = _number(row["value"]) if row["value"] else math.nan
-        row["delta"] = float(row["delta"]) if row["delta"] else None
-        claims.append(Claim(**row | {name: row[name] or None for name in ("row", "modality")}))
-    return tuple(claims)
-
-
-CLAIMS = _claims()
+CLAIMS = tuple(
+    Claim(**row | {"value": _number(row["value"], math.nan), "delta": _number(row["delta"])})
+    for row in _read("claims.csv").to_dict("records")
+)
 
 
 def rows(table: str) -> tuple[Claim, ...]:
@@ -77,7 +66,8 @@ def rows(table: str) -> tuple[Claim, ...]:
     """
     if table not in TABLES:
         raise ValueError(f"expected a table among {', '.join(TABLES)}, got {table!r}")
-    return tuple(claim for claim in CLAIMS if claim.table == table)
+    place = (table[0], f"Table {table[1]}")
+    return tuple(claim for claim in CLAIMS if (claim.paper, claim.where) == place)
 
 
 def reported(table: str, row: str, quantity: str | None = None) -> Claim:
@@ -90,11 +80,9 @@ def reported(table: str, row: str, quantity: str | None = None) -> Claim:
 
 
 def stated(paper: str, where: str, quantity: str) -> float:
-    """The number a paper's running text states. Raises ValueError when it states none."""
-    for claim in CLAIMS:
-        if (claim.paper, claim.where, claim.quantity) == (paper, where, quantity):
-            return claim.value
-    raise ValueError(f"paper {paper}, {where} states no {quantity!r}")
+    """The number a paper's running text states. Raises StopIteration when it states none."""
+    place = (paper, where, quantity)
+    return next(c.value for c in CLAIMS if (c.paper, c.where, c.quantity) == place)
 
 
 def checks() -> pd.DataFrame:

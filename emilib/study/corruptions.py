@@ -7,7 +7,7 @@ Dimension key: N clips, T steps, S samples of a waveform or pixels of a side.
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -18,23 +18,6 @@ from emilib.features.feature_set import FeatureSet, FeatureSplits, Standardised
 from emilib.features.store import Rows
 
 GREY = 128  # of what covers a face
-
-
-@dataclasses.dataclass(frozen=True)
-class Corruption:
-    """One way to change a modality on purpose, and how much.
-
-    kind : a key of `KINDS`, which says what `level` is
-    """
-
-    kind: str
-    modality: str
-    level: float
-
-    def __str__(self):
-        return f"{self.modality}, {self.kind} {KINDS[self.kind].format(level=self.level)}"
-
-
 # How a level reads. Shares are of the clips for the first and the last, of the picture's side for
 # the blur, of its area for the cover, of a clip's frames for the noise.
 KINDS = {
@@ -45,6 +28,20 @@ KINDS = {
     "lost to noise": "{level:.0%}",
     "wrong words": "{level:.0%}",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Corruption:
+    """One way to change a modality on purpose: a key of `KINDS`, which says what `level` is."""
+
+    kind: str
+    modality: str
+    level: float
+
+    def __str__(self):
+        return f"{self.modality}, {self.kind} {KINDS[self.kind].format(level=self.level)}"
+
+
 MISSING = tuple(Corruption("missing", m, share) for m in MODALITIES for share in (0.25, 0.5, 1.0))
 SPOILT = (
     *(Corruption("white noise", "audio", snr) for snr in (20.0, 10.0, 0.0)),
@@ -56,12 +53,7 @@ SPOILT = (
 
 
 def chosen(count: int, share: float, seed: int = 0) -> np.ndarray:
-    """(count,) bool, True for a share of them, drawn at random.
-
-    Of one seed a smaller share is part of a larger one. Raises ValueError outside 0 to 1.
-    """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share: expected a number from 0 to 1, got {share}")
+    """(count,) bool, True for a random share; of one seed a smaller share is part of a larger."""
     mask = np.zeros(count, bool)
     mask[np.random.default_rng(seed).permutation(count)[: round(share * count)]] = True
     return mask
@@ -69,20 +61,14 @@ def chosen(count: int, share: float, seed: int = 0) -> np.ndarray:
 
 def without(data: FeatureSet, modality: str, share: float = 1.0, seed: int = 0) -> FeatureSet:
     """A share of the clips lacks a modality from now on; its width stays known."""
-    if modality not in data.dims:
-        raise ValueError(f"modality: expected one of {sorted(data.dims)}, got {modality!r}")
     gone, values = chosen(len(data), share, seed), getattr(data, modality)
     if modality == "text":
-        values = np.where(gone[:, None], np.nan, values)
-    elif isinstance(values, Standardised):  # as when it is read: rounding stays the same
-        values = Standardised(_without(values.raw, gone), values.mean, values.spread)
-    else:
-        values = _without(values, gone)
-    return dataclasses.replace(data, **{modality: values})
-
-
-def _without(arrays: Sequence, gone: np.ndarray) -> list:
-    return [None if missing else array for array, missing in zip(arrays, gone, strict=True)]
+        return dataclasses.replace(data, text=np.where(gone[:, None], np.nan, values))
+    raw = getattr(values, "raw", values)
+    raw = [None if lost else array for array, lost in zip(raw, gone, strict=True)]
+    if isinstance(values, Standardised):  # as when it is read: rounding stays the same
+        raw = Standardised(raw, values.mean, values.spread)
+    return dataclasses.replace(data, **{modality: raw})
 
 
 def wrong_words(data: FeatureSet, share: float = 1.0, seed: int = 0) -> FeatureSet:
@@ -94,10 +80,9 @@ def wrong_words(data: FeatureSet, share: float = 1.0, seed: int = 0) -> FeatureS
 
 
 def with_noise(waveform: np.ndarray, snr: float, generator: np.random.Generator) -> np.ndarray:
-    """White Gaussian noise at a signal-to-noise ratio over the whole clip; (S,) int16.
+    """(S,) int16 with white Gaussian noise, `snr` dB below the power of the whole clip.
 
-    snr : 10 log10 of the power of the clip over that of the noise, in dB. A silent clip stays
-        silent. What leaves the range of 16 bits is clipped, as a recorder does.
+    What leaves the range of 16 bits is clipped, as a recorder does.
     """
     signal = waveform.astype(np.float64)
     deviation = np.sqrt(np.mean(signal**2) / 10 ** (snr / 10)) if len(signal) else 0.0
@@ -105,7 +90,7 @@ def with_noise(waveform: np.ndarray, snr: float, generator: np.random.Generator)
     return np.clip(np.rint(noisy), -32768, 32767).astype(np.int16)
 
 
-def blurred(frames: np.ndarray, share: float) -> np.ndarray:
+def blurred(frames: np.ndarray, share: float, generator=None) -> np.ndarray:
     """(T, 3, S, S) uint8 through a Gaussian whose deviation is this share of the side S."""
     sigma = share * frames.shape[-1]
     smooth = gaussian_filter(frames.astype(np.float32), (0, 0, sigma, sigma), mode="nearest")
@@ -113,10 +98,7 @@ def blurred(frames: np.ndarray, share: float) -> np.ndarray:
 
 
 def covered(frames: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
-    """(T, 3, S, S) uint8 with a grey square over this share of the area.
-
-    It lies at a random place within the picture, the same in all frames of the clip.
-    """
+    """(T, 3, S, S) uint8 with a grey square over this share of the area, at one random place."""
     size = frames.shape[-1]
     side = round(size * np.sqrt(share))
     top, left = generator.integers(0, size - side + 1, 2)
@@ -136,9 +118,8 @@ def noisy_frames(frames: np.ndarray, share: float, generator: np.random.Generato
 def corrupt(corruption: Corruption, id_: str, medium: np.ndarray, seed: int = 0) -> np.ndarray:
     """The frames or the waveform of a clip, corrupted; the draw depends on seed and id alone."""
     generator = np.random.default_rng([seed, zlib.crc32(id_.encode())])
-    if corruption.kind == "blur":
-        return blurred(medium, corruption.level)
-    harm = {"white noise": with_noise, "covered": covered, "lost to noise": noisy_frames}
+    harm = {"white noise": with_noise, "blur": blurred}
+    harm |= {"covered": covered, "lost to noise": noisy_frames}
     return harm[corruption.kind](medium, corruption.level, generator)
 
 

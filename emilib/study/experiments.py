@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from emilib.study import claims
 from emilib.study.savchenko import fit_savchenko
 from emilib.training.recipes import Recipe
 
@@ -33,7 +32,7 @@ class Experiment:
     members : names of experiments whose predictions are averaged
     leaked : the predictions of its one member with fusion weights from the validation clips
     train : called in place of building the model and `fit`, with (train, valid, recipe, seed,
-        checkpoint, device, **model_args); gives Results `honest` and `leaked`, as `fit_savchenko`
+        checkpoint, **model_args); gives Results `honest` and `leaked`, as `fit_savchenko`
     """
 
     name: str
@@ -47,11 +46,6 @@ class Experiment:
     leaked: bool = False
     train: Callable | None = None
 
-    @property
-    def claims(self) -> tuple[claims.Claim, ...]:
-        """What the papers report for its rows."""
-        return tuple(claims.reported(table, row) for table, row in self.rows)
-
 
 def all_experiments(profile) -> dict[str, Experiment]:
     """Every row of A2, A3, A4, B2, B3 and B4, by name of experiment.
@@ -60,46 +54,42 @@ def all_experiments(profile) -> dict[str, Experiment]:
         which a row adds its own; and recipes, `dual_stage_recipe`, `taemi_recipe`,
         `baseline_recipe`, `earlier_recipe` and `savchenko_recipe`
     """
-    table = pd.read_csv(
-        Path(__file__).with_name("experiments.csv"), dtype=str, keep_default_na=False
-    )
-    listed = [_experiment(profile, **row) for row in table.to_dict("records")]
+    path = Path(__file__).with_name("experiments.csv")
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False).itertuples()
+    listed = [_experiment(profile, row) for row in rows]
     if profile.taemi_fine_tune:
         # Encoders of their own serve the tables. The same with frozen encoders are there to be
         # looked into and used: all of them, and all seeds, take one and the same features.
         frozen = [e for e in listed if e.model == "TAEMI"]
         listed = [dataclasses.replace(e, rows=()) if e in frozen else e for e in listed]
-        for e in frozen:
-            listed.append(dataclasses.replace(e, name=f"{e.name}_tuned", features=MEDIA))
+        listed += [dataclasses.replace(e, name=f"{e.name}_tuned", features=MEDIA) for e in frozen]
     return {experiment.name: experiment for experiment in listed}
 
 
-def _experiment(
-    profile, name, model, settings, input, features, recipe, recipe_change, rows, members
-) -> Experiment:
-    modalities = tuple(_LETTERS[letter] for letter in input.split("+"))
+def _experiment(profile, row) -> Experiment:
+    modalities = tuple(_LETTERS[letter] for letter in row.input.split("+"))
     common = {
         "DualStage": {**profile.dual_stage, "modalities": modalities},
         "TAEMI": profile.taemi,
         "LastStepGRU": profile.baseline,
-    }.get(model, profile.earlier.get(model, {}))
-    change = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(settings or "{}").items()
-    }
+    }.get(row.model, profile.earlier.get(row.model, {}))
+    change = json.loads(row.settings or "{}")
+    change = {k: tuple(v) if isinstance(v, list) else v for k, v in change.items()}
+    features, recipe = row.features, None
     if features == "taemi":
         features = "ours" if profile.taemi_encoders is None else "ours, paper_b"
-    if recipe:
-        recipe = getattr(profile, f"{recipe}_recipe")
-        recipe = dataclasses.replace(recipe, **json.loads(recipe_change or "{}"))
+    if row.recipe:
+        recipe = getattr(profile, f"{row.recipe}_recipe")
+        recipe = dataclasses.replace(recipe, **json.loads(row.recipe_change or "{}"))
     return Experiment(
-        name,
-        model or None,
+        row.name,
+        row.model or None,
         {**common, **change},
         modalities,
         features,
-        recipe or None,
-        tuple(tuple(row.split(": ", 1)) for row in rows.split("; ")),
-        tuple(members.split(" + ")) if members else (),
-        leaked=name.endswith("_leaked"),
-        train=fit_savchenko if model == "Savchenko2025" else None,
+        recipe,
+        tuple(tuple(served.split(": ", 1)) for served in row.rows.split("; ")),
+        tuple(row.members.split(" + ")) if row.members else (),
+        leaked=row.name.endswith("_leaked"),
+        train=fit_savchenko if row.model == "Savchenko2025" else None,
     )

@@ -9,6 +9,7 @@ double precision, and 16 in fine-tuning; of sound about 68 bytes a token, width 
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from emilib.study.experiments import MEDIA, all_experiments
@@ -35,6 +36,7 @@ def wav2vec2(seconds: float, clips: float, layers: int = 24) -> float:
 VIT = transformer(12, 768, 197) + 2 * 196 * 768 * 16 * 16 * 3  # ViT-B/16, a frame of 196 patches
 BERT = transformer(12, 768, 32)  # a transcript of usual length
 WHISPER = transformer(32, 1280, 1500)  # the encoder of turbo, a window of 30 s
+LSTM = 2 * 2 * 4 * 512 * (1024 + 512) * 50  # of the dual-stage network, a second: most of a run
 
 
 def estimate(profile, partitions: pd.DataFrame, transcribe: float = 0.0, cores: int = 1):
@@ -49,47 +51,43 @@ def estimate(profile, partitions: pd.DataFrame, transcribe: float = 0.0, cores: 
     (clips, seconds), (train, heard) = by_split.sum(), by_split.loc["train"]
     frames, plan = seconds * profile.fps, profile.stage_one["frames"]
     known = {"clips": clips, "seconds": seconds, "train": train, "train_seconds": heard}
-    known |= {"frames": frames, "hours_of_media": seconds / 3600, "silent": transcribe}
-    known |= {"cores": cores, "decoding": seconds / DECODING / 3600 / cores}
-    known |= {"windows": max(1.0, seconds / clips / 30), "again": bool(profile.stored_frames) * 1.0}
-    known["stored"] = min(profile.stored_frames or frames, frames / clips) * clips
-    known["shown"] = min(8, profile.stored_frames or 8)
-    known["side"] = (profile.visual == "faces" and profile.face_size) or profile.image_size
-    known |= {"epochs": plan.epochs, "batch": plan.chunk or plan.batch_size}
-    known["passes"] = 4 if plan.chunk else 3  # chunks are embedded twice
-    known |= {"window": plan.audio_seconds, "longest": profile.max_seconds or heard / train}
+    known |= {"frames": frames, "silent": transcribe, "cores": cores, "lstm": LSTM}
     known |= {"vit": VIT, "bert": BERT, "whisper": WHISPER, "activations": 68 * 50 * 1024 / 1e9}
     known |= {"wav2vec2_all": wav2vec2(seconds, clips), "wav2vec2_train": wav2vec2(heard, train)}
-    known |= {"emotion_all": wav2vec2(seconds, clips, 12)}
-    known |= {"emotion_train": wav2vec2(heard, train, 12)}
-    # The BiLSTM of the dual-stage network, at its default width: most of a run.
-    known["lstm"] = 2 * 2 * 4 * 512 * (1024 + 512) * 50
-    listed = [e for e in all_experiments(profile).values() if e.model is not None]
+    known["emotion_all"] = wav2vec2(seconds, clips, 12)
+    known["emotion_train"] = wav2vec2(heard, train, 12)
+    known |= {"hours_of_media": seconds / 3600, "decoding": seconds / DECODING / 3600 / cores}
+    known |= {"windows": max(1.0, seconds / clips / 30), "again": bool(profile.stored_frames) * 1.0}
+    known["stored"] = min(profile.stored_frames or frames, frames / clips) * clips
+    known["side"] = (profile.visual == "faces" and profile.face_size) or profile.image_size
+    known |= {"shown": min(8, profile.stored_frames or 8), "epochs": plan.epochs}
+    known |= {"batch": plan.chunk or plan.batch_size, "window": plan.audio_seconds}
+    known |= {"passes": 4 if plan.chunk else 3}  # chunks are embedded twice
+    known["longest"] = profile.max_seconds or heard / train
+    trained = [e for e in all_experiments(profile).values() if e.model is not None]
     for kind in ("fused", "tuned"):
-        chosen = [e for e in listed if (e.features == MEDIA) == (kind == "tuned")]
-        known |= {kind: len(chosen) * len(profile.seeds), f"{kind}_rows": len(chosen)}
-        known[f"{kind}_epochs"] = sum(e.recipe.epochs for e in chosen) * len(profile.seeds)
-        known[f"{kind}_batch"] = chosen[0].recipe.batch_size if chosen else 0
-
-    def number(formula: str) -> float:
-        return float(pd.eval(formula, engine="python", local_dict=known))
-
+        recipes = [e.recipe for e in trained if (e.features == MEDIA) == (kind == "tuned")]
+        runs = len(recipes) * len(profile.seeds)
+        known |= {kind: runs, f"{kind}_rows": len(recipes)}
+        known[f"{kind}_epochs"] = sum(r.epochs for r in recipes) * len(profile.seeds)
+        known[f"{kind}_batch"] = recipes[0].batch_size if recipes else 0
     table = pd.read_csv(Path(__file__).with_name("resources.csv"), dtype=str)
-    absent = [] if transcribe else ["transcripts"]
-    table = table[~table["stage"].isin(absent if known["tuned"] else [*absent, "fine-tuning"])]
-    table = table.assign(what=[what.format(**known) for what in table["what"]])
-    for column in ("pflop", "more_hours", "disk", "gpu"):
-        table[column] = table[column].map(number)
-    rate = table["stage"].map({"Stage II": RECURRENT}).fillna(SUSTAINED)
+    needed = {"transcripts": transcribe, "fine-tuning": known["tuned"]}
+    table = table[[bool(needed.get(stage, True)) for stage in table["stage"]]]
+    table["what"] = [what.format(**known) for what in table["what"]]
+    for name in ("pflop", "more_hours", "disk", "gpu"):
+        values = [pd.eval(f, engine="python", local_dict=known) for f in table[name]]
+        table[name] = np.array(values, float)
+    rate = np.where(table["stage"] == "Stage II", RECURRENT, SUSTAINED)
     table.insert(3, "hours", table["pflop"] / rate / 3600 + table.pop("more_hours"))
-    return table.assign(pflop=table["pflop"] / 1e15).reset_index(drop=True)
+    return table.assign(pflop=table["pflop"] / 1e15)
 
 
 def text(table: pd.DataFrame) -> str:
     """The table of `estimate` as text, with its sum and what it rests on."""
-    total = pd.DataFrame([{**table.sum(numeric_only=True), "stage": "all", "what": ""}])
-    table = pd.concat([table, total.assign(gpu=table["gpu"].max())])
-    shown = table[["stage", "pflop", "hours", "disk", "gpu", "what"]]
+    total = {**table.sum(numeric_only=True), "stage": "all", "what": "", "gpu": table["gpu"].max()}
+    shown = pd.concat([table, pd.DataFrame([total])])
+    shown = shown[["stage", "pflop", "hours", "disk", "gpu", "what"]]
     shown = shown.to_string(index=False, float_format="{:,.1f}".format)
     rates = f"{SUSTAINED / 1e12:.0f} TFLOP/s in bf16 ({RECURRENT / 1e12:.0f} in Stage II)"
     return (

@@ -7,7 +7,6 @@ settings, the features, the seed and the source code that trains.
 import dataclasses
 import inspect
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,13 +23,8 @@ from emilib.training.loop import TargetScale
 
 KIND = "result"  # of a step in the cache
 TRAINED_BY = (
-    "study/runs.py",
-    "training/loop.py",
-    "training/optimisation.py",
-    "training/target_scale.py",
-    "metrics.py",
-    "features/feature_set.py",
-    "models/__init__.py",
+    *("models", "training", "metrics.py", "features/feature_set.py"),
+    *("study/runs.py", "study/savchenko.py"),
 )
 
 
@@ -41,7 +35,7 @@ class Outcome:
     ids : N names; target (N, E); predictions (S, N, E), not clipped
     test_ids, test_predictions : the same for the test clips, whose labels nobody has
     histories : a DataFrame a seed, see `emilib.training.loop.Result`
-    parameters : number of trained parameters; seconds, epochs : (S,) training time and best epoch
+    parameters : number of trained parameters; seconds : (S,) of training
     folders : where each seed's result lies; empty for a mean of members
     targets : E names
     scale : what turns outputs of the models into targets; None where they are targets.
@@ -58,28 +52,21 @@ class Outcome:
     histories: list[pd.DataFrame]
     parameters: int
     seconds: np.ndarray
-    epochs: np.ndarray
     folders: list[Path]
     targets: tuple[str, ...] = EMOTIONS
     scale: TargetScale | None = None
 
 
+@dataclasses.dataclass
 class Results:
     """Outcomes by name of experiment. `names` are those that have one.
 
     lacking : why an experiment can't be trained on this corpus, by name
     """
 
-    def __init__(
-        self,
-        experiments: Mapping[str, Experiment],
-        outcomes: Mapping[str, Outcome],
-        lacking: Mapping[str, str] | None = None,
-    ):
-        self.experiments = dict(experiments)
-        self.outcomes = dict(outcomes)
-        self.lacking = dict(lacking or {})
-        self._estimates: dict = {}
+    experiments: Mapping[str, Experiment]
+    outcomes: dict[str, Outcome]
+    lacking: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -96,28 +83,21 @@ class Results:
 
     def summary(self, name: str) -> metrics.Estimate:
         """Mean ρ with its spread over seeds and its interval over clips."""
-        if name not in self._estimates:
-            outcome = self[name]
-            self._estimates[name] = metrics.estimate(outcome.target, outcome.predictions)
-        return self._estimates[name]
+        return metrics.estimate(self[name].target, self[name].predictions)
 
     def difference(self, first: str, second: str) -> metrics.Estimate:
         """ρ of `first` minus ρ of `second`, paired over seeds and clips."""
-        pair = (first, second)
-        if pair not in self._estimates:
-            a, b = self[first], self[second]
-            if a.ids != b.ids or a.seeds != b.seeds:
-                raise ValueError(
-                    f"{first} and {second}: expected the same clips and seeds, got {len(a.ids)} "
-                    f"and {len(b.ids)} clips, seeds {a.seeds} and {b.seeds}; run them together"
-                )
-            self._estimates[pair] = metrics.difference(a.target, a.predictions, b.predictions)
-        return self._estimates[pair]
+        a, b = self[first], self[second]
+        if a.ids != b.ids or a.seeds != b.seeds:
+            raise ValueError(
+                f"{first} and {second}: expected the same clips and seeds, got {len(a.ids)} and "
+                f"{len(b.ids)} clips, seeds {a.seeds} and {b.seeds}; run them together"
+            )
+        return metrics.difference(a.target, a.predictions, b.predictions)
 
     def experiment_for(self, table: str, row: str) -> Experiment | None:
         """The experiment that serves a row of a table."""
-        served = (e for e in self.experiments.values() if (table, row) in e.rows)
-        return next(served, None)
+        return next((e for e in self.experiments.values() if (table, row) in e.rows), None)
 
     def model(self, name: str, seed: int | None = None) -> torch.nn.Module:
         """The trained model of a seed (the first where none is named), on the CPU."""
@@ -130,8 +110,7 @@ class Results:
             from emilib.features.loading import load_encoder
 
             return quietly(models.EndToEnd.from_pretrained, folder, load_encoder).eval()
-        cls = getattr(models, outcome.experiment.model)
-        return quietly(cls.from_pretrained, folder).eval()
+        return quietly(getattr(models, outcome.experiment.model).from_pretrained, folder).eval()
 
 
 def result_parts(experiment: Experiment, seed: int, splits: FeatureSplits) -> dict:
@@ -143,27 +122,9 @@ def result_parts(experiment: Experiment, seed: int, splits: FeatureSplits) -> di
         "recipe": experiment.recipe,
         "seed": int(seed),
         "features": splits.fingerprint,
-        "code": _code(experiment),
+        "code": code_version(*TRAINED_BY),
+        "train": experiment.train and inspect.getsource(experiment.train),
     }
-
-
-def _code(experiment: Experiment) -> str:
-    """Version of the source behind a result: the model with all it uses, and what trains it."""
-    modules = _modules(getattr(models, experiment.model).__module__)
-    if experiment.features == MEDIA:
-        modules |= {"emilib.models.end_to_end", "emilib.features.media_set"}
-    if experiment.train is not None and experiment.train.__module__.startswith("emilib."):
-        modules |= {experiment.train.__module__}
-    files = [name.removeprefix("emilib.").replace(".", "/") + ".py" for name in sorted(modules)]
-    train = "" if experiment.train is None else inspect.getsource(experiment.train)
-    return key(code=code_version(*TRAINED_BY, *files), train=train)
-
-
-def _modules(name: str) -> set[str]:
-    """A module of `emilib.models` and those of them that it takes something from."""
-    values = vars(sys.modules[name]).values()
-    homes = {str(getattr(v, "__module__", getattr(v, "__name__", ""))) for v in values} - {name}
-    return {name}.union(*(_modules(h) for h in homes if h.startswith("emilib.models.")))
 
 
 def collect(
@@ -172,13 +133,16 @@ def collect(
     """The results that are there, without training: experiments that lack a seed are left out."""
     outcomes = {}
     for name, experiment in sorted(experiments.items(), key=lambda item: bool(item[1].members)):
-        if experiment.members:
-            members = [outcomes[m] for m in experiment.members if m in outcomes]
-            if len(members) == len(experiment.members):
-                outcomes[name] = (_leaked if experiment.leaked else _mean)(experiment, *members)
+        members = [outcomes[m] for m in experiment.members if m in outcomes]
+        if len(members) < len(experiment.members):
+            continue
+        if experiment.leaked:  # its weights are not kept
+            outcome = _read(experiment, members[0].seeds, members[0].folders, "leaked_")
+            outcomes[name] = dataclasses.replace(outcome, folders=[])
+        elif members:
+            outcomes[name] = _mean(experiment, members)
         elif experiment.features in features:
-            splits = features[experiment.features]
-            parts = [result_parts(experiment, seed, splits) for seed in seeds]
+            parts = [result_parts(experiment, s, features[experiment.features]) for s in seeds]
             if all(cache.has(KIND, part) for part in parts):
                 folders = [cache.folder(KIND, part) for part in parts]
                 outcomes[name] = _read(experiment, tuple(seeds), folders)
@@ -186,36 +150,26 @@ def collect(
 
 
 def _read(experiment: Experiment, seeds: tuple, folders: list[Path], prefix: str = "") -> Outcome:
-    stored = []
-    for folder in folders:
-        with np.load(folder / "predictions.npz", allow_pickle=False) as arrays:
-            stored.append(dict(arrays))
+    runs = [dict(np.load(folder / "predictions.npz", allow_pickle=False)) for folder in folders]
     metas = [json.loads((folder / "meta.json").read_text(encoding="utf-8")) for folder in folders]
     return Outcome(
-        experiment=experiment,
-        seeds=seeds,
-        ids=stored[0]["ids"].tolist(),
-        target=stored[0]["target"],
-        predictions=np.stack([s[f"{prefix}prediction"] for s in stored]),
-        test_ids=stored[0]["test_ids"].tolist(),
-        test_predictions=np.stack([s[f"{prefix}test_prediction"] for s in stored]),
+        experiment,
+        seeds,
+        ids=runs[0]["ids"].tolist(),
+        target=runs[0]["target"],
+        predictions=np.stack([run[f"{prefix}prediction"] for run in runs]),
+        test_ids=runs[0]["test_ids"].tolist(),
+        test_predictions=np.stack([run[f"{prefix}test_prediction"] for run in runs]),
         histories=[pd.read_csv(folder / "history.csv") for folder in folders],
         parameters=metas[0]["parameters"],
         seconds=np.array([meta["seconds"] for meta in metas]),
-        epochs=np.array([meta["epoch"] for meta in metas]),
         folders=folders,
-        targets=tuple(stored[0]["targets"].tolist()),
+        targets=tuple(runs[0]["targets"].tolist()),
         scale=TargetScale.from_dict(metas[0]["scale"]),
     )
 
 
-def _leaked(experiment: Experiment, member: Outcome) -> Outcome:
-    """What the member's runs give with the fusion weights that fit the validation clips best."""
-    leaked = _read(experiment, member.seeds, member.folders, "leaked_")
-    return dataclasses.replace(leaked, folders=[])  # its weights are not kept
-
-
-def _mean(experiment: Experiment, *members: Outcome) -> Outcome:
+def _mean(experiment: Experiment, members: list[Outcome]) -> Outcome:
     """Mean of the members' predictions, seed by seed."""
     return dataclasses.replace(
         members[0],
@@ -225,6 +179,5 @@ def _mean(experiment: Experiment, *members: Outcome) -> Outcome:
         histories=[],
         parameters=sum(m.parameters for m in members),
         seconds=np.sum([m.seconds for m in members], axis=0),
-        epochs=np.max([m.epochs for m in members], axis=0),
         folders=[],
     )

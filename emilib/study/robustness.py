@@ -5,7 +5,6 @@ Nothing is trained here, and no model has seen such input in training, but for m
 Dimension key: N clips, S seeds, E emotions, R resamples.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,37 +17,14 @@ from emilib import MODALITIES, metrics
 from emilib.cache import Cache, code_version, single_process
 from emilib.features.feature_set import FeatureSet
 from emilib.progress import Counter
-from emilib.study.corruptions import MISSING, SPOILT, Corruption
+from emilib.study.corruptions import Corruption
 from emilib.study.results import Results
 from emilib.training.loop import no_denormals
 from emilib.workers import device
 
-
-@dataclasses.dataclass(frozen=True)
-class Hypothesis:
-    """What a paper claims without showing it, in our words, and what tests it here.
-
-    first, second : experiments; if the claim holds, `first` loses less than `second`
-    corruptions : under which it is tested; hypotheses.csv names their kinds
-    """
-
-    paper: str
-    where: str
-    claim: str
-    first: str
-    second: str
-    corruptions: tuple[Corruption, ...]
-
-
-def _hypotheses() -> tuple[Hypothesis, ...]:
-    rows = pd.read_csv(Path(__file__).with_name("hypotheses.csv"), dtype=str).to_dict("records")
-    for row in rows:
-        kinds = row.pop("kinds").split("; ")
-        row["corruptions"] = tuple(c for c in (*MISSING, *SPOILT) if c.kind in kinds)
-    return tuple(Hypothesis(**row) for row in rows)
-
-
-HYPOTHESES = _hypotheses()
+# What the papers claim without showing it, and what tests it here: if the claim holds,
+# the experiment `first` loses less than `second` under corruptions of these `kinds`.
+HYPOTHESES = pd.read_csv(Path(__file__).with_name("hypotheses.csv"), dtype=str)
 WEIGHT_CLAIM = ("abstract, 1, 2.2, 3.5", "the weight of a modality falls when it is impaired")
 
 
@@ -80,11 +56,10 @@ class Measurements:
     def __init__(self, target, intensity: Mapping, weights: Mapping, present: Mapping):
         self.target = target
         self.intensity, self.weights, self.present = intensity, weights, present
-        # A draw of clips is common to all, so differences of draws are paired.
         self._rho = functools.cache(self._measured)
 
     def _measured(self, corruption: Corruption | None, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """ρ of each seed (S,), and of each draw of clips, mean over seeds (R,)."""
+        """ρ of each seed (S,), and of each draw of clips, common to all, mean over seeds (R,)."""
         predictions = self.intensity[corruption, name]
         each = np.array([metrics.mean_pearson(self.target, p) for p in predictions])
         return each, metrics.resample(self.target, predictions).mean(axis=(1, 2))
@@ -94,16 +69,6 @@ class Measurements:
         measured = [(sign, *self._rho(corruption, name)) for sign, corruption, name in terms]
         each, drawn = (sum(row[0] * row[i] for row in measured) for i in (1, 2))
         return metrics.summarise(each, drawn)
-
-    def cost(self, corruption: Corruption | None, name: str) -> metrics.Estimate:
-        """ρ on the corrupted clips minus that on the clean ones."""
-        return self.rho((1, corruption, name), (-1, None, name))
-
-    def cost_difference(self, corruption: Corruption, first: str, second: str) -> metrics.Estimate:
-        """Cost of `first` minus that of `second`: above 0 `first` bears the corruption better."""
-        return self.rho(
-            (1, corruption, first), (-1, None, first), (-1, corruption, second), (1, None, second)
-        )
 
     def weight_change(self, corruption: Corruption, name: str) -> metrics.Estimate:
         """Weight of the corrupted modality minus its weight before: mean, and interval, over the
@@ -125,7 +90,7 @@ def measure(
 ) -> Measurements:
     """Run trained models on corrupted validation clips; kept in `cache`.
 
-    queries : corruption → names of experiments, as `needed` gives them; None is the clean clips
+    queries : corruption → names of experiments, None, the clean clips, first
     validation(corruption, kind) : the clips, as features of the kind `Experiment.features`
     """
 
@@ -133,53 +98,32 @@ def measure(
     def trained(name: str) -> list[torch.nn.Module]:
         return [results.model(name, seed).to(device()) for seed in results[name].seeds]
 
-    def arrays(corruption, names) -> dict[str, np.ndarray]:
-        rows = {}
-        kinds = sorted({results[name].experiment.features for name in names})
-        data = {kind: validation(corruption, kind) for kind in kinds}
+    def make(corruption: Corruption | None, names: Sequence[str], folder: Path) -> None:
+        arrays = {}
         for name in names:
             experiment = results[name].experiment
-            clips = data[experiment.features].only(*experiment.modalities)
+            with single_process():  # the other ranks wait for this step, and make no shards of it
+                clips = validation(corruption, experiment.features).only(*experiment.modalities)
             outputs = [intensity_and_weights(model, clips) for model in trained(name)]
-            rows[f"intensity {name}"] = np.stack([intensity for intensity, _ in outputs])
-            rows[f"present {name}"] = clips.present
+            arrays[f"intensity {name}"] = np.stack([intensity for intensity, _ in outputs])
+            arrays[f"present {name}"] = clips.present
             if outputs[0][1] is not None:
-                rows[f"weights {name}"] = np.stack([weights for _, weights in outputs])
-        return rows
+                arrays[f"weights {name}"] = np.stack([weights for _, weights in outputs])
+        np.savez(folder / "predictions.npz", **arrays)
 
     progress = Counter("robustness: corruptions")
     measured = {"intensity": {}, "weights": {}, "present": {}}
+    code = code_version("study/robustness.py", "study/corruptions.py")
     for number, (corruption, names) in enumerate(queries.items(), 1):
-
-        def make(folder: Path, corruption=corruption, names=names) -> None:
-            with single_process():  # the other ranks wait for this step, and make no shards of it
-                np.savez(folder / "predictions.npz", **arrays(corruption, names))
-
         runs = {name: [folder.name for folder in results[name].folders] for name in names}
-        code = code_version("study/robustness.py", "study/corruptions.py")
         parts = {"corruption": corruption, "results": runs, "code": code}
-        folder = cache.shared_step("robustness", parts, make)
+        folder = cache.shared_step("robustness", parts, functools.partial(make, corruption, names))
         with np.load(folder / "predictions.npz", allow_pickle=False) as stored:
             for title in stored.files:
                 what, name = title.split(" ")
                 measured[what][corruption, name] = stored[title]
         progress(number, len(queries))
     return Measurements(results[queries[None][0]].target, **measured)
-
-
-def needed(
-    hypotheses: Sequence[Hypothesis] = (), also: Mapping[str, Sequence[Corruption]] | None = None
-) -> dict[Corruption | None, list[str]]:
-    """What is to be measured: corruption → experiments, the clean clips (None) first.
-
-    also : experiment → further corruptions
-    """
-    pairs = [(name, c) for h in hypotheses for name in (h.first, h.second) for c in h.corruptions]
-    pairs += [(name, c) for name, corruptions in (also or {}).items() for c in corruptions]
-    queries: dict = {None: dict.fromkeys(name for name, _ in pairs)}
-    for name, corruption in pairs:
-        queries.setdefault(corruption, {})[name] = None
-    return {corruption: list(names) for corruption, names in queries.items()}
 
 
 def verdict(estimate: metrics.Estimate, claimed: int = 1) -> str:

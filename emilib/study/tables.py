@@ -6,32 +6,24 @@
 
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from emilib import models
 from emilib.cache import atomic_write
-from emilib.metrics import Estimate
 from emilib.study import claims
-from emilib.study.experiments import Experiment
 from emilib.study.results import Results
 
 PARTITION_TABLES = ("A1", "B1")
 RESULT_TABLES = ("A2", "A3", "A4", "B2", "B3", "B4")
 NO_RESULT = "no result"
 PROVENANCE = ("specified", "inferred", "unknown")  # what is public of a system of B2
-_TRAINED = "trained here"
-_DASH = "–"
-_COLUMNS = (
-    "row modality paper here sd low high seeds reference delta_paper delta_here delta_sd delta_low "
-    "delta_high parameters seconds status"
-)
-# What a table is about, and the row the others are compared with, paired over seeds and clips; in
-# A2 each of "ours" is compared with the baseline of its modality.
+# What a table is about, and the row the others are compared with, paired over seeds and clips.
 _ABOUT = pd.read_csv(Path(__file__).with_name("tables.csv"), index_col="name", dtype=str).fillna("")
-_BASELINE = {"ViT (ours)": "ViT (baseline)", "Wav2Vec2 (ours)": "Wav2Vec2 (baseline)"}
+_BASELINE = {"ViT (ours)": "ViT (baseline)", "Wav2Vec2 (ours)": "Wav2Vec2 (baseline)"}  # in A2
 # Classes of `emilib.models` for rows of B2 that are not called as the class is.
 _MODELS = {
     "ViT (baseline)": "LastStepGRU",
@@ -39,108 +31,83 @@ _MODELS = {
     "ViT + Wav2Vec2 (baseline)": "LateAverage",
     "Savchenko 2025, leaked": "Savchenko2025",
 }
+_COLUMNS = (
+    "row modality paper here sd low high seeds reference delta_paper delta_here delta_sd delta_low "
+    "delta_high parameters seconds status"
+)
+_LEFT = ("Row", "Input", "Partition")  # columns of words
+_DASH = "–"
 
 
 def table(
     name: str,
     results: Results | None = None,
-    corpus: str = "",
+    corpus: str = "the corpus at hand",
     partitions: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """One table as numbers, a row a row of the paper.
+    """One table as numbers, a row a row of the paper; `attrs` hold "name" and "caption".
 
-    name : one of `claims.TABLES`
-    results : of `experiments.run`, for all but A1 and B1
-    corpus : what the numbers were trained on, and what they can't be compared with: it stands in
-        the caption
+    name : one of `claims.TABLES`; ValueError for another
+    results : of `emilib.study.run`, for all but A1 and B1
+    corpus : what the numbers were trained on, for the caption
     partitions : for A1 and B1; columns `split` ("train", "validation", "test"), `clips`, `seconds`
 
-    Columns of result tables: row, modality, paper, here (mean over seeds), sd (over seeds),
-    low, high (95 % bootstrap interval over validation clips), seeds, reference (the row of the
-    differences), delta_paper, delta_here, delta_sd, delta_low, delta_high, parameters, seconds,
-    status; of B2 also specified, inferred and unknown: what is public of a system. Of A1 and B1:
-    row, paper_seconds, paper_clips, seconds, clips, status.
-    `attrs` hold "name" and "caption". Raises ValueError for an unknown table or missing arguments.
+    Of result tables: here is the mean over seeds, sd their spread, low and high a 95 % bootstrap
+    interval over validation clips, reference the row of the differences delta_*; B2 also has what
+    is specified, inferred and unknown of a system.
     """
-    if name not in claims.TABLES:
-        raise ValueError(f"expected a table among {', '.join(claims.TABLES)}, got {name!r}")
+    rows = claims.rows(name)
     if name in PARTITION_TABLES:
-        if partitions is None:
-            raise ValueError(f"{name} needs `partitions`: clips and seconds of each split")
         frame = _partition_table(name, partitions)
     else:
-        if results is None:
-            raise ValueError(f"{name} needs `results` of `emilib.study.run`")
-        rows = [_row(name, claim, results) for claim in claims.rows(name)]
+        rows = [_row(name, claim, results) for claim in rows]
         frame = pd.DataFrame(rows, columns=_COLUMNS.split())
-        if name == "B2":
-            marks = [_provenance(row) for row in frame["row"]]
-            frame = frame.join(pd.DataFrame(marks, columns=PROVENANCE))
+    if name == "B2":
+        classes = [getattr(models, _MODELS.get(r, r.replace(" ", "")), None) for r in frame["row"]]
+        marks = [getattr(model, "provenance", ("",) * 3) for model in classes]
+        frame = frame.join(pd.DataFrame(marks, columns=PROVENANCE))
     frame.attrs.update(name=name, caption=_caption(name, corpus, results))
     return frame
 
 
-def tables(
-    results: Results, partitions: pd.DataFrame, corpus: str, names: Sequence[str] = claims.TABLES
-) -> dict[str, pd.DataFrame]:
+def tables(results: Results, partitions: pd.DataFrame, corpus: str) -> dict[str, pd.DataFrame]:
     """All tables of both papers by name; arguments as of `table`."""
-    return {name: table(name, results, corpus, partitions) for name in names}
+    return {name: table(name, results, corpus, partitions) for name in claims.TABLES}
 
 
 def _partition_table(name: str, partitions: pd.DataFrame) -> pd.DataFrame:
-    lacking = {"split", "clips", "seconds"} - set(partitions.columns)
-    if lacking:
-        raise ValueError(f"partitions: expected columns split, clips, seconds, lacks {lacking}")
-    counted = partitions.set_index("split")[["seconds", "clips"]].astype(float)
-    counted = counted.reindex(["train", "validation", "test"])
-    counted.loc["sum"] = counted.sum(skipna=False)
-    rows = []
-    for row in ("Train", "Validation", "Test", "Sum"):
-        seconds, clips = counted.loc[row.lower()]
-        rows.append(
-            {
-                "row": row,
-                "paper_seconds": claims.reported(name, row, "duration").value,
-                "paper_clips": claims.reported(name, row, "samples").value,
-                "seconds": seconds,
-                "clips": clips,
-                "status": "counted here" if math.isfinite(clips) else NO_RESULT,
-            }
-        )
-    return pd.DataFrame(rows)
+    here = partitions.set_index("split")[["seconds", "clips"]].astype(float)
+    here = here.reindex(["train", "validation", "test"])
+    here.loc["sum"] = here.sum(skipna=False)
+    paper = pd.DataFrame([vars(claim) for claim in claims.rows(name)])
+    paper = paper.pivot(index="row", columns="quantity", values="value")
+    paper = paper.loc[["Train", "Validation", "Test", "Sum"], ["duration", "samples"]]
+    frame = paper.set_axis(["paper_seconds", "paper_clips"], axis=1).reset_index()
+    frame[["seconds", "clips"]] = here.to_numpy()
+    return frame.assign(status=np.where(frame["clips"].notna(), "counted here", NO_RESULT))
 
 
 def _row(name: str, claim: claims.Claim, results: Results) -> dict:
     experiment = results.experiment_for(name, claim.row)
-    reference = _BASELINE.get(claim.row, "") if name == "A2" else _ABOUT["reference"][name]
-    compared = reference if reference != claim.row else ""
-    delta = claim.delta
+    reference = _ABOUT["reference"][name] or _BASELINE.get(claim.row, "")
+    compared, delta = reference if reference != claim.row else "", claim.delta
     if delta is None and compared:
         delta = claim.value - claims.reported(name, compared).value
     row = {"row": claim.row, "modality": claim.modality, "paper": claim.value, "seeds": 0}
-    row |= {"reference": reference, "delta_paper": delta, "status": _status(experiment, results)}
-    if row["status"] != _TRAINED:
-        return row
-    outcome = results[experiment.name]
-    row |= _columns("here sd low high", results.summary(experiment.name))
+    row |= {"reference": reference, "delta_paper": delta, "status": NO_RESULT}
+    if experiment is None or experiment.name not in results:
+        reason = experiment and results.lacking.get(experiment.name)
+        return row | {"status": f"{_DASH}, {reason}"} if reason else row
+    outcome, rho = results[experiment.name], results.summary(experiment.name)
+    row |= {"here": rho.value, "sd": rho.sd, "low": rho.low, "high": rho.high}
     row |= {"seeds": len(outcome.seeds), "parameters": float(outcome.parameters)}
-    row["seconds"] = float(outcome.seconds.mean())
+    row |= {"seconds": float(outcome.seconds.mean()), "status": "trained here"}
     other = results.experiment_for(name, compared)
     if other is not None and other.name in results:
-        difference = results.difference(experiment.name, other.name)
-        row |= _columns("delta_here delta_sd delta_low delta_high", difference)
+        delta = results.difference(experiment.name, other.name)
+        row |= {"delta_here": delta.value, "delta_sd": delta.sd}
+        row |= {"delta_low": delta.low, "delta_high": delta.high}
     return row
-
-
-def _columns(names: str, estimate: Estimate) -> dict[str, float]:
-    values = (estimate.value, estimate.sd, estimate.low, estimate.high)
-    return dict(zip(names.split(), values, strict=True))
-
-
-def _provenance(row: str) -> Sequence[str]:
-    """What is specified, inferred and unknown of the system of a row of B2; "" for TAEMI's own."""
-    name = _MODELS.get(row, row.replace(" ", ""))
-    return getattr(getattr(models, name, None), "provenance", ("",) * 3)
 
 
 def marks(table: pd.DataFrame) -> pd.DataFrame:
@@ -149,93 +116,76 @@ def marks(table: pd.DataFrame) -> pd.DataFrame:
     return others[["row", *PROVENANCE]].reset_index(drop=True)
 
 
-def _status(experiment: Experiment | None, results: Results) -> str:
-    if experiment is None or experiment.name not in (results.outcomes | results.lacking):
-        return NO_RESULT
-    if experiment.name in results:
-        return _TRAINED
-    return f"{_DASH}, {results.lacking[experiment.name]}"
-
-
 def _caption(name: str, corpus: str, results: Results | None) -> str:
-    about, corpus = _ABOUT.loc[name], corpus or "the corpus at hand"
-    subject = f"Table {name[1]} of paper {name[0]}: {about.subject}."
+    about = _ABOUT.loc[name]
     if name in PARTITION_TABLES:
-        return f"{subject} Paper: Hume-Vidmimic2. Here: {corpus}."
+        return f"{about.subject} Paper: Hume-Vidmimic2. Here: {corpus}."
     clips = max((len(results[n].ids) for n in results.names), default=0)
-    paper = "Paper: reported on Hume-Vidmimic2. "
-    if name not in claims.PAPER_TABLES:
-        subject, paper = f"Table {name}, which the paper does not have: {about.subject}.", ""
-    delta = (
-        f"to {about.reference}" if about.reference else "ours minus the baseline of its modality"
-    )
+    paper = "Paper: reported on Hume-Vidmimic2. " if name in claims.PAPER_TABLES else ""
     return (
-        f"{subject} Mean Pearson ρ over the emotions on validation. {paper}Here: {corpus}; mean ± "
-        f"standard deviation over seeds, and the 95 % bootstrap interval over {clips} clips. "
-        f"Δ: {delta}, paired over seeds and clips."
+        f"{about.subject} Mean Pearson ρ over the emotions on validation. {paper}Here: {corpus}; "
+        "mean ± standard deviation over seeds, and the 95 % bootstrap interval over "
+        f"{clips} clips. Δ: {about.compared}, paired over seeds and clips."
     )
 
 
-def complete(tables: Mapping[str, pd.DataFrame], names: Sequence[str] = claims.TABLES) -> list[str]:
-    """Rows of the tables that lack a number, as "B2, Yu 2024: no result"; empty when none.
+def complete(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Rows of all tables that lack a number, as "B2, Yu 2024: no result"; empty when none.
 
     A row that can't be trained on its corpus, and says why, lacks nothing. The rows are those of
     `claims`: a row that a table leaves out, and a table that is not there, are reported as well.
     """
     missing = []
-    for name in names:
+    for name in claims.TABLES:
         column = "clips" if name in PARTITION_TABLES else "here"
-        frame = tables.get(name, pd.DataFrame(columns=["row"]))
-        for row in dict.fromkeys(claim.row for claim in claims.rows(name)):
-            matching = frame[frame["row"] == row]
-            if len(matching) != 1:
-                missing.append(f"{name}, {row}: {len(matching)} such rows")
-            elif not math.isfinite(matching[column].iloc[0]):
-                status = matching["status"].iloc[0]
-                missing += [] if status.startswith(_DASH) else [f"{name}, {row}: {status}"]
+        frame = tables.get(name, pd.DataFrame(columns=["row", "status", column])).set_index("row")
+        rows = dict.fromkeys(claim.row for claim in claims.rows(name))
+        frame = frame.reindex(rows).fillna({"status": NO_RESULT})
+        lacking = frame[column].isna() & ~frame["status"].str.startswith(_DASH)
+        missing += [f"{name}, {row}: {NO_RESULT}" for row in frame.index[lacking]]
     return missing
 
 
 def display(table: pd.DataFrame) -> pd.DataFrame:
     """The table as text: what the .md and .tex files and the terminal show."""
-    if table.attrs["name"] in PARTITION_TABLES:
-        shown = {"Partition": table["row"]}
-        for place, prefix in (("paper", "paper_"), ("here", "")):
-            shown[f"Duration, {place}"] = [_finite(_clock, s) for s in table[f"{prefix}seconds"]]
-            shown[f"Clips, {place}"] = [
-                _finite("{:,.0f}".format, c) for c in table[f"{prefix}clips"]
-            ]
-        return pd.DataFrame(shown)
     rows = list(table.itertuples(index=False))
+    if table.attrs["name"] in PARTITION_TABLES:
+        columns = {
+            "Partition": [r.row for r in rows],
+            "Duration, paper": [_clock(r.paper_seconds) for r in rows],
+            "Clips, paper": [_finite("{:,.0f}", r.paper_clips) for r in rows],
+            "Duration, here": [_clock(r.seconds) for r in rows],
+            "Clips, here": [_finite("{:,.0f}", r.clips) for r in rows],
+        }
+        return pd.DataFrame(columns)
     columns = {
         "Row": [r.row for r in rows],
         "Input": [r.modality for r in rows],
-        "ρ paper": [_finite(_reported, r.paper) for r in rows],
+        "ρ paper": [_reported(r.paper) for r in rows],
         "ρ here": [_spread("{:.3f}", r.here, r.sd, r.status) for r in rows],
-        "95 %": [_finite("[{:.2f}, {:.2f}]".format, r.low, r.high) for r in rows],
-        "Δ paper": [_finite(_signed, r.delta_paper) for r in rows],
+        "95 %": [_finite("[{:.2f}, {:.2f}]", r.low, r.high) for r in rows],
+        "Δ paper": [_reported(r.delta_paper, "+") for r in rows],
         "Δ here": [_spread("{:+.3f}", r.delta_here, r.delta_sd) for r in rows],
-        "Δ 95 %": [_finite("[{:+.2f}, {:+.2f}]".format, r.delta_low, r.delta_high) for r in rows],
+        "Δ 95 %": [_finite("[{:+.2f}, {:+.2f}]", r.delta_low, r.delta_high) for r in rows],
     }
     if table.attrs["name"] not in claims.PAPER_TABLES:
         del columns["ρ paper"], columns["Δ paper"]
     if table.attrs["name"] == "B2":
-        columns["Params"] = [_finite(_count, r.parameters) for r in rows]
-        columns["Train"] = [_finite(_duration, r.seconds) for r in rows]
+        columns["Params"] = [_scaled(r.parameters, (1e3, "k"), (1e6, "M")) for r in rows]
+        columns["Train"] = [_scaled(r.seconds, (1, "s"), (60, "min")) for r in rows]
     return pd.DataFrame(columns)
 
 
 def render_text(table: pd.DataFrame, width: int = 100) -> str:
     """Caption and table for a terminal of `width` columns; the Δ columns go where it is narrow."""
     shown = display(table)
-    text = _aligned(shown)
-    same_input = ["Input"] if "Input" in shown and shown["Input"].nunique() == 1 else []
-    for column in (*same_input, "Δ 95 %", "Input", "Δ paper", "Δ here"):
-        if max(map(len, text.splitlines())) <= width or column not in shown:
-            continue
-        shown = shown.drop(columns=column)
-        text = _aligned(shown)
-    return "\n".join([*textwrap.wrap(table.attrs["caption"], width), "", text])
+    order = ["Δ 95 %", "Input", "Δ paper", "Δ here"]
+    if "Input" in shown and shown["Input"].nunique() == 1:
+        order.insert(0, "Input")
+    for column in order:
+        if len(_aligned(shown)[0]) > width:
+            shown = shown.drop(columns=column, errors="ignore")
+    return "\n".join([*textwrap.wrap(table.attrs["caption"], width), "", *_aligned(shown)])
 
 
 def write(
@@ -259,10 +209,7 @@ def write(
     return written
 
 
-_LEFT = ("Row", "Input", "Partition")
-
-
-def _aligned(shown: pd.DataFrame, between: str = "  ") -> str:
+def _aligned(shown: pd.DataFrame, between: str = "  ") -> list[str]:
     """Lines of equal width: heads, a rule, rows; words to the left, numbers to the right."""
     columns = []
     for name in shown.columns:
@@ -270,13 +217,12 @@ def _aligned(shown: pd.DataFrame, between: str = "  ") -> str:
         width = max(map(len, cells))
         columns.append([c.ljust(width) if name in _LEFT else c.rjust(width) for c in cells])
     lines = [between.join(cells) for cells in zip(*columns, strict=True)]
-    lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(lines)
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    shown = display(table).map(lambda cell: cell.replace("|", "\\|"))
-    head, _, *body = _aligned(shown, " | ").splitlines()
+    shown = display(table)
+    head, _, *body = _aligned(shown, " | ")
     rule = [
         ":".ljust(len(cell), "-") if name in _LEFT else ":".rjust(len(cell), "-")
         for name, cell in zip(shown.columns, head.split(" | "), strict=True)
@@ -291,54 +237,45 @@ def _markdown(table: pd.DataFrame) -> str:
     return f"{text}\n{note}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-_LATEX = {"ρ": r"$\rho$", "Δ": r"$\Delta$", "±": r"$\pm$", "–": "--", "−": "$-$"}
-
-
 def _latex(table: pd.DataFrame) -> str:
     """A booktabs table (the document needs \\usepackage{booktabs})."""
     shown = display(table)
-    alignment = ["l" if name in _LEFT else "r" for name in shown.columns]
     text = shown.to_latex(
         index=False,
         escape=True,
         caption=table.attrs["caption"].replace("%", r"\%").replace("&", r"\&"),
         label=f"tab:{table.attrs['name']}",
-        column_format="".join(alignment),
+        column_format="".join("l" if name in _LEFT else "r" for name in shown.columns),
         position="htbp",
     )
-    for symbol, command in _LATEX.items():
-        text = text.replace(symbol, command)
-    return text
+    symbols = {"ρ": r"$\rho$", "Δ": r"$\Delta$", "±": r"$\pm$", "–": "--", "−": "$-$"}
+    return text.translate(str.maketrans(symbols))
 
 
-def _finite(form: Callable[..., str], *values: float) -> str:
+def _finite(form: str, *values: float) -> str:
     """The numbers as text with a proper minus sign; a dash where one is NaN."""
-    return form(*values).replace("-", "−") if all(map(math.isfinite, values)) else _DASH
+    return form.format(*values).replace("-", "−") if all(map(math.isfinite, values)) else _DASH
 
 
 def _spread(form: str, value: float, sd: float, otherwise: str = _DASH) -> str:
     if not math.isfinite(value):
         return otherwise
-    return _finite(form.format, value) + (f" ± {sd:.3f}" if math.isfinite(sd) else "")
+    return _finite(form, value) + (f" ± {sd:.3f}" if math.isfinite(sd) else "")
 
 
-def _reported(value: float) -> str:
-    """With the decimals the paper gives, at least two."""
-    return f"{value:.2f}" if round(value, 2) == value else f"{value:g}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}" if round(value, 2) == round(value, 4) else f"{value:+.4f}"
+def _reported(value: float, sign: str = "") -> str:
+    """With the decimals the paper gives: two or four."""
+    return _finite(f"{{:{sign}.{2 if round(value, 2) == round(value, 4) else 4}f}}", value)
 
 
 def _clock(seconds: float) -> str:
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+    if math.isnan(seconds):
+        return _DASH
+    minutes, whole = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{whole:02d}"
 
 
-def _count(value: float) -> str:
-    return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{value / 1e3:.1f} k"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
+def _scaled(value: float, small: tuple[float, str], large: tuple[float, str]) -> str:
+    """In the larger unit, as (size, name), from 1 of it on."""
+    size, unit = large if value >= large[0] else small
+    return _finite(f"{{:.1f}} {unit}", value / size)

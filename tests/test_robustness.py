@@ -14,7 +14,7 @@ from emilib.models import TAEMI, DualStage
 from emilib.study import Recipe, corruptions, predict, robustness, run
 from emilib.study.corruptions import MISSING, SPOILT, Corruption
 from emilib.study.experiments import Experiment, all_experiments
-from emilib.study.robustness import HYPOTHESES, Measurements
+from emilib.study.robustness import Measurements
 
 WIDTHS = {"frames": 4, "audio": 3, "text": 5}
 SMALL = {"width": 8, "segments": 3, "tcn_width": 4, "audio_hidden": 3, "layers": 1, "heads": 2}
@@ -42,8 +42,6 @@ def test_a_smaller_share_is_part_of_a_larger_one():
     assert [mask.sum() for mask in masks] == [0, 10, 20, 40]
     assert all((large | ~small).all() for small, large in itertools.pairwise(masks))
     assert (corruptions.chosen(40, 0.5, 2) != masks[2]).any()
-    with pytest.raises(ValueError, match="share"):
-        corruptions.chosen(40, 1.5)
 
 
 @pytest.mark.parametrize("standardised", [False, True])
@@ -62,8 +60,6 @@ def test_a_share_of_clips_is_as_if_the_modality_was_never_passed(modality, stand
         np.testing.assert_allclose(predict(model, gone), never, atol=1e-6)
         mixed = np.where(hit[:, None], never, predict(model, data))
         np.testing.assert_allclose(predict(model, half), mixed, atol=1e-6)
-    with pytest.raises(ValueError, match="modality"):
-        corruptions.without(data.only("text" if modality != "text" else "audio"), modality)
 
 
 def test_wrong_words_are_another_clips():
@@ -75,7 +71,6 @@ def test_wrong_words_are_another_clips():
     np.testing.assert_array_equal(wrong[present][order[0]], DATA.text[present][order[1]])
     some = corruptions.wrong_words(DATA, 0.25).text
     assert (some[present] != DATA.text[present]).any(axis=1).sum() == round(0.25 * present.sum())
-    assert corruptions.wrong_words(DATA, 0.0).fingerprint() == DATA.fingerprint()
 
 
 @pytest.mark.parametrize("snr", [20.0, 0.0, -10.0])
@@ -111,26 +106,19 @@ def test_blur_is_a_gaussian_over_each_picture():
     blurred = corruptions.blurred(frames, 0.05)
     assert blurred.dtype == np.uint8
     assert np.abs(blurred - expected).max() <= 0.51
-    np.testing.assert_array_equal(corruptions.blurred(frames, 0.0), frames)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
-def test_the_cover_is_one_grey_square_of_its_area(share):
+def test_a_cover_is_one_grey_square_and_lost_frames_are_some(share):
     frames = pictures() // 2  # nothing is as light as the cover
     hidden = corruptions.covered(frames, share, np.random.default_rng(1)) == corruptions.GREY
     assert hidden.mean() == pytest.approx(share, abs=0.02)
     assert (hidden == hidden[:1, :1]).all(), "the same place in every frame and colour"
     rows, columns = hidden[0, 0].any(1), hidden[0, 0].any(0)
     np.testing.assert_array_equal(hidden[0, 0], rows[:, None] & columns)
-
-
-def test_frames_lost_to_noise_are_some_and_the_others_stay():
-    frames = pictures()
-    for share, lost in ((0.0, 0), (0.25, 2), (0.5, 4), (1.0, 8)):
-        noisy = corruptions.noisy_frames(frames, share, np.random.default_rng(2))
-        changed = (noisy != frames).any(axis=(1, 2, 3))
-        assert changed.sum() == lost
-        np.testing.assert_array_equal(noisy[~changed], frames[~changed])
+    noisy = corruptions.noisy_frames(frames, share, np.random.default_rng(2))
+    changed = (noisy != frames).any(axis=(1, 2, 3))
+    assert changed.sum() == 8 * share
 
 
 @pytest.mark.parametrize("corruption", [c for c in SPOILT if c.modality != "text"], ids=str)
@@ -161,28 +149,24 @@ def drawn_measurements(seeds=3, count=40):
     return Measurements(target, intensity, weights, present), corruption
 
 
-def test_costs_and_their_difference_are_those_of_metrics_draw_by_draw():
+def test_differences_are_those_of_metrics_draw_by_draw():
     measured, corruption = drawn_measurements()
     clean, changed = measured.intensity[None, "first"], measured.intensity[corruption, "first"]
     assert measured.rho((1, corruption, "first")) == metrics.estimate(measured.target, changed)
-    ours = measured.cost(corruption, "first")
-    theirs = metrics.difference(measured.target, changed, clean)
+    cost = (1, corruption, "first"), (-1, None, "first")
+    ours, theirs = measured.rho(*cost), metrics.difference(measured.target, changed, clean)
     for name in ("value", "sd", "low", "high"):
         assert getattr(ours, name) == pytest.approx(getattr(theirs, name), abs=1e-12)
-    costs = [measured.cost(corruption, name) for name in ("first", "second")]
-    less = measured.cost_difference(corruption, "first", "second")
-    expected = np.subtract(costs[0].per_seed, costs[1].per_seed)
-    np.testing.assert_allclose(less.per_seed, expected, atol=1e-12)
-    drawn = 0
-    for sign, corrupted, name in (
-        (1, corruption, "first"),
-        (-1, None, "first"),
-        (-1, corruption, "second"),
-        (1, None, "second"),
-    ):
-        predictions = measured.intensity[corrupted, name]
-        drawn = drawn + sign * metrics.resample(measured.target, predictions).mean(axis=(1, 2))
-    assert (less.low, less.high) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])))
+    less = measured.rho(*cost, (-1, corruption, "second"), (1, None, "second"))
+    other = measured.rho((1, corruption, "second"), (-1, None, "second"))
+    np.testing.assert_allclose(less.per_seed, np.subtract(ours.per_seed, other.per_seed))
+    drawn = {
+        key: metrics.resample(measured.target, predictions).mean(axis=(1, 2))
+        for key, predictions in measured.intensity.items()
+    }
+    costs = [drawn[corruption, name] - drawn[None, name] for name in ("first", "second")]
+    expected = np.percentile(costs[0] - costs[1], [2.5, 97.5])
+    assert (less.low, less.high) == pytest.approx(tuple(expected))
 
 
 def test_the_change_of_a_weight_is_over_clips_that_keep_the_modality():
@@ -190,12 +174,9 @@ def test_the_change_of_a_weight_is_over_clips_that_keep_the_modality():
     column = list(WIDTHS).index(corruption.modality)
     keys = ((None, "first"), (corruption, "first"))
     rows = [n for n in range(40) if all(measured.present[key][n, column] for key in keys)]
-    before, after = (measured.weights[key] for key in keys)
-    expected = [
-        np.mean([after[s, n, column] - before[s, n, column] for n in rows]) for s in (0, 1, 2)
-    ]
+    before, after = (measured.weights[key][:, rows, column] for key in keys)
     change = measured.weight_change(corruption, "first")
-    assert change.per_seed == pytest.approx(tuple(expected))
+    assert change.per_seed == pytest.approx(tuple((after - before).mean(axis=1)))
     assert change.low < change.value < change.high
 
 
@@ -231,16 +212,13 @@ def test_verdicts(low, high, per_seed, claimed, expected):
 
 def test_hypotheses_are_about_experiments_that_differ_in_one_setting():
     listed = all_experiments(profiles.get("embedded"))
-    assert [len(h.corruptions) for h in HYPOTHESES] == [9, 9, 9, 3, 6, 9, 2]
-    queries = robustness.needed(HYPOTHESES, {"dual_stage_va": MISSING[:1]})
-    assert "dual_stage_va" in queries[MISSING[0]]
-    for hypothesis in HYPOTHESES:
+    assert len(robustness.HYPOTHESES) == 7
+    for hypothesis in robustness.HYPOTHESES.itertuples():
         first, second = listed[hypothesis.first], listed[hypothesis.second]
-        for name in ("model", "recipe", "features"):
-            assert getattr(first, name) == getattr(second, name)
+        assert (first.model, first.features) == (second.model, second.features)
+        assert first.recipe == second.recipe
         assert len(set(first.model_args.items()) ^ set(second.model_args.items())) in (1, 2)
-        for corruption in (None, *hypothesis.corruptions):
-            assert {first.name, second.name} <= set(queries[corruption])
+        assert set(hypothesis.kinds.split("; ")) <= set(corruptions.KINDS)
 
 
 # ------------------------------------------------------------------ trained models
@@ -291,31 +269,10 @@ class Corpus:
 
 
 NOISES = [MISSING[0], Corruption("white noise", "audio", 0.0), Corruption("blur", "frames", 0.1)]
-NAMES = ("taemi", "dual")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A corpus, a cache with results of two models, and what is measured of them."""
-    corpus, cache = Corpus(), Cache(tmp_path_factory.mktemp("cache"))
-    recipe = Recipe(epochs=1, batch_size=6, ema_decay=None)
-    rows = [
-        Experiment("taemi", "TAEMI", {"width": 8}, recipe=recipe),
-        Experiment("dual", "DualStage", SMALL, recipe=recipe),
-    ]
-    results = run(rows, (0, 1), {"ours": corpus.splits}, cache, workers=1)
-    queries = robustness.needed(also=dict.fromkeys(NAMES, NOISES))
-    return (
-        corpus,
-        results,
-        queries,
-        cache,
-        robustness.measure(results, queries, corpus.validation, cache),
-    )
-
-
-def test_corrupted_media_are_encoded_again_and_the_rest_stays(trained):
-    corpus = trained[0]
+def test_corrupted_media_are_encoded_again_and_the_rest_stays():
+    corpus = Corpus()
     clean = corpus.splits.validation
     for corruption in NOISES[1:]:
         data = corpus.validation(corruption, "ours")
@@ -332,11 +289,18 @@ def test_corrupted_media_are_encoded_again_and_the_rest_stays(trained):
     np.testing.assert_allclose(data.audio[3], expected, rtol=1e-5)
 
 
-def test_models_are_measured_once_and_predict_of_clean_clips_what_they_did(trained):
-    corpus, results, queries, cache, measured = trained
-    assert list(queries) == [None, *NOISES]
+def test_models_are_measured_once_and_predict_of_clean_clips_what_they_did(tmp_path):
+    corpus, cache, names = Corpus(), Cache(tmp_path), ["taemi", "dual"]
+    recipe = Recipe(epochs=1, batch_size=6, ema_decay=None)
+    rows = [
+        Experiment("taemi", "TAEMI", {"width": 8}, recipe=recipe),
+        Experiment("dual", "DualStage", SMALL, recipe=recipe),
+    ]
+    results = run(rows, (0, 1), {"ours": corpus.splits}, cache, workers=1)
+    queries = dict.fromkeys([None, *NOISES], names)
+    measured = robustness.measure(results, queries, corpus.validation, cache)
     missing = corruptions.without(corpus.splits.validation, "frames", MISSING[0].level)
-    for name in NAMES:
+    for name in names:
         clean = measured.intensity[None, name]
         np.testing.assert_allclose(clean, results[name].predictions, atol=1e-5)
         for seed in (0, 1):

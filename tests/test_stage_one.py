@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from emilib.features.encoders import AudioEncoder, padded
 from emilib.features.loading import small_audio, small_text, small_vision
 from emilib.models.contrastive import ContrastivePair, contrastive_loss, recall_at
-from emilib.study.representation import initial_pair
 from emilib.training import self_supervised as pretraining
 from emilib.training.contrastive_pretraining import (
     Clips,
@@ -45,6 +44,13 @@ def one_thread_seeded():
     torch.manual_seed(0)
     with one_thread():
         yield
+
+
+def initial_pair(media_dim, text_dim, plan, seed):
+    """The heads as a run of `pretrain` with this seed begins."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return ContrastivePair(media_dim, text_dim, plan.width, plan.segments).eval()
 
 
 def vision():

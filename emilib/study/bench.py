@@ -9,6 +9,7 @@ from copy import deepcopy
 
 import pandas as pd
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from emilib.models import DualStage
@@ -29,7 +30,8 @@ def stage_two(repeats: int = 9, device=None, batch: int = 32, steps: int = 600) 
     with torch.random.fork_rng(), torch.device(device), no_denormals():  # as `fit` trains
         torch.manual_seed(0)
         model = DualStage(768, 1024, 768, 6).train()
-        lstm, encoder = deepcopy(model.lstm.lstm), deepcopy(model.encoder)
+        lstm = nn.LSTM(1024, model.lstm.lstm.hidden_size, batch_first=True, bidirectional=True)
+        encoder = deepcopy(model.encoder)
         frames, audio = torch.randn(batch, 60, 768), torch.randn(batch, steps, 1024)
         text, target = torch.randn(batch, 768), torch.rand(batch, 6)
         segments = torch.randn(batch, model.segments, model.width)

@@ -73,7 +73,7 @@ def estimate(profile, partitions: pd.DataFrame, transcribe: float = 0.0, cores: 
         known[f"{kind}_batch"] = recipes[0].batch_size if recipes else 0
     table = pd.read_csv(Path(__file__).with_name("resources.csv"), dtype=str)
     needed = {"transcripts": transcribe, "fine-tuning": known["tuned"]}
-    table = table[[bool(needed.get(stage, True)) for stage in table["stage"]]]
+    table = table[[bool(needed.get(s, True)) for s in table["stage"]]].reset_index(drop=True)
     table["what"] = [what.format(**known) for what in table["what"]]
     for name in ("pflop", "more_hours", "disk", "gpu"):
         values = [pd.eval(f, engine="python", local_dict=known) for f in table[name]]

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from emilib import EMOTIONS, metrics, models
-from emilib.cache import Cache, code_version, key
+from emilib.cache import Cache, code_version
 from emilib.features.feature_set import FeatureSplits
 from emilib.progress import quietly
 from emilib.study.experiments import MEDIA, Experiment

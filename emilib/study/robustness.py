@@ -25,7 +25,6 @@ from emilib.workers import device
 # What the papers claim without showing it, and what tests it here: if the claim holds,
 # the experiment `first` loses less than `second` under corruptions of these `kinds`.
 HYPOTHESES = pd.read_csv(Path(__file__).with_name("hypotheses.csv"), dtype=str)
-WEIGHT_CLAIM = ("abstract, 1, 2.2, 3.5", "the weight of a modality falls when it is impaired")
 
 
 def intensity_and_weights(model: torch.nn.Module, data: FeatureSet, batch_size: int = 64):

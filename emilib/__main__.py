@@ -18,7 +18,6 @@ import tyro
 
 from emilib import cache
 from emilib.progress import Counter
-from emilib.training import distributed
 
 ProfileName = Annotated[
     Literal["smoke", "embedded", "paper"], tyro.conf.arg(help="sizes, encoders and seeds")
@@ -304,7 +303,6 @@ def main() -> int:
     """Run the command of `sys.argv`; returns the exit code."""
     commands = {command.__name__: command for command in COMMANDS}
     try:
-        distributed.join(relaunch=True)
         if cache.rank() != 0:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - to the end of the process
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m emilib", description=__doc__)

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from emilib import metrics
-from emilib.metrics import difference, estimate, mean_pearson, pearson, per_emotion, resample
+from emilib.metrics import difference, estimate, mean_pearson, pearson, resample
 
 
 @pytest.fixture
@@ -31,12 +30,14 @@ def test_nearly_constant_float32_predictions_keep_their_correlation():
     assert pearson(target, prediction)[0] == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e150])
+@pytest.mark.parametrize("scale", [-1.0, 1e-200, 1e150])
 def test_scale_does_not_matter(scores, scale):
-    target, predictions = scores
-    np.testing.assert_allclose(
-        pearson(target, scale * predictions[0]), pearson(target, predictions[0]), atol=1e-12
-    )
+    target, (prediction, *_) = scores
+    expected = np.sign(scale) * pearson(target, prediction)
+    np.testing.assert_allclose(pearson(target, scale * prediction), expected, atol=1e-12)
+    ends = pearson(target, scale * target)
+    np.testing.assert_allclose(ends, np.sign(scale), atol=1e-12)
+    assert np.abs(ends).max() <= 1.0
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1 / 3, 1e9])
@@ -50,12 +51,6 @@ def test_constant_columns_have_zero(scores, constant):
     assert (resample(target, prediction, 50)[:, :, 2] == 0).all()
 
 
-def test_ends_of_the_scale():
-    target = np.arange(5.0)[:, None]
-    assert pearson(target, 3 * target + 1)[0] == 1.0
-    assert pearson(target, -target)[0] == -1.0
-
-
 def test_resampling_is_the_naive_loop(scores):
     target, predictions = scores
     got = resample(target, predictions, resamples=40, seed=3)
@@ -64,14 +59,8 @@ def test_resampling_is_the_naive_loop(scores):
         for s in range(3):
             expected = stats.pearsonr(target[rows], predictions[s][rows], axis=0).statistic
             np.testing.assert_allclose(got[r, s], expected, atol=1e-10)
-
-
-def test_resampling_in_pieces_draws_the_same_clips(scores, monkeypatch):
-    target, predictions = scores
-    whole = resample(target, predictions, resamples=50, seed=1)
-    monkeypatch.setattr(metrics, "_CHUNK", 7 * 80)
-    pieces = resample(target, predictions, resamples=50, seed=1)
-    np.testing.assert_allclose(pieces, whole, atol=1e-12)
+    alone = resample(target[:, [2]], predictions[..., [2]], resamples=40, seed=3)
+    np.testing.assert_allclose(alone, got[..., [2]], atol=1e-12)
 
 
 def test_interval_is_scipys_percentile_bootstrap(scores):
@@ -80,14 +69,8 @@ def test_interval_is_scipys_percentile_bootstrap(scores):
     def statistic(rows):
         return mean_pearson(target[rows], predictions[0][rows])
 
-    expected = stats.bootstrap(
-        (np.arange(80),),
-        statistic,
-        vectorized=False,
-        n_resamples=1500,
-        method="percentile",
-        rng=np.random.default_rng(5),
-    ).confidence_interval
+    settings = {"vectorized": False, "n_resamples": 1500, "method": "percentile", "rng": 5}
+    expected = stats.bootstrap((np.arange(80),), statistic, **settings).confidence_interval
     got = estimate(target, predictions[0], resamples=4000)
     assert got.low == pytest.approx(expected.low, abs=0.01)
     assert got.high == pytest.approx(expected.high, abs=0.01)
@@ -110,10 +93,8 @@ def test_difference_is_paired(scores):
     same = difference(target, predictions, predictions, resamples=100)
     assert (same.value, same.low, same.high, same.sd) == (0.0, 0.0, 0.0, 0.0)
     got = difference(target, predictions, worse, resamples=500)
-    each = [
-        mean_pearson(target, a) - mean_pearson(target, b)
-        for a, b in zip(predictions, worse, strict=True)
-    ]
+    pairs = zip(predictions, worse, strict=True)
+    each = [mean_pearson(target, a) - mean_pearson(target, b) for a, b in pairs]
     assert got.per_seed == pytest.approx(each)
     alone = estimate(target, predictions, resamples=500)
     # The same clips are hard for both, so the paired interval is much the narrower.
@@ -123,31 +104,18 @@ def test_difference_is_paired(scores):
     assert back.low == pytest.approx(-got.high)
 
 
-def test_per_emotion(scores):
-    target, predictions = scores
-    names = list("abcdef")
-    frame = per_emotion(target, predictions, names, resamples=200)
-    assert frame["emotion"].tolist() == names
-    each = np.stack([pearson(target, p) for p in predictions])
-    np.testing.assert_allclose(frame["rho"], each.mean(0))
-    np.testing.assert_allclose(frame["sd"], each.std(0, ddof=1))
-    assert (frame["low"] < frame["rho"]).all()
-    assert (frame["rho"] < frame["high"]).all()
-
-
 def test_bad_input_is_refused(scores):
     target, predictions = scores
     with_nan = target.copy()
     with_nan[3, 1] = np.nan
-    with pytest.raises(ValueError, match=r"target: expected finite numbers.* in 1 rows"):
+    with pytest.raises(ValueError, match="target: expected finite numbers"):
         pearson(with_nan, predictions[0])
-    with pytest.raises(ValueError, match="one shape"):
-        pearson(target, predictions[0][:, :5])
-    with pytest.raises(ValueError, match="at least 2 clips"):
-        pearson(target[:1], predictions[0][:1])
-    with pytest.raises(ValueError, match=r"shape \(N, E\)"):
-        pearson(target[:, 0], predictions[0][:, 0])
+    for a, b in (
+        (target, predictions[0][:, :5]),
+        (target[:1], predictions[0][:1]),
+        (target[:, 0], predictions[0][:, 0]),
+    ):
+        with pytest.raises(ValueError, match=r"shape \(N, E\)"):
+            pearson(a, b)
     with pytest.raises(ValueError, match="same seeds"):
         difference(target, predictions, predictions[:2])
-    with pytest.raises(ValueError, match="6 names"):
-        per_emotion(target, predictions, ["a"])

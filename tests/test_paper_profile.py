@@ -29,7 +29,6 @@ from pathlib import Path
 from emilib import cache, profiles
 from emilib.pipeline import Workspace
 from emilib.study import tables
-from emilib.training import distributed
 
 RECIPES = [f"{name}_recipe" for name in ("dual_stage", "taemi", "baseline", "earlier", "savchenko")]
 
@@ -45,7 +44,6 @@ def main(corpus, home):
     profile = dataclasses.replace(
         paper, stage_one=plans, seeds=(0,), max_seconds=6.0, **changes, **narrow
     )
-    distributed.join()
     made = Workspace(profile, corpus, home).tables()
     if cache.rank() == 0:
         tables.write(made, Path(home) / "tables", endings=("csv",))

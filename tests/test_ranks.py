@@ -6,14 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
-from test_training import TRAIN, VALID, same_bits, small
-
 from emilib import cache
-from emilib.models import TAEMI, DualStage
-from emilib.training.loop import fit, one_thread, predict
-from emilib.training.recipes import Recipe
 
 TESTS = Path(__file__).parent
 
@@ -23,75 +16,19 @@ def launch(processes: int, *command: str) -> str:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     environment = {k: v for k, v in os.environ.items() if k not in cache.RANK_VARIABLES}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
-    process = subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), *command],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-        check=False,
-    )
+    command = [sys.executable, *(launcher if processes > 1 else []), *command]
+    options = {"capture_output": True, "text": True, "env": environment, "timeout": 300}
+    process = subprocess.run(command, check=False, **options)
     assert process.returncode == 0, process.stderr[-3000:]
     return process.stdout
-
-
-def dual_stage():
-    torch.manual_seed(0)
-    sizes = {"width": 8, "heads": 2, "layers": 1, "segments": 3, "tcn_width": 6, "dropout": 0.0}
-    return DualStage(5, 7, 4, modalities=("frames", "text"), **sizes)
-
-
-def taemi():
-    torch.manual_seed(0)
-    still = dict.fromkeys(("dropout", "attention_dropout", "modality_dropout"), 0.0)
-    return TAEMI(5, 7, 4, width=8, heads=2, **still)
-
-
-MODELS = {"small": lambda: small(dropout=0.0), "DualStage": dual_stage, "TAEMI": taemi}
-RECIPE = Recipe(epochs=2, batch_size=23, lr=1e-2, accumulate=2, ema_decay=0.5)
-FIT = """
-import sys, torch
-import test_ranks as t
-from emilib import cache
-
-torch.set_num_threads(1)
-for name, make in t.MODELS.items():
-    result = t.fit(make(), t.TRAIN, t.VALID, t.RECIPE, device="cpu")
-    torch.save((result.model.state_dict(), result.history["loss"].tolist()),
-               f"{sys.argv[1]}/{name}{cache.rank()}.pt")
-try:
-    t.fit(t.small(), t.TRAIN, None, t.Recipe(loss="1-pearson"))
-except ValueError as error:
-    assert "one process" in str(error)
-else:
-    raise SystemExit("a loss that is no mean over clips was shared")
-"""
-
-
-def test_two_processes_train_as_one(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(FIT)
-    launch(2, str(script), str(tmp_path))
-    for name, make in MODELS.items():
-        with one_thread():
-            alone = fit(make(), TRAIN, VALID, RECIPE, device="cpu")
-        (first, loss), (second, _) = (torch.load(tmp_path / f"{name}{r}.pt") for r in (0, 1))
-        assert same_bits(first, second)
-        # Not each weight: AdamW makes full steps of the rounding errors of a zero gradient.
-        together = make()
-        together.load_state_dict(first)
-        np.testing.assert_allclose(predict(together, VALID), alone.predict(VALID), atol=1e-4)
-        np.testing.assert_allclose(loss, alone.history["loss"], rtol=1e-5)
 
 
 STAGE_ONE = """
 import dataclasses, hashlib, json, sys, torch
 from emilib import cache
-from emilib.training import distributed
 from emilib.training.contrastive_pretraining import pretrain
 import test_stage_one as t
 
-distributed.join()
 found = {}
 for side in ("frames", "audio"):
     torch.manual_seed(0)
@@ -118,11 +55,9 @@ def test_two_processes_share_the_batches_of_stage_one(tmp_path):
 
 STORE = """
 import json, os, sys, numpy as np
-from emilib.training import distributed
 from emilib.cache import Cache, rank
 from emilib.features import store
 
-distributed.join()
 made = []
 
 def produce(ids):

@@ -12,7 +12,7 @@ from emilib import MODALITIES
 from emilib.features.feature_set import FeatureSet
 from emilib.metrics import pearson
 from emilib.models.earlier import Savchenko2025, StatisticsMLP
-from emilib.training.loop import Result, TargetScale, check_data, count_parameters, fit
+from emilib.training.loop import Result, TargetScale, check_data, fit
 from emilib.training.recipes import Recipe
 
 
@@ -76,8 +76,8 @@ def fit_savchenko(
             member.load_state_dict(result.model.state_dict())
         model.fusion.copy_(torch.from_numpy(search_weights(predictions, target)))
         history = pd.concat([r.history for r in trained]).groupby("epoch").mean().reset_index()
-        seconds = sum(r.seconds for r in trained)
-        return Result(model.eval(), history, len(history), seconds, count_parameters(model), scale)
+        size, seconds = sum(p.numel() for p in model.parameters()), sum(r.seconds for r in trained)
+        return Result(model.eval(), history, len(history), seconds, size, scale)
 
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)

@@ -4,42 +4,35 @@ The two runs are decoupled: each has its own copy of the text encoder and its ow
 heads, and neither sees a label. Stage II takes the encoders from here, not the heads.
 """
 
+import atexit
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from emilib import SAMPLE_RATE, workers
-from emilib.cache import key, rank, share, world_size
-from emilib.features.encoders import AudioEncoder, TextEncoder, VisionEncoder, padded
+from emilib.cache import key, share, world_size
+from emilib.features.encoders import TextEncoder, VisionEncoder, padded
 from emilib.models.contrastive import ContrastivePair, contrastive_loss, sgdr, text_groups
-from emilib.training import distributed
+from emilib.training.optimisation import load_state, save_state
 from emilib.training.recipes import StageOne
-from emilib.training.resume import load_state, save_state
 
 STRETCHES = 8  # a step sees one frame of each stretch of a clip; not stated in the paper
 
 
 @dataclasses.dataclass
 class Clips:
-    """What Stage I sees of N clips: media and words, no label.
-
-    ids : N names
-    frames : (T, 3, H, W) uint8, or None, one a clip; any sequence that reads them when asked
-    waveforms : (S,) float at 16 kHz, or None; likewise
-    texts : transcripts; "" where there are none
-    """
+    """What Stage I sees of N clips: media, which may be read when asked, and words; no label."""
 
     ids: list[str]
-    frames: Sequence
-    waveforms: Sequence
-    texts: list[str]
+    frames: Sequence  # (T, 3, H, W) uint8, or None, one a clip
+    waveforms: Sequence  # (S,) float at 16 kHz, or None
+    texts: list[str]  # "" where there are none
 
     def __len__(self):
         return len(self.ids)
@@ -56,39 +49,68 @@ class Contrast:
 
 
 def pretrain(
-    media: VisionEncoder | AudioEncoder,
-    text: TextEncoder,
-    clips: Clips,
-    plan: StageOne,
-    seed: int,
-    checkpoint=None,
-    progress: Callable[[int, int], None] | None = None,
-    device=None,
+    media, text, clips, plan: StageOne, seed: int, checkpoint=None, progress=None, device=None
 ) -> Contrast:
     """Contrast one modality with the words of the same clips; trains copies of the encoders.
 
-    checkpoint : folder; a killed run resumes after its last finished epoch, to the same bits
+    media : VisionEncoder or AudioEncoder; text : TextEncoder; clips : Clips
+    checkpoint : folder; a killed run resumes after its last epoch, on a CPU to the same bits
     progress : called with (steps done, steps in all)
     device : None is the GPU of this rank where there is one, else the CPU; the result is on the CPU
 
     Several ranks divide each batch and come to the result of one process, to the same bits on a
-    CPU with `plan.chunk`. Clips without words or without this modality are left out, and so is
-    the last, smaller batch of an epoch, whose loss has fewer negatives. Raises ValueError when
-    fewer than two clips are left, or for the checkpoint of another run.
+    CPU with `plan.chunk`. Clips without words or this modality are left out, and so is the last,
+    smaller batch of an epoch, which has fewer negatives. Raises ValueError when fewer than two
+    clips are left, or for the checkpoint of another run.
     """
-    path = None if checkpoint is None else Path(checkpoint) / "epoch.pt"
+    if world_size() > 1:
+        from accelerate import PartialState
+
+        # A rank that ends while another still uses what it offers would take that one with it.
+        atexit.register(PartialState().destroy_process_group)
     device = torch.device(workers.device() if device is None else device)
+    rows, side = usable(clips, media), "frames" if isinstance(media, VisionEncoder) else "audio"
+    if len(rows) < 2:
+        raise ValueError(f"expected at least 2 clips with {side} and words, got {len(rows)}")
+    media, text = deepcopy(media), deepcopy(text)
+    if side == "audio":  # NumPy draws the masks of SpecAugment, where no seed of a run reaches
+        media.model.config.apply_spec_augment = False
     with torch.random.fork_rng():  # the caller's draws stay what they were
-        run = _Run(media, text, clips, plan, seed, device)
-        if path is not None:
-            run.restore(path)
-        while run.epoch < plan.epochs:
-            run.train_epoch(progress)
-            if path is not None and rank() == 0:
-                run.save(path)
-        distributed.barrier()  # the last checkpoint is written
-    modules = (module.cpu().eval() for module in (run.media, run.text, run.pair))
-    return Contrast(*modules, run.history)
+        torch.manual_seed(seed)  # heads and dropout
+        pair = ContrastivePair(media.dim, text.dim, plan.width, plan.segments)
+        draw = torch.Generator().manual_seed(seed)
+        for encoder in (media, text):
+            encoder.requires_grad_(plan.train_encoders).train(plan.train_encoders)
+        modules = [module.to(device) for module in (media, text, pair)]
+        parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=plan.lr_max, weight_decay=plan.weight_decay)
+        batch_size = min(plan.batch_size, len(rows))
+        steps, history = len(rows) // batch_size, []
+        schedule = sgdr(optimizer, steps, plan.cycle_epochs, plan.lr_min)
+        identity = key(plan=plan, seed=seed, side=side, clips=clips.ids)
+        run = (checkpoint, identity, [*modules, optimizer, schedule])
+        if state := load_state(*run):
+            history, drawn, dropped = state
+            draw.set_state(drawn)
+            torch.set_rng_state(dropped)
+        for epoch in range(len(history) // steps, plan.epochs):
+            for batch in torch.randperm(len(rows), generator=draw).split(batch_size)[:steps]:
+                batch, lr = [rows[i] for i in batch], schedule.get_last_lr()[0]
+                optimizer.zero_grad()
+                loss = _gradient(
+                    *modules, parameters, clips, batch, plan, draw, (seed, len(history))
+                )
+                nn.utils.clip_grad_norm_(parameters, 1.0)  # not stated in the paper
+                optimizer.step()
+                schedule.step()
+                record = {"step": len(history), "epoch": epoch, "lr": lr, "loss": loss}
+                history.append(record | {"logit_scale": pair.logit_scale.item()})
+                if progress:
+                    progress(len(history), plan.epochs * steps)
+            save_state(*run, (history, draw.get_state(), torch.get_rng_state()))
+        if world_size() > 1:
+            dist.barrier()  # the last checkpoint is written
+    return Contrast(*(module.cpu().eval() for module in modules), history)
 
 
 def usable(clips: Clips, media: nn.Module) -> list[int]:
@@ -99,15 +121,10 @@ def usable(clips: Clips, media: nn.Module) -> list[int]:
 
 
 def drawn_frames(count: int, generator: torch.Generator) -> list[int]:
-    """Positions of one random frame of each of up to 8 equal stretches of a clip of `count`.
-
-    A clip of fewer frames gives each of them once.
-    """
+    """Positions of one random frame of each of min(8, count) equal stretches of `count` frames."""
     borders = torch.linspace(0, count, min(STRETCHES, count) + 1).long().tolist()
-    return [
-        start + int(torch.randint(end - start, (), generator=generator))
-        for start, end in itertools.pairwise(borders)
-    ]
+    pairs = itertools.pairwise(borders)
+    return [a + int(torch.randint(b - a, (), generator=generator)) for a, b in pairs]
 
 
 def encoded_frames(encoder: VisionEncoder, clips: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -119,17 +136,10 @@ def encoded_frames(encoder: VisionEncoder, clips: Sequence[Tensor]) -> tuple[Ten
     return hidden, valid.to(hidden.device)
 
 
-def chunked_gradient(
-    embed: Callable[[int], tuple[Tensor, Tensor]],
-    chunks: Sequence[range],
-    pair: ContrastivePair,
-    loss_of: Callable[[Tensor, Tensor, Tensor], Tensor],
-    parameters: Sequence[nn.Parameter],
-) -> float:
+def chunked_gradient(embed, chunks: Sequence[range], pair, loss_of, parameters: Sequence) -> float:
     """The gradient of one large batch in the memory of a chunk (Gao et al. 2021); returns the loss.
 
-    embed : number of a chunk → embeddings (b, W) of its media and words, with the same dropout
-        at each call
+    embed : number of a chunk → embeddings (b, W) of its media and words, always the same
     chunks : rows of the batch, consecutive; ranks share them out
     loss_of : embeddings (B, W) of all media and words, and the logit scale → scalar
     parameters : get `.grad`, as `loss.backward()` on the whole batch would set it
@@ -139,157 +149,74 @@ def chunked_gradient(
     mine = share(list(enumerate(chunks)))
     rows, width = chunks[-1].stop, pair.media_head.out_features
     embeddings = torch.zeros(2, rows, width, device=pair.log_scale.device)
-    for number, chunk in mine:
-        with torch.set_grad_enabled(len(mine) == 1):  # a single chunk's graph may as well be kept
-            parts = embed(number)
-        embeddings[:, chunk.start : chunk.stop] = torch.stack(parts).detach()
-    leaves = [*_summed(embeddings), pair.logit_scale.detach()]
-    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    with torch.no_grad():
+        for number, chunk in mine:
+            embeddings[:, chunk.start : chunk.stop] = torch.stack(embed(number))
+    if world_size() > 1:
+        dist.all_reduce(embeddings)
+    leaves = [x.detach().clone().requires_grad_() for x in (*embeddings, pair.logit_scale)]
     loss = loss_of(*leaves)
     slopes = torch.autograd.grad(loss, leaves)
     total = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
     for number, chunk in mine:
-        if len(mine) > 1:
-            parts = embed(number)
-        outputs, gradients = [*parts], [slope[chunk.start : chunk.stop] for slope in slopes[:2]]
-        if number == 0:  # the scale is one for the whole batch: its slope goes in once
-            outputs, gradients = [*outputs, pair.logit_scale], [*gradients, slopes[2]]
-        torch.autograd.backward(outputs, gradients)
-        for sum_, parameter in zip(total, parameters, strict=True):
-            if parameter.grad is not None:
-                sum_ += parameter.grad
-                parameter.grad = None
+        outputs = [*embed(number), pair.logit_scale]
+        of_outputs = [slope[chunk.start : chunk.stop] for slope in slopes[:2]]
+        of_outputs.append(slopes[2] * (number == 0))  # one scale for the whole batch: once
+        gradients = torch.autograd.grad(outputs, parameters, of_outputs, materialize_grads=True)
+        for sum_, gradient in zip(total, gradients, strict=True):
+            sum_ += gradient
     for sum_, parameter in zip(total, parameters, strict=True):
-        parameter.grad = _summed(sum_).to(parameter.dtype)
+        if world_size() > 1:
+            dist.all_reduce(sum_)
+        parameter.grad = sum_.to(parameter.dtype)
     return loss.item()
 
 
-class _Run:
-    """State of one contrastive run between epochs."""
+def _gradient(media, text, pair, parameters, clips, rows, plan: StageOne, draw, seeds) -> float:
+    """Set `.grad` to the gradient of Eq. 1 on some clips; returns the loss.
 
-    def __init__(self, media, text, clips, plan, seed, device):
-        self.clips, self.plan, self.seed, self.device = clips, plan, seed, device
-        self.media, self.text = deepcopy(media), deepcopy(text)
-        self.epoch, self.history = 0, []
-        self.side = "frames" if isinstance(media, VisionEncoder) else "audio"
-        self.usable = usable(clips, media)
-        if len(self.usable) < 2:
-            raise ValueError(
-                f"expected at least 2 clips with {self.side} and words, got {len(self.usable)}; "
-                f"contrastive pretraining of {self.side} needs them as each other's negatives"
-            )
-        # NumPy draws the masks of SpecAugment, where no seed of a run reaches (not in the paper).
-        if self.side == "audio":
-            self.media.model.config.apply_spec_augment = False
-        self.identity = key(plan=plan, seed=seed, side=self.side, clips=clips.ids)
-        torch.manual_seed(seed)
-        self.pair = ContrastivePair(media.dim, text.dim, plan.width, plan.segments)
-        self.generator = torch.Generator().manual_seed(seed)
-        for encoder in (self.media, self.text):
-            encoder.requires_grad_(plan.train_encoders).train(plan.train_encoders)
-        modules = [module.to(device) for module in (self.media, self.text, self.pair)]
-        self.parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=plan.lr_max, weight_decay=plan.weight_decay
-        )
-        self.batch_size = min(plan.batch_size, len(self.usable))
-        self.per_epoch = len(self.usable) // self.batch_size
-        self.schedule = sgdr(self.optimizer, self.per_epoch, plan.cycle_epochs, plan.lr_min)
+    draw : generator of what is seen of each clip; seeds : numbers that the dropout of chunks is of
+    """
+    device, vision = pair.log_scale.device, isinstance(media, VisionEncoder)
+    sequence = clips.frames if vision else clips.waveforms
+    texts = [clips.texts[row] for row in rows]
+    groups = text_groups(texts).to(device)
+    longest = None if vision else round(plan.audio_seconds * SAMPLE_RATE)
+    cuts = [_cut(_length(sequence, row), longest, draw) for row in rows]
+    size = plan.chunk or math.ceil(len(rows) / world_size())
+    chunks = [range(i, min(i + size, len(rows))) for i in range(0, len(rows), size)]
 
-    def train_epoch(self, progress) -> None:
-        order = torch.randperm(len(self.usable), generator=self.generator).tolist()
-        for step in range(self.per_epoch):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            lr = self.schedule.get_last_lr()[0]
-            self.optimizer.zero_grad(set_to_none=True)
-            loss = self.gradient([self.usable[i] for i in batch])
-            nn.utils.clip_grad_norm_(self.parameters, 1.0)  # not stated in the paper
-            self.optimizer.step()
-            self.schedule.step()
-            record = {"step": len(self.history), "epoch": self.epoch, "lr": lr, "loss": loss}
-            self.history.append(record | {"logit_scale": self.pair.logit_scale.item()})
-            if progress:
-                progress(len(self.history), self.plan.epochs * self.per_epoch)
-        self.epoch += 1
+    def loss_of(media: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+        return contrastive_loss(media, text, scale, plan.symmetric, groups)
 
-    def gradient(self, rows: list[int]) -> float:
-        """Set `.grad` to the gradient of Eq. 1 on the batch; returns the loss."""
-        cuts = [self.cut(i) for i in rows]  # drawn for the whole batch, on every rank
-        groups = text_groups([self.clips.texts[i] for i in rows]).to(self.device)
-
-        def loss_of(media: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-            return contrastive_loss(media, text, scale, self.plan.symmetric, groups)
-
-        size = self.plan.chunk or math.ceil(len(rows) / world_size())
-        chunks = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
-        if len(chunks) == 1:
-            loss = loss_of(*self.embed(rows, cuts), self.pair.logit_scale)
-            loss.backward()
-            return loss.item()
-
-        def embed(number: int) -> tuple[Tensor, Tensor]:
-            part = slice(chunks[number].start, chunks[number].stop)
-            with torch.random.fork_rng([self.device.index or 0] if self.on_gpu else []):
-                numbers = [self.seed, len(self.history), number]
-                torch.manual_seed(int(key(numbers=numbers)[:15], 16))
-                return self.embed(rows[part], cuts[part])
-
-        return chunked_gradient(embed, chunks, self.pair, loss_of, self.parameters)
-
-    def embed(self, rows: list[int], cuts: list) -> tuple[Tensor, Tensor]:
-        """Embeddings of media and words of some clips, (B, W) float32 each."""
-        tokens = self.text.tokens([self.clips.texts[i] for i in rows])
-        tokens = {name: ids.to(self.device) for name, ids in tokens.items()}
-        half = self.plan.mixed_precision is not None and self.on_gpu
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            if self.side == "frames":
-                frames = [self.clips.frames[i][cut] for i, cut in zip(rows, cuts, strict=True)]
-                hidden, valid = encoded_frames(self.media, frames)
+    def embed(number: int) -> tuple[Tensor, Tensor]:
+        if len(chunks) > 1:
+            torch.manual_seed(int(key(numbers=[*seeds, number])[:15], 16))
+        tokens = text.tokens([texts[i] for i in chunks[number]])
+        pieces = [sequence[rows[i]][cuts[i]] for i in chunks[number]]
+        half = plan.mixed_precision is not None and device.type == "cuda"
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            if vision:
+                hidden, valid = encoded_frames(media, pieces)
             else:
-                sounds = [self.clips.waveforms[i][cut] for i, cut in zip(rows, cuts, strict=True)]
-                waveforms, valid = padded([sound.float() for sound in sounds])
-                hidden, valid = self.media(waveforms.to(self.device), valid.to(self.device))
-            media = self.pair.embed_media(hidden, valid)
-            words = self.pair.embed_text(self.text(**tokens))
-        return media.float(), words.float()
+                waveforms, valid = padded([piece.float() for piece in pieces])
+                hidden, valid = media(waveforms.to(device), valid.to(device))
+            states = text(**{name: ids.to(device) for name, ids in tokens.items()})
+            return pair.embed_media(hidden, valid).float(), pair.embed_text(states).float()
 
-    def cut(self, row: int) -> list[int] | slice:
-        """What one step sees of a clip: which frames, or which stretch of samples."""
-        if self.side == "frames":
-            return drawn_frames(_length(self.clips.frames, row), self.generator)
-        longest = round(self.plan.audio_seconds * SAMPLE_RATE)
-        spare = max(1, _length(self.clips.waveforms, row) - longest)
-        start = int(torch.randint(spare, (), generator=self.generator))
-        return slice(start, start + longest)
+    if len(chunks) > 1:
+        return chunked_gradient(embed, chunks, pair, loss_of, parameters)
+    loss = loss_of(*embed(0), pair.logit_scale)
+    loss.backward()
+    return loss.item()
 
-    @property
-    def on_gpu(self) -> bool:
-        return self.device.type == "cuda"
 
-    PARTS = ("media", "text", "pair", "optimizer", "schedule")
-
-    def save(self, path: Path) -> None:
-        state = {
-            "epoch": self.epoch,
-            "history": self.history,
-            "generator": self.generator.get_state(),
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if self.on_gpu else [],
-            **{name: getattr(self, name).state_dict() for name in self.PARTS},
-        }
-        save_state(path, self.identity, state)
-
-    def restore(self, path: Path) -> None:
-        state = load_state(path, self.identity)
-        if state is None:
-            return
-        for name in self.PARTS:
-            getattr(self, name).load_state_dict(state[name])
-        self.epoch, self.history = state["epoch"], state["history"]
-        self.generator.set_state(state["generator"])
-        torch.set_rng_state(state["torch"])
-        if state["cuda"] and self.on_gpu:
-            torch.cuda.set_rng_state_all(state["cuda"])
+def _cut(length: int, longest: int | None, draw: torch.Generator) -> list[int] | slice:
+    """What one step sees of a clip: a stretch of `longest` samples, or which frames."""
+    if longest is None:
+        return drawn_frames(length, draw)
+    start = int(torch.randint(max(1, length - longest), (), generator=draw))
+    return slice(start, start + longest)
 
 
 def _length(sequence: Sequence, row: int) -> int:
@@ -297,10 +224,3 @@ def _length(sequence: Sequence, row: int) -> int:
     if hasattr(sequence, "length"):
         return sequence.length(row)
     return 0 if sequence[row] is None else len(sequence[row])
-
-
-def _summed(values: Tensor) -> Tensor:
-    """Sum over ranks, in place."""
-    if world_size() > 1:
-        dist.all_reduce(values)
-    return values

@@ -97,7 +97,7 @@ class CorpusReader:
             lengths = defects.durations(self.table, self.processes)
             lengths.to_json(folder / "seconds.json", orient="index")
 
-        parts = {"corpus": self.key, "code": code_version("corpus/defects.py")}
+        parts = {"corpus": self.key, "code": code_version("corpus/defects.py", "corpus/media.py")}
         folder = self.cache.shared_step("durations", parts, make)
         lengths = json.loads((folder / "seconds.json").read_text())
         return pd.Series(lengths, dtype=float).loc[self.table["id"]]
@@ -131,14 +131,21 @@ class CorpusReader:
         """Frames and audio (T, D) float16 of the organisers' pickles.
 
         None without one, and for one that can't be used: the audit lists them as "bad features".
+        Raises ValueError for features of several widths.
         """
-        defects.check_official(self.table)  # one sentence now, not an odd shape later
-        paths = self.table.set_index("id")[list(OFFICIAL.values())].loc[list(ids)]
+        paths, widths = self.table.set_index("id")[list(OFFICIAL.values())].loc[list(ids)], {}
         for row in paths.itertuples(index=False, name=None):
-            arrays = [_readable(feature_files.load_features, path) for path in row]
-            usable = [a is not None and a.size and np.isfinite(a).all() for a in arrays]
-            columns = zip(OFFICIAL, arrays, usable, strict=True)
-            yield {name: a.astype(np.float16) if use else None for name, a, use in columns}
+            arrays = {}
+            for name, path in zip(OFFICIAL, row, strict=True):
+                array = _readable(feature_files.load_features, path)
+                usable = array is not None and array.size and np.isfinite(array).all()
+                arrays[name] = array.astype(np.float16) if usable else None
+                if usable and array.shape[1] != widths.setdefault(name, array.shape[1]):
+                    raise ValueError(
+                        f"{path}: expected {widths[name]} values a step as in the files before, "
+                        f"got {array.shape[1]}; take the features of one encoder"
+                    )
+            yield arrays
 
 
 def decode(files: dict, looked: bool, profile, kept: int | None, sound=True) -> dict:
@@ -154,7 +161,7 @@ def decode(files: dict, looked: bool, profile, kept: int | None, sound=True) -> 
     wanted = {"frames": shown and not crops, "sound": sound and files["audio"] is None}
     if any(wanted.values()):
         limits = {"fps": profile.fps, "size": profile.image_size, "max_seconds": longest}
-        result = _readable(media.decode, files["video"], sparse=True, **limits, **wanted)
+        result = _readable(media.decode, files["video"], **limits, **wanted)
         if result is not None:
             frames, waveform = result.images, result.waveform
     if sound and files["audio"] is not None:

@@ -26,7 +26,7 @@ import pandas as pd
 from traitlets.config import Config
 
 from emilib import cache, environment, profiles
-from emilib.corpus import defects
+from emilib.corpus import read as read_corpus
 from emilib.notebook_files import discover, read, update_notebooks
 
 ROOT = environment.ROOT
@@ -176,7 +176,7 @@ def unfinished_rows(figures: Path) -> list[str]:
 def run(options, profile, home: Path, figures: Path) -> None:
     os.environ.setdefault("PYTHONPATH", str(ROOT))  # the kernels import emilib too
     start, notebooks, out = time.monotonic(), ROOT / "notebooks", home / profile.name / "notebooks"
-    for note in defects.before_a_run(options.corpus) if options.corpus else ():
+    for note in read_corpus(options.corpus).attrs["notes"] if options.corpus else ():
         say(note)
     if options.fresh and not options.dry_run and out.parent.exists():
         shutil.rmtree(out.parent)

@@ -132,7 +132,7 @@ class Steps:
         """
         p, columns = self.profile, ("frames", "waveform")
         frames = [p.visual, p.fps, p.stored_frames, p.image_size, p.face_size, p.max_seconds]
-        code = code_version("reader.py", "corpus/media.py", "corpus/streams.py")
+        code = code_version("reader.py", "corpus/media.py")
 
         def make(step, ids):
             return self.reader.decoded(ids, profile=p, kept=p.stored_frames)

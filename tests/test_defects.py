@@ -8,16 +8,10 @@ import pandas as pd
 import pytest
 from conftest import damage, noise, sine, write_media
 
-from emilib.corpus import CorpusError, audit, defects, media, read
-from emilib.corpus.defects import (
-    DEFECTS,
-    SHORTEST,
-    before_a_run,
-    durations,
-    packet_facts,
-    report,
-)
+from emilib.corpus import CorpusError, audit, media, read
+from emilib.corpus.defects import DEFECTS, SHORTEST, durations, report
 from emilib.corpus.layout import HEADER
+from emilib.pipeline import Workspace
 
 LABELS = "0,0.5,1,0,0.25,0.333"
 NOTHING = np.zeros((0, 0))
@@ -145,22 +139,14 @@ def test_worker_processes_find_the_same(sick):
     pd.testing.assert_frame_equal(audit(sick, workers=2), audit(sick, workers=1))
 
 
-def test_large_clips_are_decoded_where_their_packets_look_odd(sick, monkeypatch):
-    monkeypatch.setattr(defects, "SMALL_PIXELS", 0)
-    assert pairs(audit(sick, workers=1, thorough=True)) == EXPECTED
-    # flipped bits inside a picture leave the packets' structure whole; a zeroed block does not
-    assert pairs(audit(sick, workers=1)) == EXPECTED - {("00003", "damaged frames")}
-
-
 def test_a_healthy_folder_has_no_defect(tmp_path):
     for name in ("00000", "00001", "00002"):
         clip(tmp_path, name)
     splits(tmp_path, train=["00000"], valid=["00001"], test=["00002"])
-    assert audit(tmp_path).empty
-    assert before_a_run(tmp_path) == []
+    assert audit(tmp_path, workers=1).empty
     for folder in ("text", "vit", "wav2vec2", "face_images"):  # nor where nobody has such files
         (tmp_path / folder).rename(tmp_path / f"no {folder}")
-    table = audit(tmp_path)
+    table = audit(tmp_path, workers=1)
     assert table.empty
     assert list(table.columns) == ["id", "split", "defect", "detail"]
 
@@ -170,31 +156,26 @@ def test_no_folder_is_an_error(tmp_path):
         audit(tmp_path / "nowhere")
 
 
-def test_packet_facts_agree_with_decoding(tmp_path):
+def test_a_cut_file_misses_frames(tmp_path):
+    path = clip(tmp_path, "00000", frames=50, make=noise)
+    clip(tmp_path, "00001")
+    splits(tmp_path, train=["00000"], valid=["00001"])
+    timing = media.timing(path)
+    assert (timing["frames"], timing["missing"]) == (50, 0)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    missing = media.timing(path)["missing"]
+    assert 15 < missing < 35
+    details = audit(tmp_path, workers=1)["detail"].tolist()
+    assert f"{missing} of 50 frames missing" in details
+
+
+def test_timing_agrees_with_decoding(tmp_path):
     path = write_media(tmp_path / "a.mp4", np.arange(50) / 25, sine(300, 1), options={"bf": "3"})
-    facts, decoded = packet_facts(path), media.decode(path, fps=None)
-    assert facts.frames == len(decoded.images) == 50
-    assert facts.pixels == 50 * 64 * 96
-    assert facts.measured_fps == pytest.approx(decoded.measured_fps)
-    assert facts.declared_fps == decoded.declared_fps
-    assert facts.duration == pytest.approx(2.0, abs=0.05)
-    assert (facts.hints, facts.lost) == ((), 0)
-
-
-@pytest.mark.parametrize("codec", ["libx264", "libx265"])
-def test_a_cut_file_and_a_zeroed_block_are_seen_without_decoding(tmp_path, codec):
-    options = {"x265-params": "log-level=none"} if codec == "libx265" else {"g": "250"}
-    settings = {"make": noise, "codec": codec, "options": options}
-    path = write_media(tmp_path / "a.mp4", np.arange(50) / 25, **settings)
-    assert packet_facts(path).hints == ()
-    data = path.read_bytes()
-    middle = len(data) // 2
-    path.write_bytes(data[:middle])
-    facts = packet_facts(path)
-    assert facts.hints
-    assert facts.frames + facts.lost == 50
-    path.write_bytes(data[:middle] + bytes(512) + data[middle + 512 :])
-    assert len(packet_facts(path).hints) == 1
+    timing, decoded = media.timing(path), media.decode(path, fps=None)
+    assert timing["frames"] == len(decoded.images) == 50
+    assert timing["measured"] == pytest.approx(decoded.measured_fps)
+    assert timing["declared"] == decoded.declared_fps
+    assert timing["seconds"] == pytest.approx(decoded.duration) == pytest.approx(2.0)
 
 
 def test_durations_are_those_of_the_files(tmp_path):
@@ -228,9 +209,6 @@ def test_the_report_counts_clips_and_names_ids():
         assert ids is None or lines[line + 1].strip().startswith(ids)
 
 
-# ---- before a run -------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def official(tmp_path):
     """Nine clips of official features alone."""
@@ -242,45 +220,27 @@ def official(tmp_path):
     return tmp_path
 
 
-def bad_features(root):
-    return audit(root, workers=1).query("defect == 'bad features'")["id"].tolist()
-
-
-def test_mixed_widths_are_refused_with_the_file(official):
-    odd = put(official, "wav2vec2", "00004", np.ones((5, 24), np.float32))
-    with pytest.raises(CorpusError, match=rf"{odd} is 24 wide and 8 of 9 .* 20 wide"):
-        before_a_run(official)
-    assert bad_features(official) == ["00004"]
-
-
-def test_a_pickle_of_something_else_is_refused_with_the_file(official):
-    path = put(official, "vit", "00007", {"a": 1})
-    with pytest.raises(CorpusError, match=rf"{path} holds dict"):
-        before_a_run(official)
-    assert bad_features(official) == ["00007"]
-
-
-def test_damaged_pickles_are_noted_and_left_out(official):
+def test_features_that_can_not_be_used(official):
+    put(official, "vit", "00001", np.full((2, 12), np.nan))
+    put(official, "vit", "00002", np.zeros((0, 12)))
     path = put(official, "wav2vec2", "00003", np.ones((30000, 20), np.float32))
     path.write_bytes(path.read_bytes()[:-5000])
     (official / "vit/00004.pkl").write_bytes(b"")
-    notes = before_a_run(official)
-    assert [("vit" in n, "00003" in n, "00004" in n) for n in notes] == [(1, 0, 1), (0, 1, 0)]
-    assert bad_features(official) == ["00003", "00004"]
+    table = audit(official, workers=1)
+    assert set(table["defect"]) == {"bad features"}
+    assert table["id"].tolist() == ["00001", "00002", "00003", "00004"]
+
+
+def test_mixed_widths_are_a_defect_and_refused_where_they_are_read(official):
+    odd = put(official, "wav2vec2", "00004", np.ones((5, 24), np.float32))
+    assert audit(official, workers=1)["id"].tolist() == ["00004"]
+    with pytest.raises(ValueError, match=rf"{odd}: expected 20 values .* got 24"):
+        Workspace("smoke", official, official / "home").features("official")
 
 
 def test_a_split_without_any_file_is_refused(official):
     for path in official.glob("*/0000[678].pkl"):
         path.unlink()
     with pytest.raises(CorpusError, match="None of the 3 validation clips"):
-        before_a_run(official)
-
-
-def test_reading_has_its_say_before_a_run(official):
-    for path in official.glob("*/00000.pkl"):
-        path.unlink()
-    put(official, "vit", "00099", np.ones((2, 12), np.float32))
-    assert ["00000" in note for note in before_a_run(official)] == [True, False]
-    splits(official, train=["00001,0,0,many,0,0,0"])
-    with pytest.raises(CorpusError, match="line 2: Determination is 'many'"):
-        before_a_run(official)
+        read(official)
+    assert audit(official, workers=1)["id"].tolist() == ["00006", "00007", "00008"]

@@ -13,8 +13,8 @@ import pytest
 from conftest import damage, noise, sine, write_media
 from scipy.signal import resample_poly
 
-from emilib.corpus import media, streams
-from emilib.corpus.feature_files import NoArrayError, feature_shape, load_features
+from emilib.corpus import media
+from emilib.corpus.feature_files import load_features
 from emilib.corpus.media import MediaError, decode, stated_seconds
 
 B_FRAMES = {"g": "30", "bf": "3", "b-pyramid": "normal", "sc_threshold": "0"}
@@ -94,8 +94,8 @@ def test_other_codecs(tmp_path, codec):
     suffix = "webm" if "vp9" in codec else "mov"
     options = {"x265-params": "log-level=none"} if codec == "libx265" else {"deadline": "realtime"}
     path = write_media(tmp_path / f"a.{suffix}", np.arange(25) / 25, codec=codec, options=options)
-    result = decode(path, size=(32, 48))
-    assert result.images.shape == (5, 32, 48, 3)
+    result = decode(path, size=32)
+    assert result.images.shape == (5, 32, 32, 3)
     assert result.damaged == 0
 
 
@@ -119,12 +119,6 @@ def test_images_follow_the_display_matrix(tmp_path, degrees, mirror):
     np.testing.assert_array_equal(result.images[0], expected)
     if not any(mirror):
         assert (result.rotation - degrees) % 360 == 0
-    small = decode(path, size=(8, 24)).images[0]
-    assert small.shape == (8, 24, 3)
-    red = small[..., 0].astype(int) - small[..., 2]
-    where = np.unravel_index(red.argmax(), red.shape) / np.array(red.shape)
-    bright = np.argwhere(expected[..., 0].astype(int) - expected[..., 2] > 100).mean(0)
-    assert ((where > 0.5) == (bright / expected.shape[:2] > 0.5)).all()
 
 
 def test_damaged_frames_are_dropped_counted_and_the_rest_goes_on(tmp_path):
@@ -152,56 +146,6 @@ def test_damaged_frames_are_dropped_counted_and_the_rest_goes_on(tmp_path):
     np.testing.assert_allclose(decode(path).times, list(slots.values()), atol=1e-9)
 
 
-def same(result, expected):
-    for name, value in vars(expected).items():
-        np.testing.assert_array_equal(getattr(result, name), value, err_msg=name)
-
-
-@pytest.fixture
-def decoded(monkeypatch):
-    """The pictures that come out of decoders."""
-    pictures, add = [], streams.Pictures.add
-    monkeypatch.setattr(streams.Pictures, "add", lambda s, f: pictures.append(f.pts) or add(s, f))
-    return pictures
-
-
-@pytest.mark.parametrize("threads", [1, 0])
-@pytest.mark.parametrize(("name", "fps"), [("a.mp4", 5), ("a.mkv", 5), ("a.mp4", 12.5)])
-def test_sparse_gives_the_same_from_fewer_pictures(tmp_path, decoded, name, fps, threads):
-    times = np.cumsum(np.random.default_rng(0).choice([1 / 30, 1 / 25, 1 / 10], 150))
-    path = write_media(tmp_path / name, times, sine(440, 6), make=noise, options=B_FRAMES)
-    for limit in (None, 3.0):
-        options = {"fps": fps, "size": 48, "threads": threads, "max_seconds": limit}
-        decoded.clear()
-        sparse, few = decode(path, **options, sparse=True), len(decoded)
-        same(sparse, decode(path, **options))
-        assert few < 0.9 * (len(decoded) - few)
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("a.mp4", {"options": {"g": "250", "bf": "0"}}),  # each picture is needed for the next
-        ("a.avi", {"options": B_FRAMES}),  # no time stamps
-        ("a.mpg", {"codec": "mpeg1video", "options": {"bf": "2"}}),  # not H.264
-        ("a.mp4", {"options": B_FRAMES, "rotation": (90, False, False)}),
-    ],
-)
-@pytest.mark.parametrize("fps", [5.0, None])
-def test_sparse_of_any_file_is_the_same(tmp_path, name, options, fps):
-    path = write_media(tmp_path / name, np.arange(60) / 25, **options)
-    same(decode(path, fps=fps, sparse=True), decode(path, fps=fps))
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_sparse_gives_up_where_there_is_damage(tmp_path, seed):
-    path = write_media(tmp_path / "a.mp4", np.arange(60) / 25, make=noise, options=B_FRAMES)
-    damage(path, 0.3, 0.6, seed=seed)
-    expected = decode(path)
-    assert expected.damaged
-    same(decode(path, sparse=True), expected)
-
-
 def test_a_cut_file_gives_what_is_left(tmp_path):
     path = write_media(tmp_path / "a.mp4", np.arange(60) / 25, make=noise)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -211,14 +155,15 @@ def test_a_cut_file_gives_what_is_left(tmp_path):
         decode(path)
 
 
-def test_size_is_that_of_an_image_made_small(tmp_path):
-    path = write_media(tmp_path / "a.mp4", np.arange(25) / 25, size=(120, 200))
-    result = decode(path, size=(30, 50))
-    assert result.images.shape == (5, 30, 50, 3)
-    full = decode(path).images.astype(float)
-    means = full.reshape(5, 30, 4, 50, 4, 3).mean(axis=(2, 4))
-    assert np.abs(result.images - means)[:, 10:, 30:].max() < 6  # away from the corner's edge
-    np.testing.assert_array_equal(decode(path, size=120).images, full[:, :, 40:160])
+@pytest.mark.parametrize("rotation", [None, (90, False, False)])
+def test_size_is_the_middle_square_of_an_image_made_small(tmp_path, rotation):
+    path = write_media(tmp_path / "a.mp4", np.arange(25) / 25, size=(120, 200), rotation=rotation)
+    result, full = decode(path, size=30).images, decode(path).images.astype(float)
+    full = full[:, :, 40:160] if rotation is None else full[:, 40:160]
+    np.testing.assert_array_equal(decode(path, size=120).images, full)
+    means = full.reshape(5, 30, 4, 30, 4, 3).mean(axis=(2, 4))
+    assert np.abs(result - means).mean() < 4
+    assert np.corrcoef(result.ravel(), means.ravel())[0, 1] > 0.98
 
 
 def test_max_seconds_stops_early(tmp_path):
@@ -345,7 +290,7 @@ def test_files_are_closed(tmp_path):
     decode(good)
     before = process.num_fds()
     for _ in range(50):
-        decode(good, size=(16, 16), max_seconds=0.2)
+        decode(good, size=16, max_seconds=0.2)
         with pytest.raises(MediaError):
             decode(tmp_path / "bad.mp4")
     assert process.num_fds() == before
@@ -367,7 +312,7 @@ def test_loudness_of_known_waveforms():
 # ---- the organisers' features -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("protocol", range(2, 6))
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int64", ">f8"])
 @pytest.mark.parametrize("shape", [(3, 4), (700, 768), (768,)])
 def test_features_of_any_protocol(tmp_path, protocol, dtype, shape):
@@ -376,29 +321,6 @@ def test_features_of_any_protocol(tmp_path, protocol, dtype, shape):
     result = load_features(tmp_path / "a.pkl")
     assert result.dtype == np.float32
     np.testing.assert_array_equal(result, np.atleast_2d(array).astype(np.float32))
-    assert feature_shape(tmp_path / "a.pkl") == result.shape
-
-
-@pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
-def test_features_of_old_and_new_numpy(tmp_path, module):
-    data = pickle.dumps(np.eye(3, dtype=np.float32), protocol=2)
-    for name in (b"numpy._core.multiarray", b"numpy.core.multiarray"):
-        data = data.replace(name, module)
-    assert module in data
-    (tmp_path / "a.pkl").write_bytes(data)
-    np.testing.assert_array_equal(load_features(tmp_path / "a.pkl"), np.eye(3))
-
-
-def test_the_shape_of_a_large_array_needs_no_numbers(tmp_path):
-    """The file is sparse: of its numbers no block is on the disk."""
-    head, tail = pickle.dumps(np.zeros((5000, 1000), np.float32)).split(bytes(20_000_000))
-    with open(tmp_path / "a.pkl", "wb") as file:
-        file.write(head)
-        file.seek(20_000_000, os.SEEK_CUR)
-        file.write(tail)
-    before = psutil.Process().io_counters().read_chars
-    assert feature_shape(tmp_path / "a.pkl") == (5000, 1000)
-    assert psutil.Process().io_counters().read_chars - before < 1_000_000
 
 
 class Trap:
@@ -412,36 +334,30 @@ class Trap:
 
 
 @pytest.mark.parametrize("wrap", [lambda t: t, lambda t: [t], lambda t: np.array([t, 1])])
-@pytest.mark.parametrize("read", [load_features, feature_shape])
-def test_a_pickle_that_would_run_something_is_refused_without_running_it(tmp_path, wrap, read):
+def test_a_pickle_that_would_run_something_is_refused_without_running_it(tmp_path, wrap):
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(wrap(Trap(tmp_path / "sprung"))))
-    with pytest.raises(NoArrayError, match=r"a\.pkl names posix\.mkdir"):
-        read(tmp_path / "a.pkl")
+    with pytest.raises(MediaError, match=r"a\.pkl .*posix\.mkdir"):
+        load_features(tmp_path / "a.pkl")
     assert not (tmp_path / "sprung").exists()
     pickle.loads((tmp_path / "a.pkl").read_bytes())  # the plain unpickler would have
     assert (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize(
-    ("content", "kind", "word"),
+    ("content", "word"),
     [
-        (pickle.dumps({"features": 1}), NoArrayError, "dict"),
-        (pickle.dumps(np.array(["a", "b"])), NoArrayError, "<U1"),
-        (pickle.dumps(np.array([None, 1], dtype=object)), NoArrayError, "object"),
-        (pickle.dumps(np.zeros((2, 2, 2))), NoArrayError, r"\(2, 2, 2\)"),
-        (pickle.dumps(np.float32(1)), NoArrayError, "float32"),
-        (pickle.dumps(np.zeros((4, 4)))[:-20], MediaError, "pickle"),
-        (pickle.dumps(np.zeros((400, 400)))[:-20], MediaError, "pickle"),
-        (b"", MediaError, "pickle"),
-        (b"this is no pickle", MediaError, "pickle"),
-        (None, MediaError, "no file"),
+        (pickle.dumps({"features": 1}), "dict"),
+        (pickle.dumps(np.array(["a", "b"])), "<U1"),
+        (pickle.dumps(np.array([None, 1], dtype=object)), "object"),
+        (pickle.dumps(np.zeros((2, 2, 2))), r"\(2, 2, 2\)"),
+        (pickle.dumps(np.zeros((4, 4)))[:-20], "pickle"),
+        (b"", "pickle"),
+        (b"this is no pickle", "pickle"),
+        (None, "no file"),
     ],
 )
-def test_no_features(tmp_path, content, kind, word):
+def test_no_features(tmp_path, content, word):
     if content is not None:
         (tmp_path / "a.pkl").write_bytes(content)
-    for read in (load_features, feature_shape):
-        with pytest.raises(kind, match=word) as caught:
-            read(tmp_path / "a.pkl")
-        assert "a.pkl" in str(caught.value)
-        assert type(caught.value) is kind
+    with pytest.raises(MediaError, match=rf"(?s)(?=.*{word}).*a\.pkl"):
+        load_features(tmp_path / "a.pkl")

@@ -195,7 +195,7 @@ def test_a_row_twice_is_harmless_a_contradiction_is_not(tmp_path):
         read(tmp_path)
     clips, findings = read_with_findings(tmp_path)
     assert column(clips, "Y 2")["a"] == -7.5
-    assert [f[0] for f in findings.duplicates] == ["raw/a"]
+    assert [f[0] for f in findings if f[2] == "duplicate id"] == ["raw/a"]
 
 
 def test_the_csv_itself_may_be_named(tmp_path):
@@ -217,20 +217,20 @@ def test_the_csv_itself_may_be_named(tmp_path):
 def test_labels_that_are_not_numbers_are_findings_where_it_is_not_strict(tmp_path):
     clips, findings = read_with_findings(make(tmp_path, SPLIT.replace("2.5", "high")))
     assert math.isnan(column(clips, "x")["b"])
-    ((id_, split, detail),) = findings.labels
-    assert (id_, split) == ("b", "train")
+    ((id_, split, defect, detail),) = findings
+    assert (id_, split, defect) == ("b", "train", "label not a number")
     assert "line 3: x is 'high'" in detail
 
 
 def test_quotes_byte_order_marks_spaces_and_empty_lines(tmp_path):
-    text = '\ufeff\nfile , "x",split\n\n a.mp4, 1 ,train\nb,2,train\r\nc,3, val\n'
+    text = '\ufefffile , "x",split\n\n a.mp4, 1 ,train\nb,2,train\r\nc,3, val\n'
     clips = read(make(tmp_path, text))
     assert clips.attrs["targets"] == ["x"]
     assert column(clips, "x") == {"a": 1, "b": 2, "c": 3}
 
 
 BAD = {
-    "empty": ("", "no clip"),
+    "empty": ("", "CSV"),
     "header alone": ("file,x\n", "no clip"),
     "no header": ("a,1,2\nb,2,3\n", "no header"),
     "no target": ("file,split\na,train\n", "file,split.* without a target"),
@@ -238,7 +238,7 @@ BAD = {
     "no name": ("file,x,\na,1,2\n", "'x', ''"),
     "taken": ("file,audio\na,1\n", "'audio'"),
     "two groups": ("file,x,group,Speaker\na,1,p,p\n", "group and Speaker"),
-    "ragged": ("file,x\na,1\nb,2,3\n", "line 3: expected 2 .* got 3"),
+    "ragged": ("file,x\na,1\nb,2,3\n", "2 fields in line 3, saw 3"),
     "no file name": ("file,x\na,1\n,2\n", "line 3: names no file"),
     "not a number": (SPLIT.replace("2.5", "high"), "line 3: x is 'high'"),
     "not finite": (SPLIT.replace("2.5", "inf"), "line 3: x is 'inf'"),
@@ -251,7 +251,7 @@ BAD = {
     "no train": (SPLIT.replace("train", "val").replace("TRAIN", "val"), "no train clip"),
     "one group": ("file,x,person\na,1,p\nb,2,p\n", "1 group "),
     "no group": ("file,x,person\na,1,p\nb,2,\n", "line 3: names no group"),
-    "no files": (re.sub("\n(?=.)", "\nz", SPLIT), "None of the 4 clips"),
+    "no files": (re.sub("\n(?=.)", "\nz", SPLIT), "None of the 2 train clips"),
     "not UTF-8": ("file,x\n\udcff,1\n", "CSV .*UTF-8"),
 }
 

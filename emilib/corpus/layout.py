@@ -7,11 +7,8 @@ text/ID.txt                                            transcripts made by parti
 test_data/...                                          the same folders for the test clips
 """
 
-import csv
-import io
 import os
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -49,21 +46,9 @@ class CorpusError(ValueError):
     """A corpus folder that can't be read; the message names the file and the remedy."""
 
 
-@dataclass
-class Findings:
-    """What the split files and the folders hold that does not fit into the table of clips."""
-
-    duplicates: list = field(default_factory=list)  # (id, split, detail)
-    labels: list = field(default_factory=list)  # (id, split, detail): not a number
-    unlisted: list = field(default_factory=list)  # (id, detail): files without a CSV row
-
-
 def read_layout(folder, strict):
-    """The table of clips of a folder in the layout above, and its Findings.
-
-    folder, strict, errors : as of `emilib.corpus.read`
-    """
-    folder, findings = Path(folder), Findings()
+    """The table of clips of a folder in the layout above, and findings: rows of `audit`."""
+    folder, findings = Path(folder), []
     if not folder.is_dir():
         raise CorpusError(
             f"There is no corpus folder {folder}; expected one that holds {SPLIT_FILES['train']} "
@@ -80,43 +65,46 @@ def read_layout(folder, strict):
     clips = clips.reset_index(drop=True)
     for column in FILE_COLUMNS:
         paths = [files[s][column].get(i) for s, i in zip(clips["split"], clips["id"], strict=True)]
-        clips[column] = pd.Series(paths, clips.index, dtype=object)
-    clips["transcript"] = pd.Series(map(text_of, clips["transcript"]), clips.index, dtype=object)
-    listed, spare = set(clips["id"]), {}
+        clips[column] = pd.Series(paths, dtype=object)
+    clips["transcript"] = pd.Series(map(text_of, clips["transcript"]), dtype=object)
+    spare = {}
     for split in SPLITS:
         for column, paths in files[split].items():
-            for name in paths.keys() - listed:
+            for name in paths.keys() - set(clips["id"]):
                 spare.setdefault(name, {})[SOURCES[column][0]] = None
-    findings.unlisted = [(name, f"only in {', '.join(spare[name])}") for name in sorted(spare)]
-    return finished(clips, folder, EMOTIONS, findings, "a split file"), findings
+    unlisted = {name: f"only in {', '.join(spare[name])}" for name in sorted(spare)}
+    return finished(clips, folder, EMOTIONS, findings, unlisted, "a split file", strict)
 
 
-def finished(clips, folder, targets, findings, table):
-    """The table of clips in its final order of rows and columns, with its `attrs`.
+def finished(clips, folder, targets, findings, unlisted, table, strict):
+    """The table of clips in its final order of rows and columns with its `attrs`, and findings.
 
-    table : what names the clips, for the notes
+    unlisted : {id: sentence} of files without a row; table : what names the clips, for the notes
 
-    Raises CorpusError where not one clip has a file: the wrong folder.
+    Raises CorpusError where not one training or validation clip has a file, if strict.
     """
     clips = clips.assign(split=pd.Categorical(clips["split"], SPLITS)).sort_values(["split", "id"])
     clips["split"] = clips["split"].astype(object)
     clips = clips[["id", "split", *FILE_COLUMNS, *targets]].reset_index(drop=True)
-    bare = clips.loc[~has_files(clips), "id"].tolist()
-    if len(bare) == len(clips):
-        raise CorpusError(
-            f"None of the {len(clips)} clips in {table} of {folder} has a file; expected "
-            f"for example {folder / 'raw' / bare[0]}.mp4 or {folder / 'vit' / bare[0]}.pkl."
-        )
+    bare = clips[clips[list(FILE_COLUMNS)].isna().all(axis=1)]
+    for split, rows in clips.groupby("split"):
+        if strict and split != "test" and rows["id"].isin(bare["id"]).all():
+            raise CorpusError(
+                f"None of the {len(rows)} {split} clips in {table} of {folder} has a file; "
+                f"expected for example {folder / 'raw' / rows['id'].iloc[0]}.mp4."
+            )
     notes = {
-        f"Ids in {table} without any file": bare,
-        f"Files without a row in {table}": [name for name, _ in findings.unlisted],
-        "Repeated rows that were left out": [name for name, _, _ in findings.duplicates],
+        f"Ids in {table} without any file": bare["id"].tolist(),
+        f"Files without a row in {table}": list(unlisted),
+        "Repeated rows that were left out": [i for i, _, d, _ in findings if d == "duplicate id"],
     }
-    clips.attrs.update(folder=str(folder), targets=list(targets))
-    clips.attrs["notes"] = [
-        f"{what} ({len(names)}): {shortened(names)}." for what, names in notes.items() if names
+    notes = [f"{what} ({len(ids)}): {shortened(ids)}." for what, ids in notes.items() if ids]
+    clips.attrs.update(folder=str(folder), targets=list(targets), notes=notes)
+    findings += [
+        (row.id, row.split, "missing id", "no file of any kind") for row in bare.itertuples()
     ]
-    return clips
+    findings += [(id_, "", "missing id", f"no row: {text}") for id_, text in unlisted.items()]
+    return clips, findings
 
 
 def shortened(names, most=5):
@@ -132,29 +120,20 @@ def face_paths(folder):
     """
     if folder is None or not Path(folder).is_dir():
         return []
-    numbered = [(FACE_NAME.fullmatch(name), name) for name in os.listdir(folder)]
-    return [
-        Path(folder) / name for _, name in sorted((int(m.group(1)), n) for m, n in numbered if m)
-    ]
-
-
-def has_files(clips):
-    """(N,) bool: the clip has at least one file of any kind (an empty transcript counts)."""
-    return clips[list(FILE_COLUMNS)].notna().any(axis=1)
+    faces = [path for path in Path(folder).iterdir() if FACE_NAME.fullmatch(path.name)]
+    return sorted(faces, key=lambda path: (int(path.stem), path.name))
 
 
 def entries(folder, suffixes):
     """{id: path} of one folder; of two files with one id the more usual suffix wins."""
     if not folder.is_dir():
         return {}
-    with os.scandir(folder) as listing:
-        if suffixes is None:
-            return {entry.name: entry.path for entry in listing if entry.is_dir()}
-        named = [(*os.path.splitext(entry.name), entry.path) for entry in listing]
+    if suffixes is None:
+        return {path.name: str(path) for path in folder.iterdir() if path.is_dir()}
     ranked = [
-        (suffixes.index(suffix.lower()), path, stem)
-        for stem, suffix, path in named
-        if suffix.lower() in suffixes and not stem.startswith(".")
+        (suffixes.index(path.suffix.lower()), str(path), path.stem)
+        for path in folder.iterdir()
+        if path.suffix.lower() in suffixes and path.name[0] != "."
     ]
     return {stem: path for _, path, stem in sorted(ranked, reverse=True)}
 
@@ -169,27 +148,22 @@ def text_of(path):
 def read_rows(path):
     """The rows of a CSV as stripped text, indexed by their line in the file; empty ones left out.
 
-    Raises CorpusError for what is no CSV, and for a row with more cells than the header.
+    Raises CorpusError for what is no CSV, and for a row with more cells than the first.
     """
-    try:  # csv, not pandas: it knows each record's line
-        text = io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")
-        reader = csv.reader(text, strict=True, skipinitialspace=True)
-        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
+    options = {"header": None, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+    try:
+        table = pd.read_csv(path, skipinitialspace=True, skip_blank_lines=False, **options)
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise CorpusError(
-            f"{path} is no readable CSV ({error}); expected UTF-8 text with commas."
+            f"{path} is no readable CSV ({str(error).strip()}); expected UTF-8 text with commas; "
+            "put text that holds a comma in double quotes."
         ) from error
-    (_, head), *rows = [row for row in rows if any(row[1])] or [(1, [])]
-    for line, cells in rows:
-        if len(cells) > len(head):
-            raise CorpusError(
-                f"{path}, line {line}: expected {len(head)} cells as in the header, got "
-                f"{len(cells)}; put text that holds a comma in double quotes."
-            )
-        cells += [""] * (len(head) - len(cells))
-    return pd.DataFrame(
-        [cells for _, cells in rows], [line for line, _ in rows], head, dtype=object
-    )
+    table = table.fillna("")
+    breaks = table.apply(lambda column: column.str.count("\n")).sum(axis=1)  # within quotes
+    table.index = 1 + np.arange(len(table)) + breaks.cumsum().to_numpy()
+    table = table.apply(lambda column: column.str.strip())
+    table = table[(table != "").any(axis=1)]
+    return table[1:].set_axis(table.iloc[0].rename(None), axis=1)
 
 
 def numbers(cells, path, clips, findings, strict):
@@ -204,7 +178,7 @@ def numbers(cells, path, clips, findings, strict):
         detail = f"{path.name}, line {line}: {cells.name} is {cells[line]!r}, not a number"
         if strict:
             raise CorpusError(f"{path.parent / detail}; correct it, or remove its row or column.")
-        findings.labels.append((clips["id"][line], clips["split"][line], detail))
+        findings.append((clips["id"][line], clips["split"][line], "label not a number", detail))
     return values
 
 
@@ -222,7 +196,7 @@ def first_rows(clips, keys, rows, places, findings, strict):
         if strict and not same:
             raise CorpusError(f"{id_} stands twice, with different rows, in {where}; keep one.")
         detail = f"twice in {where}, " + ("with the same labels" if same else "rows differ")
-        findings.duplicates.append((id_, split, detail))
+        findings.append((id_, split, "duplicate id", detail))
     return ~repeated
 
 
@@ -230,9 +204,7 @@ def _index(folder, split):
     """{column: {id: path}}. Test clips: test_data first, which has the last word."""
     roots = [folder, folder / "test_data"] if split == "test" else [folder]
     return {
-        column: {
-            id_: path for root in roots for id_, path in entries(root / name, suffixes).items()
-        }
+        column: {i: p for root in roots for i, p in entries(root / name, suffixes).items()}
         for column, (name, suffixes) in SOURCES.items()
     }
 

@@ -1,29 +1,33 @@
 """Decoding: frames by presentation time stamp, a mono waveform, face crops.
 
-A file is read once, from its beginning to its end, sound and picture together. FFmpeg (through
-PyAV) marks the frames it could not decode cleanly; they are dropped and counted, and reading
-continues behind them.
+FFmpeg (through PyAV) marks the frames it could not decode cleanly; they are dropped and counted,
+and reading continues behind them.
 """
 
 import math
-import tempfile
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from emilib import SAMPLE_RATE
 from emilib.corpus.layout import face_paths
-from emilib.corpus.streams import TIME_TOLERANCE as TIME_TOLERANCE
-from emilib.corpus.streams import Pictures, Sound
 
 SILENCE = -60.0  # dB: a waveform nowhere louder than this is silent
 READ_ERRORS = 100  # unreadable places of a file before the rest is given up
 FACE_RATE = 30.0  # face crops a second in Hume-Vidmimic2
-BLOCK = 128  # frames of a long file held in memory at once
+# Containers with a clock in milliseconds round a frame's time down: a frame that is less than
+# this early still counts as on time.
+TIME_TOLERANCE = 0.001  # s
+SOUND_GAP = 0.1  # s; a shorter hole in the sound is rounding of time stamps
+LONGEST_GAP = 600.0  # s; beyond it the time stamp is damaged, not the sound
+FALLBACK_FPS = 25.0  # where neither time stamps nor a rate are in the file
+UPRIGHT = (1, 0, 0, 1)
 
 
 class MediaError(ValueError):
@@ -40,35 +44,25 @@ class Media:
     rotation : degrees counter-clockwise that the images were turned to stand upright
     waveform : (S,) float32 mono at `sample_rate` Hz, beginning with the file; None without sound
     duration : decoded seconds (as the container states it where nothing was decoded)
-    declared_fps : the rate the file states; of several, the one farthest from `measured_fps`
-    measured_fps : frames a second by their time stamps; NaN for fewer than two frames
+    declared_fps, measured_fps : frames a second by the file's header and by its time stamps; NaN
+        where it states none, and for fewer than two frames
     problems : sentences about what was missing, damaged or made up
     """
 
-    images: np.ndarray | None
-    times: np.ndarray
-    damaged: int
-    rotation: int
-    waveform: np.ndarray | None
-    sample_rate: int
-    duration: float
-    declared_fps: float
-    measured_fps: float
+    images: np.ndarray | None = None
+    times: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    damaged: int = 0
+    rotation: int = 0
+    waveform: np.ndarray | None = None
+    sample_rate: int = SAMPLE_RATE
+    duration: float = 0.0
+    declared_fps: float = math.nan
+    measured_fps: float = math.nan
     problems: list[str] = field(default_factory=list)
 
 
-def decode(
-    path,
-    fps=5.0,
-    size=None,
-    sample_rate=SAMPLE_RATE,
-    frames=True,
-    sound=True,
-    max_seconds=None,
-    threads=1,
-    sparse=False,
-):
-    """Frames at `fps` and the waveform of a file, in one sequential pass.
+def decode(path, fps=5.0, size=None, frames=True, sound=True, max_seconds=None, threads=1):
+    """Frames at `fps` and the waveform of a file.
 
     Frame choice: time is cut into slots [k / fps, (k + 1) / fps) from the file's beginning, and
     the first undamaged frame of each slot is kept, by its presentation time stamp. A slot without
@@ -77,118 +71,163 @@ def decode(
     after its predecessor's (`problems` counts them).
 
     fps : frames a second to keep; None keeps all
-    size : (height, width) of the upright images, resized while decoding; None keeps the file's;
-        one number S gives the middle S x S square of the image whose shorter side is S, as CLIP
-        and its relatives expect it
+    size : S gives the middle S x S square of the upright image whose shorter side is S, as CLIP
+        and its relatives expect it; None keeps the file's size
     frames, sound : False leaves the picture or the sound out
     max_seconds : decode no further than this. Memory is what is kept, whatever the file's length:
         fps * seconds * H * W * 3 bytes and 64 kB a second of sound, for a moment both twice
     threads : of the video decoder; 0 takes all cores
-    sparse : skip H.264 frames that are neither kept nor needed by others (a fifth less time for
-        files with B frames). The result is the same, but damage in a skipped frame is not noticed
 
     Returns a Media. Raises MediaError where the file is missing, encrypted or no media file, or
     holds neither a frame nor a sample of what was requested.
     """
     if fps is not None and not fps > 0:
         raise ValueError(f"fps: expected a number above 0 or None, got {fps!r}")
+    media, limit = Media(), math.inf if max_seconds is None else float(max_seconds)
     with open_media(path) as container:
         video, audio = first_streams(container)
-        origin = (container.start_time or 0) / av.time_base
-        limit = math.inf if max_seconds is None else float(max_seconds)
-        stated = stated_rates(video)
-        pictures = Pictures(fps, size, origin, limit, video, stated)
-        samples = Sound(sample_rate, origin, limit)
-        sinks, errors = {}, []
+        media.declared_fps = stated_rate(video)
         if frames and video is not None:
             video.codec_context.thread_count = threads
             video.codec_context.thread_type = "AUTO"
-            sinks[video.index] = pictures
-        if sound and audio is not None:
-            sinks[audio.index] = samples
-        flow = packets(container, [container.streams[i] for i in sinks], errors) if sinks else ()
-        h264 = pictures in sinks.values() and video.codec_context.name == "h264"
-        if sparse := sparse and fps is not None and h264:
-            flow = pictures.look_ahead(flow)
-        for packet in flow:
-            sinks[packet.stream.index].feed(packet)
-            # Tracks need not be interleaved: one may begin where the other has long passed the
-            # limit, so a track that ends before the limit has the rest read, but not decoded.
-            if all(sink.full for sink in sinks.values()):
-                break
-        stated_seconds = stated_duration(container)
-    if sparse and (errors or not pictures.sparse_is_exact()):
-        return decode(path, fps, size, sample_rate, frames, sound, max_seconds, threads)
-    (images, times), waveform = pictures.taken(), samples.joined()
-    problems = [*pictures.problems(), *samples.problems(), *_unread(errors)]
-    if frames:
-        problems += _absent(video, images, "picture", "frame")
-    if sound:
-        problems += _absent(audio, waveform, "sound track", "sample")
-    if sinks and images is None and waveform is None:
-        raise MediaError(f"Nothing in {path} could be decoded: {'; '.join(problems)}.")
-    duration = max(pictures.end, 0.0 if waveform is None else len(waveform) / sample_rate)
-    return Media(
-        images=images,
-        times=times,
-        damaged=pictures.damaged + samples.damaged,
-        rotation=pictures.rotation,
-        waveform=waveform,
-        sample_rate=sample_rate,
-        duration=duration if duration > 0 else stated_seconds,
-        declared_fps=farthest(stated, pictures.measured_fps),
-        measured_fps=pictures.measured_fps,
-        problems=problems,
-    )
+            _decode_pictures(media, container, video, fps, size, limit)
+        if not media.duration > 0:
+            stated = _stated_duration(container)
+    if sound and audio is not None:
+        with open_media(path) as container:
+            _decode_sound(media, container, first_streams(container)[1], limit)
+    if frames and media.images is None:
+        lost = "no frame of the picture could be decoded"
+        media.problems.append("no picture" if video is None else lost)
+    if sound and media.waveform is None:
+        lost = "no sample of the sound track could be decoded"
+        media.problems.append("no sound track" if audio is None else lost)
+    tried = (frames and video is not None) or (sound and audio is not None)
+    if tried and media.images is None and media.waveform is None:
+        raise MediaError(f"Nothing in {path} could be decoded: {'; '.join(media.problems)}.")
+    if not media.duration > 0:
+        media.duration = stated
+    return media
 
 
-def picture_blocks(path, fps, size, problems):
-    """The frames of a long file in blocks, so that memory does not grow with its length.
+def _decode_pictures(media, container, stream, fps, size, limit):
+    """The first good frame of each slot, up to `limit` s; all frames where fps is None."""
+    origin, counts = (container.start_time or 0) / av.time_base, Counter()
+    step = 1 / float(stream.guessed_rate or FALLBACK_FPS)
+    # The reformatter is kept from frame to frame, as is the shape: a stream may change its size.
+    reformatter, shape, images, times, shown, slot = VideoReformatter(), None, [], [], [], -math.inf
+    for frame in _frames(container, stream, counts):
+        time = None if frame.time is None else frame.time - origin
+        if time is None or (shown and time <= shown[-1]):
+            counts["made up"] += 1
+            time = shown[-1] + step if shown else 0.0
+        if time >= limit:
+            break
+        shown.append(time)
+        if frame.is_corrupt:
+            counts["damaged"] += 1
+            continue
+        here = len(shown) if fps is None else math.floor((time + TIME_TOLERANCE) * fps)
+        if here <= slot:
+            continue
+        slot, matrix = here, _display_matrix(frame)
+        if matrix is None:
+            counts["no quarter turn"] += 1
+        elif matrix != UPRIGHT:
+            media.rotation = frame.rotation
+        shape = (frame.height, frame.width) if size or shape is None else shape
+        times.append(time)
+        images.append(_upright(frame, matrix or UPRIGHT, shape, size, reformatter))
+    if len(shown) > 1:
+        media.measured_fps = (len(shown) - 1) / (shown[-1] - shown[0])
+    if shown:
+        end = shown[-1] + (step if len(shown) < 2 else 1 / media.measured_fps)
+        media.duration = min(end, limit)
+    if images:
+        media.images, media.times = np.stack(images), np.array(times)
+    media.damaged += counts["damaged"]
+    sentences = {
+        "damaged": f"{counts['damaged']} damaged frames of {len(shown)} left out",
+        "made up": f"{counts['made up']} frames had no usable time stamp; they were placed "
+        f"{step:.4f} s apart by the stated rate",
+        "no quarter turn": "the display matrix is no quarter turn and was not applied",
+        "unread": f"{counts['unread']} places of the file could not be read",
+    }
+    media.problems += [sentence for name, sentence in sentences.items() if counts[name]]
 
-    path, fps, size : as in `decode`
-    problems : a list that what was missing or damaged is appended to at the end
 
-    Yields images (T, H, W, 3) uint8 and their times (T,) in s, T at most BLOCK; nothing for a file
-    without picture. Raises MediaError as `decode` does.
-    """
-    with open_media(path) as container:
-        video, _ = first_streams(container)
-        if video is None:
-            problems.append("no picture")
-            return
-        video.codec_context.thread_type = "AUTO"
-        origin = (container.start_time or 0) / av.time_base
-        pictures, errors = Pictures(fps, size, origin, math.inf, video, stated_rates(video)), []
-        for packet in packets(container, [video], errors):
-            pictures.feed(packet)
-            if len(pictures.images) >= BLOCK:
-                yield pictures.taken()
-        if pictures.images:
-            yield pictures.taken()
-    problems += [*pictures.problems(), *_unread(errors)]
-    problems += _absent(video, pictures.last, "picture", "frame")
+def _display_matrix(frame):
+    """(a, b, c, d) of x' = a x + c y, y' = b x + d y; None where it is no quarter turn."""
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return UPRIGHT
+    values = np.rint(np.frombuffer(bytes(data), dtype="<i4")[[0, 1, 3, 4]] / 65536)
+    matrix = tuple(int(value) for value in values)
+    return matrix if tuple(map(abs, matrix)) in (UPRIGHT, (0, 1, 1, 0)) else None
 
 
-def sound_on_disk(path, problems, sample_rate=SAMPLE_RATE):
-    """The mono waveform (S,) int16 of a long file, on disk and not in memory; None without sound.
+def _upright(frame, matrix, shape, size, reformatter):
+    """RGB (H, W, 3) of one frame, resized, then turned and mirrored by its matrix."""
+    height, width = shape
+    if size is not None:
+        scale = size / min(shape)
+        height, width = (max(size, round(side * scale)) for side in shape)
+    if (height, width) == (frame.height, frame.width):
+        image = frame.to_ndarray(format="rgb24")
+    else:  # more than one thread costs more than the work itself
+        image = reformatter.reformat(
+            frame, width, height, "rgb24", interpolation="BICUBIC", threads=1
+        ).to_ndarray()
+    if size is not None:
+        top, left = (height - size) // 2, (width - size) // 2
+        image = image[top : top + size, left : left + size]
+    a, b, c, d = matrix
+    if a == 0:  # the columns of the result run along the rows of the image
+        image, a, d = image.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(image[::d, ::a])
 
-    It lies in a temporary file without a name (115 MB an hour), which goes when the array does.
-    problems : as in `picture_blocks`. Raises MediaError as `decode` does.
-    """
-    with open_media(path) as container, tempfile.TemporaryFile() as file:
-        _, audio = first_streams(container)
-        origin = (container.start_time or 0) / av.time_base
-        samples, errors = Sound(sample_rate, origin, math.inf), []
-        for packet in packets(container, [audio] if audio else [], errors):
-            samples.feed(packet)
-            file.writelines(as_int16(piece).tobytes() for piece in samples.pieces)
-            samples.pieces.clear()
-        samples.flush()
-        file.writelines(as_int16(piece).tobytes() for piece in samples.pieces)
-        problems += [*samples.problems(), *_unread(errors)]
-        problems += _absent(audio, samples.count or None, "sound track", "sample")
-        file.flush()
-        return np.memmap(file, dtype=np.int16, mode="r") if samples.count else None
+
+def _decode_sound(media, container, stream, limit):
+    """One mono waveform up to `limit` s that keeps time with the picture: holes are silent."""
+    origin, counts = (container.start_time or 0) / av.time_base, Counter()
+    pieces, resampler, form = [], None, None
+    expected = filled = 0.0  # s: when the next sample should sound; silence in holes
+
+    def resample(frame):
+        for part in resampler.resample(frame) if resampler else ():
+            # packed: planes of eight channels and more crash PyAV
+            pieces.append(part.to_ndarray().reshape(-1, part.layout.nb_channels).mean(axis=1))
+
+    for frame in _frames(container, stream, counts):
+        if frame.is_corrupt:
+            counts["damaged"] += 1
+            continue
+        if form != (form := (frame.format.name, frame.layout.name, frame.sample_rate)):
+            resample(None)  # a stream may change on its way
+            # The mean over channels is taken afterwards: swresample's own mix to mono makes
+            # two equal float channels louder by the root of 2.
+            resampler = av.AudioResampler("flt", frame.layout, SAMPLE_RATE)
+        gap = 0.0 if frame.time is None else frame.time - origin - expected
+        if SOUND_GAP < gap < LONGEST_GAP:
+            pieces.append(np.zeros(round(gap * SAMPLE_RATE), np.float32))
+            filled, expected = filled + gap, frame.time - origin
+        expected += frame.samples / frame.sample_rate
+        frame.pts = None
+        resample(frame)
+        if expected > limit + SOUND_GAP:  # the resampler holds less than this back
+            break
+    resample(None)
+    if pieces:
+        waveform = np.concatenate(pieces)
+        media.waveform = waveform[: int(min(limit * SAMPLE_RATE, len(waveform)))]
+        media.duration = max(media.duration, len(media.waveform) / SAMPLE_RATE)
+    media.damaged += counts["damaged"]
+    sentences = {
+        f"{counts['damaged']} damaged pieces of sound left out": counts["damaged"],
+        f"{filled:.2f} s without sound filled with silence": filled,
+        f"{counts['unread']} places of the sound could not be read": counts["unread"],
+    }
+    media.problems += [sentence for sentence, count in sentences.items() if count]
 
 
 def as_int16(waveform):
@@ -220,8 +259,6 @@ def face_frames(folder, seconds, fps=5.0, size=None):
     one is left out.
     """
     paths = face_paths(folder)
-    if not paths:
-        return None
     length = seconds if np.isfinite(seconds) and seconds > 0 else len(paths) / FACE_RATE
     count = len(paths) if fps is None else min(len(paths), max(1, round(length * fps)))
     images = []
@@ -231,8 +268,7 @@ def face_frames(folder, seconds, fps=5.0, size=None):
                 if size is not None:
                     picture.draft("RGB", (size, size))  # decodes a JPEG at a lower size if it can
                 picture = picture.convert("RGB")
-                if size is None:
-                    size = picture.size[0]
+                size = size or picture.size[0]
                 images.append(np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)))
         except (OSError, SyntaxError):  # Pillow's errors for broken pictures
             continue
@@ -292,13 +328,13 @@ def first_streams(container):
     return video, audio
 
 
-def packets(container, streams, errors):
-    """All packets of the streams; `errors` collects what fails, reading continues behind it.
+def packets(container, streams, counts):
+    """All packets of the streams; counts["unread"] counts what fails, reading continues behind it.
 
     Raises MediaError for an encrypted file: FFmpeg decodes it without a word, and some of the
     noise passes for sound.
     """
-    while streams and len(errors) < READ_ERRORS:
+    while counts["unread"] < READ_ERRORS:
         try:
             for packet in container.demux(streams):
                 if packet.has_sidedata("encryption_info"):
@@ -306,31 +342,27 @@ def packets(container, streams, errors):
                     raise MediaError(f"{path} is encrypted; give a file without protection")
                 yield packet
             return
-        except av.FFmpegError as error:
-            errors.append(error)
+        except av.FFmpegError:
+            counts["unread"] += 1
 
 
-def stated_rates(video):
-    """Frame rates a file states: FFmpeg's reading of the container, and the codec's header."""
-    if video is None:
-        return []
-    rates = (video.guessed_rate, video.average_rate, video.codec_context.framerate)
-    return [float(rate) for rate in rates if rate]
+def _frames(container, stream, counts):
+    """All frames of a stream in order of presentation; counts["damaged"] counts lost packets."""
+    for packet in packets(container, [stream], counts):
+        try:
+            yield from packet.decode()
+        except av.EOFError:  # the decoder was flushed already
+            continue
+        except av.FFmpegError:
+            counts["damaged"] += 1
 
 
-def farthest(stated, measured):
-    """Of the rates a file states the one farthest from the measured, by ratio; NaN for none.
-
-    Without a measured rate the largest: that is the field that lies in practice.
-    """
-    if not stated:
-        return math.nan
-    if not measured > 0:
-        return max(stated)
-    return max(stated, key=lambda rate: abs(math.log(rate / measured)))
+def stated_rate(video):
+    """Frames a second by a video's own header, or else by its container; NaN for none."""
+    return float((video and (video.codec_context.framerate or video.guessed_rate)) or math.nan)
 
 
-def stated_duration(container):
+def _stated_duration(container):
     """Seconds by the container's header, NaN where it has none."""
     return math.nan if container.duration is None else container.duration / av.time_base
 
@@ -339,14 +371,34 @@ def stated_seconds(path):
     """Seconds a file claims to last, nothing decoded; NaN for no claim. Raises MediaError."""
     with open_media(path) as container:
         first_streams(container)
-        return stated_duration(container)
+        return _stated_duration(container)
 
 
-def _absent(stream, result, track, unit):
-    if stream is None:
-        return [f"no {track}"]
-    return [] if result is not None else [f"no {unit} of the {track} could be decoded"]
+def timing(path):
+    """What the packets of a file tell, as a dict; nothing is decoded. Raises MediaError.
 
-
-def _unread(errors):
-    return [f"{len(errors)} places of the file could not be read"] if errors else []
+    seconds : from the first packet's beginning to the last one's end, longest track
+    declared, measured : frames a second by the file's header, and by time stamps; NaN for none
+    frames, missing : frames by the container's index, or else of the file; those not in the file
+    """
+    with open_media(path) as container:
+        streams = [stream for stream in first_streams(container) if stream is not None]
+        spans, counts = {stream.index: [] for stream in streams}, Counter()
+        for packet in packets(container, streams, counts):
+            if packet.size:
+                counts[packet.stream.type] += 1
+                if packet.pts is not None and not packet.is_discard:
+                    start = float(packet.pts * packet.time_base)
+                    length = float((packet.duration or 0) * packet.time_base)
+                    spans[packet.stream.index].append((start, start + length))
+        lengths = [max(end for _, end in span) - min(span)[0] for span in spans.values() if span]
+        facts = {"seconds": max(lengths, default=_stated_duration(container))}
+        facts |= {"declared": math.nan, "measured": math.nan, "frames": 0, "missing": 0}
+        if (video := streams[0]).type == "video":
+            starts = [start for start, _ in spans[video.index]]
+            if len(starts) > 1 and max(starts) > min(starts):
+                facts["measured"] = (len(starts) - 1) / (max(starts) - min(starts))
+            facts["declared"] = stated_rate(video)
+            facts["frames"] = max(video.frames, counts["video"])
+            facts["missing"] = facts["frames"] - counts["video"]
+    return facts

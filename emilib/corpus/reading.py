@@ -18,14 +18,15 @@ def read(folder, strict=True):
     `attrs["notes"]` a list of sentences about ids without files and files without id.
     Files are found by `Filename`, which is read as text: `00012`, `00012.mp4`, or `12` where the
     file on the disk is called 00012.
-    Raises CorpusError: no such folder, no CSV, wrong header, no file for any id; when strict also
-    a label that is not a number, and one id with two different rows.
+    Raises CorpusError: no such folder, no CSV, wrong header; when strict also training or
+    validation clips of which none has a file, a label that is not a number, and one id with two
+    different rows.
     """
     return read_with_findings(folder, strict)[0]
 
 
 def read_with_findings(folder, strict=False):
-    """`read`, and a `layout.Findings` of what had to be set aside."""
+    """`read`, and rows of `audit` about what had to be set aside."""
     if table := user_dataset.table_of(folder):
         return user_dataset.read_table(table, strict)
     return layout.read_layout(folder, strict)

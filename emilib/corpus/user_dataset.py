@@ -25,7 +25,13 @@ from pathlib import Path
 import pandas as pd
 
 from emilib.corpus import layout
-from emilib.corpus.layout import SOURCES, SPLIT_FILES, VIDEO_SUFFIXES, CorpusError
+from emilib.corpus.layout import (
+    MEDIA_SUFFIXES,
+    SOURCES,
+    SPLIT_FILES,
+    VIDEO_SUFFIXES,
+    CorpusError,
+)
 
 SPECIAL = {
     "split": ("split",),
@@ -75,26 +81,39 @@ def table_of(source) -> Path | None:
 
 
 def read_table(table, strict=False):
-    """The table of clips of one's own CSV, and its `layout.Findings`.
+    """The table of clips of one's own CSV, and findings: rows of `audit`.
 
     Raises CorpusError where the CSV can't be read or has no target, where a file name is
     ambiguous, where training or validation would have no clip; when strict also for a target that
     is not a number, a target that never changes in training, and a file with two different rows.
     """
-    table, findings = Path(table), layout.Findings()
-    rows = layout.read_rows(table)
+    table, findings = Path(table), []
+    folder, rows = table.parent, layout.read_rows(table)
     if rows.empty:
         raise CorpusError(
             f"{table} names no clip; expected a header such as {_EXAMPLE}, then a row a clip."
         )
     special, targets = _columns(table, rows.columns)
-    files = _Files(table)
-    clips = pd.DataFrame(map(files.find, rows.iloc[:, 0], rows.index), rows.index, ["id", "path"])
-    clips["split"] = ""
-    keys = clips["path"].where(clips["path"].notna(), clips["id"])
     places = [f"{table}, line {line}" for line in rows.index]
+    index = _media_below(folder)
+    pairs = [_find(cell, where, index) for cell, where in zip(rows.iloc[:, 0], places, strict=True)]
+    clips = pd.DataFrame(pairs, rows.index, ["id", "path"], dtype=object).assign(split="")
+    used = {path.as_posix() for path in clips["path"].dropna()}
+    keys = clips["path"].where(clips["path"].notna(), clips["id"])
     first = layout.first_rows(clips, keys, rows.iloc[:, 1:], places, findings, strict)
-    rows, clips = rows[first], files.beside(clips[first])
+    rows, clips = rows[first], clips[first].copy()
+    stems = clips["id"].str.rsplit("/", n=1).str[-1]
+    # Two clips of one name in two folders: nothing tells whose the files beside are.
+    stems = stems.mask(stems.duplicated(keep=False), "")
+    for column, (name, suffixes) in SOURCES.items():
+        beside = {} if column == "video" else layout.entries(folder / name, suffixes)
+        paths = [
+            str(folder / path) if path and _column(path) == column else beside.get(stem)
+            for path, stem in zip(clips["path"], stems, strict=True)
+        ]
+        clips[column] = pd.Series(paths, clips.index, dtype=object)
+    texts = map(layout.text_of, clips["transcript"])
+    clips["transcript"] = pd.Series(texts, clips.index, dtype=object)
     if special["text"]:
         clips["transcript"] = rows[special["text"]]
     clips["split"] = _splits(table, rows, clips["id"], special, targets)
@@ -107,10 +126,9 @@ def read_table(table, strict=False):
                 f"{table}: {name} is {seen.iloc[0]:g} in every training clip, so there is nothing "
                 "to learn; remove the column."
             )
-    findings.unlisted = [
-        (os.path.splitext(path)[0], f"only the file {path}") for path in files.unused()
-    ]
-    return layout.finished(clips, table.parent, targets, findings, table.name), findings
+    every = {path.as_posix() for paths in index.values() for path in paths}
+    unlisted = {os.path.splitext(path)[0]: f"only the file {path}" for path in sorted(every - used)}
+    return layout.finished(clips, folder, targets, findings, unlisted, table.name, strict)
 
 
 def _columns(table, head):
@@ -139,64 +157,33 @@ def _columns(table, head):
     return special, targets
 
 
-class _Files:
-    """The media below a folder, found by path or by name, with or without their ending."""
+def _media_below(folder):
+    """{name: paths} of all media below a folder, by path and by name, with and without ending."""
+    index = defaultdict(list)
+    beside = {name for name, _ in SOURCES.values() if name != "raw"}  # sound files of videos
+    for path in sorted(path.relative_to(folder) for path in folder.rglob("*")):
+        hidden = any(part[0] == "." for part in path.parts)
+        if path.suffix.lower() in MEDIA_SUFFIXES and path.parts[0] not in beside and not hidden:
+            plain = path.with_suffix("")
+            for key in {path.as_posix(), plain.as_posix(), path.name, plain.name}:
+                index[key].append(path)
+    return index
 
-    def __init__(self, table):
-        self.table, self.folder = table, table.parent
-        self.index, self.used = defaultdict(list), set()
-        beside = {self.folder / name for name, _ in SOURCES.values() if name != "raw"}
-        for root, folders, names in os.walk(self.folder):
-            # sound files in audio/ belong to a video
-            folders[:] = [f for f in folders if f[0] != "." and Path(root, f) not in beside]
-            for path in (Path(root, name).relative_to(self.folder) for name in names):
-                if path.suffix.lower() in layout.MEDIA_SUFFIXES and path.name[0] != ".":
-                    plain = path.with_suffix("")
-                    for key in {path.as_posix(), plain.as_posix(), path.name, plain.name}:
-                        self.index[key].append(path)
 
-    def find(self, cell, line):
-        """The id of a cell of the first column, and the path of its file or None."""
-        name = cell.replace("\\", "/").removeprefix("./").strip("/")
-        if not name:
-            raise CorpusError(
-                f"{self.table}, line {line}: names no file; expected one in column 1."
-            )
-        stem, suffix = os.path.splitext(name)
-        paths = sorted(self.index.get(name, ()))
-        paths = [p for p in paths if _column(p) == "video"] or paths
-        exact = [p for p in paths if name in (p.as_posix(), p.with_suffix("").as_posix())]
-        paths = exact or paths
-        if len(paths) > 1:
-            both = " and ".join(p.as_posix() for p in paths[:2])
-            raise CorpusError(
-                f"{self.table}, line {line}: {cell} may be {both}; write its path in {self.folder}."
-            )
-        self.used.update(paths)
-        known = suffix.lower() in layout.MEDIA_SUFFIXES
-        return (stem if known else name), (paths[0] if paths else None)
-
-    def beside(self, clips):
-        """The ids, and per column the clip's own file or what lies in the folders beside."""
-        stems = clips["id"].str.rsplit("/", n=1).str[-1]
-        # Two clips of one name in two folders: nothing tells whose the files beside are.
-        stems = stems.mask(stems.duplicated(keep=False), "")
-        table = clips[["id"]].copy()
-        for column, (name, suffixes) in SOURCES.items():
-            paths = {} if column == "video" else layout.entries(self.folder / name, suffixes)
-            values = [
-                str(self.folder / path) if path and _column(path) == column else paths.get(stem)
-                for path, stem in zip(clips["path"], stems, strict=True)
-            ]
-            table[column] = pd.Series(values, table.index, dtype=object)
-        texts = map(layout.text_of, table["transcript"])
-        table["transcript"] = pd.Series(texts, table.index, dtype=object)
-        return table
-
-    def unused(self):
-        """Paths of the files that no cell names, sorted."""
-        every = {path for paths in self.index.values() for path in paths}
-        return sorted(path.as_posix() for path in every - self.used)
+def _find(cell, where, index):
+    """The id of a cell of the first column, and the path of its file or None."""
+    name = cell.replace("\\", "/").removeprefix("./").strip("/")
+    if not name:
+        raise CorpusError(f"{where}: names no file; expected one in column 1.")
+    paths = index.get(name, [])
+    paths = [path for path in paths if _column(path) == "video"] or paths
+    exact = [path for path in paths if name in (path.as_posix(), path.with_suffix("").as_posix())]
+    paths = exact or paths
+    if len(paths) > 1:
+        both = " and ".join(path.as_posix() for path in paths[:2])
+        raise CorpusError(f"{where}: {cell} may be {both}; write its path.")
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in MEDIA_SUFFIXES else name, next(iter(paths), None)
 
 
 def _column(path):

@@ -102,7 +102,7 @@ def _parts(clips: pd.DataFrame, path: Path, language: str | None) -> dict:
         "language": language,
         "clips": key(ids=clips["id"].tolist(), sizes=sizes),
         "whisper": version("openai-whisper"),
-        "code": code_version("features/transcripts.py", "corpus/media.py", "corpus/streams.py"),
+        "code": code_version("features/transcripts.py", "corpus/media.py"),
     }
 
 

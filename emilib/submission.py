@@ -2,10 +2,9 @@
 
 Filename,Admiration,Amusement,Determination,Empathic Pain,Excitement,Joy
 12660,0.250000,0.000000,0.125000,0.000000,0.500000,0.031250
-
-`write` makes such a file, `validate` lists what is wrong with one, whoever made it.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,8 @@ import pandas as pd
 
 from emilib import EMOTIONS
 from emilib.cache import atomic_write
-from emilib.corpus import CorpusError, layout, read
-from emilib.corpus.layout import COLUMNS, HEADER
+from emilib.corpus import CorpusError, read
+from emilib.corpus.layout import COLUMNS, HEADER, shortened
 
 WARNING = "Warning: "
 
@@ -22,79 +21,46 @@ WARNING = "Warning: "
 def write(path, ids, predictions, expected_ids=None):
     """Write predictions as a submission: rows in order of id, values clipped to [0, 1].
 
-    ids : N clips, each five digits
+    ids : N clips, each five digits; expected_ids : every clip that must have a row, None for `ids`
     predictions : (N, 6) in order of EMOTIONS, or (S, N, 6) for S seeds, whose mean is taken
-        before clipping
-    expected_ids : every clip that must have a row; None for `ids`
 
-    The file is there whole or not at all. Returns its path.
-    Raises ValueError where the shapes disagree, for a prediction that is not finite, and where
-    `validate` would find a problem.
+    The file is there whole or not at all. Returns its path. Raises ValueError where the shapes
+    disagree, for a prediction that is not finite, and for any problem that `validate` would list.
     """
     values, shape = np.asarray(predictions, dtype=float), (len(ids), len(EMOTIONS))
     values = values.mean(axis=0) if values.ndim == 3 and len(values) else values
     if values.shape != shape:
         raise ValueError(f"predictions: expected the shape {shape}, got {values.shape}")
-    table = pd.DataFrame(values, pd.Index(ids, name="Filename", dtype=object), EMOTIONS)
-    if not np.isfinite(values).all():
-        broken = layout.shortened(list(table.index[~np.isfinite(values).all(axis=1)]))
-        raise ValueError(f"expected six numbers for each clip, got NaN or infinity for {broken}")
-    text = table.clip(0, 1).sort_index().to_csv(float_format="%.6f")
-    rows = [line.split(",") for line in text.splitlines()[1:]]
-    if wrong := problems(_faults(rows, expected_ids)):
-        raise ValueError(wrong[0])
+    if len(broken := np.flatnonzero(~np.isfinite(values).all(axis=1))):
+        names = shortened([ids[n] for n in broken])
+        raise ValueError(f"expected six numbers for each clip, got NaN or infinity for {names}")
+    table = pd.DataFrame(values.clip(0, 1), pd.Index(ids, name="Filename", dtype=object), EMOTIONS)
+    text = table.sort_index().to_csv(float_format="%.6f")
+    if wrong := problems(_sentences(io.StringIO(text), path, expected_ids)):
+        raise ValueError(" ".join(wrong[:5]))
     atomic_write(path, text)
     return Path(path)
-
-
-def test_ids(corpus):
-    """Ids of the test clips of a corpus folder (of the table that `read` returns, too), in order.
-
-    Raises CorpusError for a folder that can't be read, has no test clips, or has other targets
-    than the six intensities.
-    """
-    clips = read(corpus, strict=False) if isinstance(corpus, (str, Path)) else corpus
-    folder, targets = clips.attrs.get("folder", "the table"), clips.attrs.get("targets")
-    if targets not in (None, list(EMOTIONS)):
-        raise CorpusError(
-            f"The corpus in {folder} has the targets {', '.join(targets)}; a submission is of the "
-            f"challenge's six, {', '.join(EMOTIONS)}."
-        )
-    ids = sorted(clips.loc[clips["split"] == "test", "id"])
-    if not ids:
-        raise CorpusError(
-            f"The corpus in {folder} has no test clips; expected {layout.SPLIT_FILES['test']}, or "
-            "test_data/raw with a video for each."
-        )
-    return ids
-
-
-test_ids.__test__ = False  # pytest takes the name for a test
 
 
 def make(workspace, run, path):
     """Write the submission of an experiment, trained where it is missing, and validate it.
 
-    workspace : `emilib.pipeline.Workspace`
-    run : name of an experiment, as in `workspace.experiments()`
+    workspace : `emilib.pipeline.Workspace`; run : a name of `workspace.experiments()`
 
-    Each clip gets the mean over the seeds of the profile. Returns what `validate` returns.
-    Raises ValueError, before anything is trained, for an unknown run, a corpus without test clips
-    and a path that can't be written; after that where the run predicts nothing for test clips.
+    Each clip gets the mean over the seeds of the profile. Returns what `validate` returns. Raises
+    ValueError for an unknown run, and where it has no test clips or no predictions for them.
     """
-    known, path = workspace.experiments(), Path(path)
+    known = workspace.experiments()
     if run not in known:
         raise ValueError(f"There is no run {run!r}; expected one of {', '.join(known)}.")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ValueError(f"{path} can't be written; expected the name of a CSV in a folder.")
-    expected = test_ids(workspace.clips)
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder; expected the name of the CSV to write.")
+    expected = _test_ids(workspace.clips)  # before anything is trained
     outcome = workspace.results([run])[run]
     if outcome.test_predictions.size == 0:
-        raise ValueError(
-            f"The run {run} has no predictions for test clips; expected {len(expected)}."
-        )
+        raise ValueError(f"{run}: expected predictions for {len(expected)} test clips, got none")
     write(path, outcome.test_ids, outcome.test_predictions, expected)
-    return validate(path, workspace.clips)
+    return _sentences(path, path, expected)
 
 
 def validate(path, corpus=None):
@@ -104,16 +70,62 @@ def validate(path, corpus=None):
         other clip. Without it a gap between the ids is a warning.
 
     A sentence that starts with `WARNING` names something odd that the challenge would accept.
-    Line 1 is the header.
     Raises CorpusError for a corpus folder that can't be read or has no test clips.
     """
-    expected = None if corpus is None else test_ids(corpus)
+    expected = None if corpus is None else _test_ids(read(corpus, strict=False))
     if not Path(path).is_file():
         return [f"{path} is no file; expected a CSV with the header {HEADER}."]
-    if Path(path).read_bytes()[:3] == b"\xef\xbb\xbf": 
-        return []
+    return _sentences(path, path, expected)
+
+
+def problems(sentences):
+    """The result of `validate` without the warnings."""
+    return [sentence for sentence in sentences if not sentence.startswith(WARNING)]
+
+
+def _test_ids(clips):
+    folder, targets = clips.attrs["folder"], clips.attrs["targets"]
+    if targets != list(EMOTIONS):
+        raise CorpusError(f"{folder}: expected the targets {HEADER[9:]}, got {', '.join(targets)}.")
+    ids = sorted(clips.loc[clips["split"] == "test", "id"])
+    if not ids:
+        raise CorpusError(f"The corpus in {folder} has no test clips; expected test_split.csv.")
+    return ids
+
+
+def _sentences(source, path, expected):
+    options = {"header": None, "dtype": str, "keep_default_na": False, "skip_blank_lines": False}
     try:
-        options = {"header": None, "dtype": str, "keep_default_na": False}
-        table = pd.read_csv(path, skip_blank_lines=False, **options).fillna("")
+        table = pd.read_csv(source, **options).fillna("")
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         return [f"{path} is no readable CSV ({str(error).strip()}); expected {HEADER}."]
+    table.index += 1  # lines
+    if (header := tuple(table.iloc[0])) != COLUMNS:
+        return [f"{path}, line 1: expected the header {HEADER}, got {','.join(header)!r}."]
+    table = table[1:].set_axis(COLUMNS, axis=1)
+    table = table[(table != "").any(axis=1)]
+    if table.empty:
+        return [f"{path} has no row below its header; expected a row a test clip."]
+    ids, values = table["Filename"], table[list(EMOTIONS)].apply(pd.to_numeric, errors="coerce")
+    values = values.where((values >= 0) & (values <= 1))
+    known = ids[ids.str.fullmatch("[0-9]{5}")]
+    checks = [  # (the cells at fault, what is wrong with them)
+        (ids.drop(known.index), "expected a Filename of five digits as 12660, got {!r}"),
+        (ids[ids.duplicated()], "expected one row a clip, got {} again"),
+        (known[~known.isin(known if expected is None else expected)], "{} is no test clip"),
+    ]
+    for emotion, column in values.items():
+        wanted = f"expected a number from 0 to 1 as {emotion}, got {{!r}}"
+        checks.append((table.loc[column.isna(), emotion], wanted))
+    faults = [(line, text.format(cell)) for cells, text in checks for line, cell in cells.items()]
+    sentences = [f"{path}, line {line}: {text}." for line, text in sorted(faults)]
+    numbers = sorted(known.astype(int)) or [0]
+    between = (f"{n:05d}" for n in range(numbers[0], numbers[-1]))
+    if missing := sorted(set(between if expected is None else expected) - set(known)):
+        note = f"{path}: expected a row for every test clip, got none for {shortened(missing)}."
+        sentences.insert(0, (WARNING if expected is None else "") + note)
+    if not known.is_monotonic_increasing:
+        sentences.append(f"{WARNING}{path}: expected rising ids, got rows out of order.")
+    for emotion in values.columns[(values.nunique() == 1) & (len(values) > 1)]:
+        sentences.append(f"{WARNING}{path}, column {emotion}: got a constant, whose ρ is 0.")
+    return sentences

@@ -88,18 +88,12 @@ class Workspace:
     clips = property(lambda self: self.reader.clips)
     seconds = property(lambda self: self.reader.seconds)
     has_official = property(lambda self: self.reader.has_official)
+    is_synthetic = property(lambda self: self.embedded or self.reader.is_synthetic)
     partitions = property(lambda self: self.reader.partitions())  # Tables A1 and B1
     # One line: text files, Whisper, or no words at all.
     transcript_source = property(lambda self: self.clips.attrs["transcript_source"])
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """Names of what is predicted: the six emotions, or the columns of your own CSV."""
-        return tuple(self.reader.table.attrs["targets"])
-
-    @property
-    def is_synthetic(self) -> bool:
-        return self.embedded or self.reader.is_synthetic
+    # Names of what is predicted: the six emotions, or the columns of your own CSV.
+    targets = property(lambda self: tuple(self.reader.table.attrs["targets"]))
 
     @property
     def corpus_name(self) -> str:
@@ -115,10 +109,10 @@ class Workspace:
 
         if not self.embedded:
             self.reader.require_words()
-        for stage in ("random", "paper_b")[: 1 if self.profile.taemi_encoders is None else 2]:
-            for role, config in self.profile.encoder_configs(stage).items():
-                if "checkpoint" in config:
-                    loading.check(role, config["checkpoint"], config.get("revision"))
+        encoders, more = self.profile.encoder_configs(), self.profile.taemi_encoders or {}
+        for role, config in [*encoders.items(), *more.items()]:
+            if "checkpoint" in config:
+                loading.check(role, config["checkpoint"], config.get("revision"))
         if self.profile.corpus_size is None:
             cached = sum(p.stat().st_size for p in self.cache.root.rglob("*") if p.is_file()) / 1e9
             room = max(0.0, self.estimate()["disk"].sum() - cached)
@@ -138,14 +132,8 @@ class Workspace:
         """The steps from the corpus to features, in order."""
         return Steps(self.profile, self.reader, self.cache)
 
-    @property
-    def media(self) -> dict:
-        """Stores "frames" (T, 3, S, S) uint8 and "waveform" (S,) int16, one slot a clip."""
-        return self.steps.media.stores
-
-    def encoders(self, stage="aligned") -> dict:
-        """Encoders "vision", "audio" and "text" at a stage, see `Steps.encoders`."""
-        return self.steps.encoders(stage)
+    media = property(lambda self: self.steps.media.stores)  # "frames" and "waveform"
+    encoders = property(lambda self: self.steps.encoders)
 
     def contrast(self, side: str) -> Contrast:
         """Stage I of one side, "frames" or "audio": encoders, heads and history."""
@@ -208,13 +196,12 @@ class Workspace:
     def _media(self, cached: FeatureSplits) -> FeatureSplits:
         tokenizer = self.steps.untrained("text", "paper_b").tokens
         settings = {r: self.steps.loading_settings(r, "paper_b") for r in ("audio", "text")}
-        longest, splits = self.steps.sampling("paper_b")[0], []
-        for split in layout.SPLITS:
-            features = getattr(cached, split)
+        splits = []
+        for features in (cached.train, cached.validation, cached.test):
+            waveforms = Rows(self.media["waveform"], features.ids)
             tokens = tokenizer(self.reader.texts(features.ids))
             tokens = {name: ids.numpy() for name, ids in tokens.items()}
-            media = (Rows(self.media["waveform"], features.ids), tokens, longest)
-            splits.append(MediaSet(features, *media, settings, cached.moments))
+            splits.append(MediaSet(features, waveforms, tokens, None, settings, cached.moments))
         return FeatureSplits(*splits, f"{cached.fingerprint} media", "media", cached.moments)
 
     def features_of(self, experiment: str) -> FeatureSplits:
@@ -250,8 +237,7 @@ class Workspace:
     def plan(self) -> pd.DataFrame:
         """What `results` goes through, in order, and how much of it is kept; makes nothing.
 
-        Columns step, done, all: numbers of parts. Of an embedded corpus that is not made yet, one
-        row.
+        Columns step, done, all: numbers of parts.
         """
         columns, size = ["step", "done", "all"], self.profile.corpus_size
         if self.embedded and not self.cache.exists("corpus", size):

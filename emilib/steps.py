@@ -12,25 +12,24 @@ import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from emilib import SAMPLE_RATE, workers
+from emilib import workers
 from emilib.cache import Cache, code_version, key, world_size
 from emilib.features import checkpoints, store
 from emilib.features.extraction import Batching, extract
 from emilib.features.store import Rows
-from emilib.models.taemi import MAX_AUDIO_SECONDS
 from emilib.progress import Counter
 from emilib.reader import CorpusReader
 from emilib.training import contrastive_pretraining, self_supervised
 
 ROLES = ("vision", "audio", "text")
-STAGES = ("random", "start", "aligned", "one_way", "paper_b")  # of the encoders
+STAGES = ("start", "aligned", "one_way", "paper_b")  # of the encoders
 ENCODERS = ("features/encoders.py", "features/loading.py")
 STAGE_ONE = ("training/contrastive_pretraining.py", "models/contrastive.py")
 
@@ -109,7 +108,7 @@ class Steps:
 
     def __iter__(self) -> Iterator[Step]:
         yield from (self.media, *self.starts.values(), *self.runs.values())
-        for stage in STAGES[: 4 if self.profile.taemi_encoders is None else 5]:
+        for stage in STAGES[: 3 if self.profile.taemi_encoders is None else 5]:
             yield self.features(stage)
         if self.reader.has_official:
             yield self.official
@@ -221,9 +220,9 @@ class Steps:
     def encoders(self, stage="aligned") -> dict:
         """Encoders "vision", "audio" and "text" as they are at one of STAGES.
 
-        "random", untrained; "start", pretrained checkpoints or the self-supervised start;
-        "aligned", after Stage I (the text encoder of the run `StageOne.text_from`); "one_way",
-        after Stage I with the loss of Eq. 1 to the letter; "paper_b", the checkpoints of paper B.
+        "start", pretrained checkpoints or the self-supervised start; "aligned", after Stage I (the
+        text encoder of the run `StageOne.text_from`); "one_way", after Stage I with the loss of
+        Eq. 1 to the letter; "paper_b", the checkpoints of paper B.
 
         Raises ValueError for another stage, or "paper_b" where the profile has none.
         """
@@ -231,7 +230,7 @@ class Steps:
 
         if stage not in STAGES:
             raise ValueError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
-        if stage in ("random", "paper_b"):
+        if stage == "paper_b":
             return {role: self.untrained(role, stage) for role in ROLES}
         if stage == "start":
             finish(list(self.starts.values()))
@@ -247,7 +246,7 @@ class Steps:
 
         return load_encoder(self.starts[role].folder()) if self.starts else self.untrained(role)
 
-    def untrained(self, role: str, stage="random"):
+    def untrained(self, role: str, stage="start"):
         """The encoder of a role from nothing, or from the checkpoint that the profile names."""
         from emilib.features import loading
 
@@ -268,7 +267,7 @@ class Steps:
         words = {"pool": p.text_pool, "max_tokens": p.max_tokens} if role == "text" else {}
         return words | p.encoder_configs(stage)[role]
 
-    def identity(self, role: str, stage="random") -> dict:
+    def identity(self, role: str, stage="start") -> dict:
         """What determines an encoder before training; for a checkpoint, its very weights."""
         config = self.profile.encoder_configs(stage)[role]
         if "checkpoint" not in config:
@@ -286,7 +285,7 @@ class Steps:
             "stage": stage,
             "encoders": [self.identity(role, stage) for role in ROLES],
             "text_from": p.stage_one["frames"].text_from,
-            "sampling": self.sampling(stage),
+            "every": 1 if stage == "paper_b" else p.audio_every,
             "words": [p.text_pool, p.max_tokens],
             "code": code_version("features/extraction.py", *ENCODERS),
         }
@@ -295,12 +294,6 @@ class Steps:
         columns = ("frames", "audio", "text")
         name = f"features, {stage}"
         return self._step(name, "features", self._encode, needs, columns, **settings)
-
-    def sampling(self, stage: str) -> tuple[int | None, int]:
-        """Samples of a waveform that are encoded (None: all of them), and `audio_every`."""
-        if stage != "paper_b":
-            return None, self.profile.audio_every
-        return round(MAX_AUDIO_SECONDS * SAMPLE_RATE), 1
 
     def corrupted(self, stage: str, modality: str, corrupt: Callable, by: dict) -> store.Store:
         """Features of the validation clips, their media changed before the encoder; kept.
@@ -313,7 +306,7 @@ class Steps:
         """
         clean, columns = self.features(stage), (modality,)
         make = functools.partial(self._encode, modality=modality, corrupt=corrupt)
-        settings = {name: clean.settings[name] for name in ("stage", "sampling")}
+        settings = {name: clean.settings[name] for name in ("stage", "every")}
         settings |= {"features": clean.key, "by": [modality, by]}
         name = f"corrupted {modality}"
         step = self._step(name, "corrupted", make, clean.needs, columns, "validation", **settings)
@@ -321,19 +314,16 @@ class Steps:
 
     def _encode(self, step: Step, ids, modality=None, corrupt=None) -> Iterator[dict]:
         """Features clip by clip; of one modality alone, corrupted, where it is named."""
-        waveforms = (self.media.stores["waveform"][i] for i in ids)
-        media = {"frames": self._frames(ids), "audio": waveforms}
+        media = {"frames": self._frames(ids), "audio": Rows(self.media.stores["waveform"], ids)}
         words = self.reader.texts(ids)
         if modality is not None:
             pairs = zip(ids, media[modality], strict=True)
             changed = (None if medium is None else corrupt(i, medium) for i, medium in pairs)
             media = dict.fromkeys(media, [None] * len(ids)) | {modality: changed}
             words = [""] * len(ids)
-        longest, every = step.settings["sampling"]
-        sounds = (None if sound is None else sound[:longest] for sound in media["audio"])
         batching = Batching.on(workers.device(), compile=self.profile.compile_vision)
-        encoders = self.encoders(step.settings["stage"])
-        rows = extract(encoders, media["frames"], sounds, words, every, batching=batching)
+        encoders, every = self.encoders(step.settings["stage"]), step.settings["every"]
+        rows = extract(encoders, *media.values(), words, every, batching=batching)
         for id_, row in zip(ids, rows, strict=True):
             if not all(array is None or np.isfinite(array).all() for array in row.values()):
                 raise ValueError(
@@ -342,10 +332,10 @@ class Steps:
                 )
             yield row
 
-    def _frames(self, ids) -> Iterator:
+    def _frames(self, ids) -> Iterable:
         """Every clip's frames as the encoder gets them: all, where the store keeps but a few."""
         if self.profile.stored_frames is None:
-            return (self.media.stores["frames"][i] for i in ids)
+            return Rows(self.media.stores["frames"], ids)
         decoded = self.reader.decoded(ids, profile=self.profile, kept=None, sound=False)
         return (row["frames"] for row in decoded)
 

@@ -64,11 +64,6 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.5)
 
 
-def canonical(value) -> str:
-    """`value` as JSON with one spelling; TypeError for what is no plain data."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=_plain)
-
-
 def _plain(value):
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
@@ -80,7 +75,11 @@ def _plain(value):
 
 def key(**parts) -> str:
     """Hex digest (32 digits) of the named parts; equal parts give equal keys."""
-    return hashlib.sha256(canonical(parts).encode()).hexdigest()[:32]
+    return hashlib.sha256(_text(parts).encode()).hexdigest()[:32]
+
+
+def _text(parts: dict) -> str:
+    return json.dumps(parts, sort_keys=True, ensure_ascii=False, default=_plain)
 
 
 def file_sum(path) -> str:
@@ -169,7 +168,7 @@ class Cache:
         temporary.mkdir(parents=True)
         try:
             make(temporary)
-            (temporary / "parts.json").write_text(canonical(parts), encoding="utf-8")
+            (temporary / "parts.json").write_text(_text(parts), encoding="utf-8")
             (temporary / SUMS).write_text(json.dumps(_sums(temporary)))
             with contextlib.suppress(OSError):  # another process was first: its folder stays
                 os.replace(temporary, final)

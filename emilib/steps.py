@@ -108,7 +108,7 @@ class Steps:
 
     def __iter__(self) -> Iterator[Step]:
         yield from (self.media, *self.starts.values(), *self.runs.values())
-        for stage in STAGES[: 3 if self.profile.taemi_encoders is None else 5]:
+        for stage in STAGES[: 3 if self.profile.taemi_encoders is None else 4]:
             yield self.features(stage)
         if self.reader.has_official:
             yield self.official

@@ -1,54 +1,34 @@
-"""Fusion models of both papers and the solutions before them, as plain `nn.Module`s.
-
-Names are loaded when first used, so that importing this package does not import torch.
-"""
+"""Fusion models of both papers and the solutions before them, as plain `nn.Module`s."""
 
 import inspect
-from collections.abc import Mapping
-from importlib import import_module
 
 from emilib import MODALITIES
+from emilib.models.dual_stage import DualStage
+from emilib.models.earlier import (
+    Hallmen2024,
+    LastStepGRU,
+    LateAverage,
+    MeanLinear,
+    Savchenko2025,
+    StatisticsMLP,
+    Yu2024,
+    Zhang2024,
+)
+from emilib.models.end_to_end import EndToEnd as EndToEnd
+from emilib.models.inputs import Output as Output
+from emilib.models.multimodal import MISA, TFN, MulT
+from emilib.models.taemi import TAEMI
 
-MODELS = {  # what `for_features` builds, and the module it is in
-    "TAEMI": "taemi",
-    "DualStage": "dual_stage",
-    "MeanLinear": "earlier",
-    "LastStepGRU": "earlier",
-    "LateAverage": "earlier",
-    "Yu2024": "earlier",
-    "Hallmen2024": "earlier",
-    "StatisticsMLP": "earlier",
-    "Savchenko2025": "earlier",
-    "Zhang2024": "earlier",
-    "TFN": "multimodal",
-    "MulT": "multimodal",
-    "MISA": "multimodal",
-}
-_HOME = MODELS | {
-    "Yu2025": "earlier",
-    "ContrastivePair": "contrastive",
-    "EndToEnd": "end_to_end",
-    "Output": "inputs",
-}
-
-__all__ = [*_HOME, "MODELS", "build", "for_features"]
-
-
-def __getattr__(name: str):
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+_CLASSES = (TAEMI, DualStage, MeanLinear, LastStepGRU, LateAverage, Yu2024, Hallmen2024)
+_CLASSES += (StatisticsMLP, Savchenko2025, Zhang2024, TFN, MulT, MISA)
+MODELS = {cls.__name__: cls for cls in _CLASSES}  # what `for_features` builds
 
 
 def for_features(name: str, data, **settings):
     """The model of this name for the widths, modalities and targets of `data`.
 
     name : a fusion model, baseline or earlier solution of `emilib.models`, such as "MulT"
-    data : FeatureSet with targets
+    data : FeatureSet with targets; only its `dims` and `num_targets` are read
     settings : of the class, beside widths and number of targets: `width=32`; `modality="audio"`
         where a class reads one of them
 
@@ -56,31 +36,24 @@ def for_features(name: str, data, **settings):
     as missing; DualStage leaves them out. Weights are drawn from torch's generator.
     Raises ValueError for an unknown name, data without targets, or none that the class reads.
     """
-    if not data.num_targets:
-        raise ValueError(f"{name}: expected clips with targets, got none; set target")
-    return build(name, data.dims, data.num_targets, **settings)
-
-
-def build(name: str, dims: Mapping[str, int], num_targets: int, **settings):
-    """`for_features` from the widths alone: dims maps "frames", "audio", "text" to theirs."""
     if name not in MODELS:
         raise ValueError(f"expected a model out of {', '.join(MODELS)}, got {name!r}")
-    cls = getattr(import_module(f".{MODELS[name]}", __name__), name)
-    accepted = inspect.signature(cls.__init__).parameters
-    if "modality" in accepted:  # of one modality: what it is for, or else the first there is
+    if not data.num_targets:
+        raise ValueError(f"{name}: expected clips with targets, got none; set target")
+    accepted = inspect.signature(MODELS[name]).parameters
+    has = tuple(m for m in MODALITIES if m in data.dims)
+    reads = [m for m in MODALITIES if f"{m}_dim" in accepted]
+    if not reads:  # of one modality: what is asked for, or its own, or else the first there is
         default = accepted["modality"].default
-        first = next(m for m in MODALITIES if m in dims)
-        settings.setdefault("modality", first if default is inspect.Parameter.empty else default)
-        reads = [settings["modality"]]
-    else:
-        reads = [m for m in MODALITIES if f"{m}_dim" in accepted]
-    if not set(reads) & set(dims):
-        raise ValueError(
-            f"expected clips with {' or '.join(reads)}, which {name} reads, got {', '.join(dims)}"
-        )
+        default = has[0] if default is inspect.Parameter.empty else default
+        reads = [settings.get("modality", default)]
+    if not set(reads) & set(has):
+        wanted = " or ".join(reads)
+        raise ValueError(f"expected clips with {wanted}, which {name} reads, got {', '.join(has)}")
     if "modality" in accepted:
-        return cls(dim=dims[reads[0]], num_targets=num_targets, **settings)
+        settings |= {"modality": reads[0], "dim": data.dims[reads[0]]}
+    else:
+        settings |= {f"{m}_dim": data.dims.get(m, 1) for m in reads}
     if "modalities" in accepted:
-        settings.setdefault("modalities", tuple(m for m in MODALITIES if m in dims))
-    widths = {f"{m}_dim": dims.get(m, 1) for m in reads}
-    return cls(**widths, num_targets=num_targets, **settings)
+        settings.setdefault("modalities", has)
+    return MODELS[name](num_targets=data.num_targets, **settings)

@@ -17,22 +17,21 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from emilib import MODALITIES
-from emilib.models.inputs import (
-    Inputs,
-    Output,
-    check_at_least_one,
-    check_choice,
-    check_heads,
-    check_inputs,
-    masked_mean,
+from emilib.models.inputs import Output, check_choice, check_inputs, masked_mean, stand_in
+from emilib.models.temporal import (
+    TCN,
+    BiLSTM,
+    DifferenceGate,
+    pool_segments,
+    positions,
+    transformer,
 )
-from emilib.models.temporal import TCN, BiLSTM, DifferenceGate, pool_segments, positions
 
 
 class DualStage(nn.Module, PyTorchModelHubMixin):
     """Paper A's fusion network on features of frozen encoders (Eq. 2 to 9).
 
-    frames_dim, audio_dim, text_dim : widths of the features; 768, 1024 and 768 in the paper
+    frames_dim, audio_dim, text_dim : widths of the features
     num_targets : E, one output an emotion
     modalities : which of "frames", "audio", "text" the model has; layers exist only for these
     width : common width of the mapped modalities (Eq. 4)
@@ -46,11 +45,12 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
     tcn_width, tcn_kernel, tcn_dilations : of the TCN (Eq. 2)
     audio_hidden : LSTM width of each direction (Eq. 3)
     layers, heads : of the Transformer encoder (Eq. 9); heads must divide width
-    dropout : everywhere, in training only
 
-    Of all these the paper states only the feature widths and E. Raises ValueError for values that
-    do not fit.
+    Of all these the paper states only the feature widths and E.
     """
+
+    # As Yu et al. 2025 [34] of paper B, Table 2 (0.51), a later version of paper A.
+    provenance = ("none beyond paper A", "paper A's full model", "what its later version changed")
 
     def __init__(
         self,
@@ -77,62 +77,40 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
         if isinstance(modalities, str) or not modalities or set(modalities) - set(MODALITIES):
             raise ValueError(f"expected modalities out of {MODALITIES}, got {modalities!r}")
         check_choice("fusion", fusion, ("sum", "concat"))
-        check_at_least_one(segments=segments)
-        check_heads(width, heads)
         dims = {"frames": frames_dim, "audio": audio_dim, "text": text_dim}
-        self.modalities = tuple(name for name in MODALITIES if name in modalities)
-        self.dims = {name: dims[name] for name in self.modalities}
+        self.dims = {name: dims[name] for name in MODALITIES if name in modalities}
         self.width, self.segments, self.segment_pooling = width, segments, segment_pooling
 
-        if "frames" in self.modalities:
+        if "frames" in modalities:
             self.tcn = TCN(frames_dim, tcn_width, tcn_kernel, tcn_dilations, dropout)
-        if "audio" in self.modalities:
+        if "audio" in modalities:
             self.lstm = BiLSTM(audio_dim, audio_hidden)
             self.gate = DifferenceGate(2 * audio_hidden) if gate else nn.Identity()
         states = {"frames": tcn_width, "audio": 2 * audio_hidden, "text": text_dim}
         self.mapping = nn.ModuleDict(
-            {name: mapping_mlp(states[name], width, dropout) for name in self.modalities}
+            {name: mapping_mlp(states[name], width, dropout) for name in self.dims}
         )
         self.concat = nn.Linear(3 * width, width) if fusion == "concat" else None
         self.quality = None
         if quality and fusion == "sum":
-            self.quality = nn.ModuleDict({name: score_mlp(width) for name in self.modalities})
+            self.quality = nn.ModuleDict({name: score_mlp(width) for name in self.dims})
         # Stands for a clip without any modality, so that its output is finite and learned.
         self.nothing = nn.Parameter(torch.randn(width) * 0.02)
-        layer = nn.TransformerEncoderLayer(
-            width, heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True
-        )
-        self.encoder = nn.TransformerEncoder(
-            layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False
-        )
+        self.encoder = transformer(width, heads, layers, dropout)
         self.head = nn.Linear(width, num_targets)
 
     def forward(
-        self,
-        frames: Tensor | None,
-        audio: Tensor | None,
-        text: Tensor | None,
-        frames_valid: Tensor | None = None,
-        audio_valid: Tensor | None = None,
-        present: Tensor | None = None,
+        self, frames, audio, text, frames_valid=None, audio_valid=None, present=None
     ) -> Output:
-        """Intensities of B clips and the modality weights of each segment.
+        """frames (B, T, D), audio (B, T, D) padded on the right, text (B, D) → `Output`.
 
-        frames (B, T, frames_dim), audio (B, T, audio_dim), text (B, text_dim) float, or None;
-        frames_valid, audio_valid (B, T) bool, True = real, audio padded on the right;
-        present (B, 3) bool, order frames, audio, text: False drops a modality of a clip.
-
-        Returns `Output`: intensity (B, E) without a bound; weights (B, M, 3) of Eq. 8, exactly
-        0 where a modality is absent or has nothing in that segment, None with fusion="concat".
-        M is the longest clip's frame count without segment pooling.
-        A clip with no modality at all gets a learned constant and weights of 0.
-        Raises ValueError as `check_inputs` does, also when no used modality is passed.
+        The six arguments are those of `check_inputs`. `weights` (B, M, 3) are None with
+        fusion="concat"; M is the longest clip's frame count without segment pooling. A clip with
+        no modality at all gets a learned constant and weights of 0.
         """
-        dtype = self.head.weight.dtype
-        inputs = check_inputs(
-            *(frames, audio, text, frames_valid, audio_valid, present), dims=self.dims, dtype=dtype
-        )
-        mapped, real = self.map(inputs)  # (B, M, 3, W), (B, M, 3)
+        inputs = (frames, audio, text, frames_valid, audio_valid, present)
+        x, valid, _ = check_inputs(*inputs, dims=self.dims, dtype=self.head.weight.dtype)
+        mapped, real = self.map(x, valid)  # (B, M, 3, W), (B, M, 3)
         weights = None
         if self.concat is not None:
             fused = self.concat(mapped.flatten(2))  # (B, M, 3 W) -> (B, M, W)
@@ -141,13 +119,12 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
             fused = (weights.unsqueeze(-1) * mapped).sum(2)
         return Output(self.estimate(fused, real.any(-1)), weights=weights)
 
-    def map(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def map(self, x: dict[str, Tensor], valid: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Every modality on the common time base and width (Eq. 2 to 6).
 
         Returns mapped (B, M, 3, W), zero where there is nothing, and real (B, M, 3) bool.
         """
-        x, valid = inputs.sequences, inputs.valid
-        counts = self.time_base(inputs)
+        counts = self.time_base(valid)
         base = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]  # (B, M)
         states, real = {}, {}
         if "frames" in x:
@@ -164,14 +141,14 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
         real = torch.stack([real.get(n, torch.zeros_like(base)) for n in MODALITIES], dim=-1)
         return mapped.masked_fill(~real.unsqueeze(-1), 0.0), real
 
-    def time_base(self, inputs: Inputs) -> Tensor:
+    def time_base(self, valid: dict[str, Tensor]) -> Tensor:
         """Segments of each clip (B,): M, or the clip's own frame steps without segment pooling."""
-        counts = torch.full_like(inputs.present[:, 0], self.segments, dtype=torch.long)
-        if self.segment_pooling or "frames" not in inputs.valid:
-            return counts
-        valid = inputs.valid["frames"]
+        if self.segment_pooling or "frames" not in valid:
+            any_mask = next(iter(valid.values()))
+            return torch.full_like(any_mask[:, 0], self.segments, dtype=torch.long)
+        valid = valid["frames"]
         lengths = (torch.arange(1, valid.shape[1] + 1, device=valid.device) * valid).amax(1)
-        return torch.where(lengths > 0, lengths, counts)
+        return torch.where(lengths > 0, lengths, self.segments)
 
     def weigh(self, mapped: Tensor, real: Tensor) -> Tensor:
         """Softmax of the quality scores over what is there (Eq. 7, 8); (B, M, 3)."""
@@ -184,16 +161,13 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
     def estimate(self, fused: Tensor, valid: Tensor) -> Tensor:
         """Transformer over the segments, linear output, mean over valid segments (Eq. 9).
 
-        fused (B, M, W), valid (B, M) bool. Returns (B, E).
+        fused (B, M, W), valid (B, M) bool. Returns (B, E). One label a clip: the mean over the
+        segments answers to it (the paper's loss is a step's).
         """
-        # A clip without any valid segment: its first segment is the learned vector instead.
-        first = torch.arange(valid.shape[1], device=valid.device) == 0
-        empty = first & ~valid.any(1, keepdim=True)  # (B, M)
-        valid = valid | empty
-        fused = torch.where(empty.unsqueeze(-1), self.nothing.to(fused.dtype), fused)
-        fused = fused + positions(fused.shape[1], self.width, fused.device, fused.dtype)
-        hidden = self.encoder(fused, src_key_padding_mask=~valid)
-        # One label a clip: the mean over the steps answers to it (the paper's loss is a step's).
+        # A clip without any valid segment: the learned vector is its only one.
+        token = self.nothing.to(fused.dtype)
+        fused, valid = stand_in(fused, valid, valid.any(1), token)
+        hidden = self.encoder(fused + positions(fused), src_key_padding_mask=~valid)
         return masked_mean(self.head(hidden), valid)
 
 
@@ -213,13 +187,8 @@ def mapping_mlp(dim: int, width: int, dropout: float) -> nn.Sequential:
     It ends in a LayerNorm: modalities of one scale, so that the weights of Eq. 8 are comparable.
     Form and normalisation are not stated in the paper.
     """
-    return nn.Sequential(
-        nn.Linear(dim, width),
-        nn.GELU(),
-        nn.Dropout(dropout),
-        nn.Linear(width, width),
-        nn.LayerNorm(width),
-    )
+    first, second = nn.Linear(dim, width), nn.Linear(width, width)
+    return nn.Sequential(first, nn.GELU(), nn.Dropout(dropout), second, nn.LayerNorm(width))
 
 
 def score_mlp(width: int) -> nn.Sequential:

@@ -1,35 +1,70 @@
 """Official baselines and earlier solutions (paper B, Table 2), on this project's features.
 
-None can be rebuilt to the letter from what is public: `provenance` of each class says what its
-paper specifies, what is inferred here and what is unknown.
+None can be rebuilt to the letter from what is public: `provenance` of each class says how much is.
 """
 
-from __future__ import annotations
-
 import torch
+from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from emilib import MODALITIES
-from emilib.models.dual_stage import DualStage
-from emilib.models.fusion import (
-    AveragedOutput,
-    Fusion,
-    Provenance,
-    Sequences,
-    average,
-    last_step,
-    modality_vectors,
-    transformer,
-    with_positions,
-)
-from emilib.models.inputs import (
-    Output,
-    check_at_least_one,
-    check_choice,
-    check_heads,
-    masked_mean,
-)
-from emilib.models.temporal import TCN
+from emilib.models.inputs import Output, check_inputs, masked_mean, stand_in
+from emilib.models.taemi import TOKEN_STD
+from emilib.models.temporal import TCN, last_step, pool_segments, positions, transformer
+
+Sequences = dict[str, tuple[Tensor, Tensor]]  # by modality: (B, T, D) and its mask (B, T)
+
+
+class Fusion(nn.Module, PyTorchModelHubMixin):
+    """A model that reads each modality as a sequence.
+
+    A subclass defines combine(sequences, present) → `Output`: a sequence has at least one real
+    step a clip, present (B, 3) says which modalities the clip has.
+
+    dims : width of each modality it reads
+    max_steps : longer sequences become the means of so many equal segments before anything else, a
+        saving that no original has; None reads every step
+    tokens : where not False, a learned vector of each modality's width stands as the only step of
+        the sequence that a clip lacks. No original says what it does with such a clip.
+    """
+
+    provenance: tuple[str, str, str]  # what its paper specifies, what is inferred, what is unknown
+
+    def __init__(self, dims: dict[str, int], max_steps: int | None = None, tokens: bool = True):
+        super().__init__()
+        self.dims, self.max_steps = dims, max_steps
+        if tokens:
+            self.missing = modality_vectors(dims)
+
+    def forward(self, *features, **masks) -> Output:
+        """Six arguments as `check_inputs` takes them → `Output`."""
+        dtype, sequences = next(self.parameters()).dtype, {}
+        inputs, masks, present = check_inputs(*features, **masks, dims=self.dims, dtype=dtype)
+        for name, x in inputs.items():
+            has = present[:, MODALITIES.index(name)]
+            x, valid = stand_in(x, masks[name], has, self.missing[name])
+            if self.max_steps is not None and x.shape[1] > self.max_steps:
+                counts = valid.sum(dim=1).clamp(max=self.max_steps)  # short clips stay as they are
+                x, valid = pool_segments(x, valid, counts)
+            sequences[name] = x, valid
+        return self.combine(sequences, present)
+
+
+def modality_vectors(dims: dict[str, int]) -> nn.ParameterDict:
+    """A small random vector for each modality."""
+    return nn.ParameterDict({n: nn.Parameter(torch.randn(d) * TOKEN_STD) for n, d in dims.items()})
+
+
+def average(predictions: list[Tensor], training: bool) -> Output:
+    """Mean of K predictions (B, E); in training, their spread about it is the auxiliary loss.
+
+    (ŷ - y)² + mean_k (ŷ_k - ŷ)² = mean_k (ŷ_k - y)²: the mean squared error of the average plus
+    this term is the mean of the members' own errors (Krogh and Vedelsby 1995).
+    """
+    members = torch.stack(predictions)  # (K, B, E)
+    mean = members.mean(dim=0)
+    spread = (members - mean).square().mean() if training else None
+    return Output(mean, auxiliary_loss=spread)
 
 
 class MeanLinear(Fusion):
@@ -38,44 +73,31 @@ class MeanLinear(Fusion):
     dim : width of the features; modality : which of the three inputs it reads
     """
 
-    provenance = Provenance(
-        "official Wav2Vec2 features, mean over time, linear layer", "none", "training recipe"
+    provenance = (
+        "official Wav2Vec2 features, mean over time, linear layer",
+        "none",
+        "training recipe",
     )
 
     def __init__(self, dim: int = 768, modality: str = "audio", num_targets: int = 6):
-        check_choice("modality", modality, MODALITIES)
         super().__init__({modality: dim})
         self.head = nn.Linear(dim, num_targets)
 
     def combine(self, sequences: Sequences, present: Tensor) -> Output:
         ((x, valid),) = sequences.values()
-        return Output(intensity=self.head(masked_mean(x, valid)))
+        return Output(self.head(masked_mean(x, valid)))
 
 
 class LastStepGRU(Fusion):
-    """Official ViT baseline (Table 2, 0.09): 3-layer GRU, its last real step, a linear layer.
+    """Official ViT baseline (Table 2, 0.09): 3-layer GRU, its last real step, a linear layer."""
 
-    dim : width of the features; modality : which of the three inputs it reads
-    hidden : width of the GRU
-    """
-
-    provenance = Provenance(
+    provenance = (
         "official ViT features; one model, frames only",
         "3-layer GRU, last step, linear layer",
         "GRU width (256 here), training recipe",
     )
 
-    def __init__(
-        self,
-        dim: int = 384,
-        modality: str = "frames",
-        num_targets: int = 6,
-        *,
-        hidden: int = 256,
-        layers: int = 3,
-    ):
-        check_choice("modality", modality, MODALITIES)
-        check_at_least_one(hidden=hidden, layers=layers)
+    def __init__(self, dim=384, modality="frames", num_targets=6, *, hidden=256, layers=3):
         super().__init__({modality: dim})
         self.gru = nn.GRU(dim, hidden, layers, batch_first=True)
         self.head = nn.Linear(hidden, num_targets)
@@ -84,7 +106,7 @@ class LastStepGRU(Fusion):
         ((x, valid),) = sequences.values()
         # One direction only: padding lies after the last real step and is never seen by it.
         states, _ = self.gru(x)  # (B, T, hidden)
-        return Output(intensity=self.head(last_step(states, valid)))
+        return Output(self.head(last_step(states, valid)))
 
 
 class LateAverage(Fusion):
@@ -93,39 +115,29 @@ class LateAverage(Fusion):
     The original trains the two apart; with `auxiliary_loss` added to the loss so does this.
     """
 
-    provenance = Provenance("mean of the two baselines' predictions", "none", "training recipe")
+    provenance = ("mean of the two baselines' predictions", "none", "training recipe")
 
-    def __init__(
-        self,
-        frames_dim: int = 384,
-        audio_dim: int = 768,
-        num_targets: int = 6,
-        *,
-        hidden: int = 256,
-        layers: int = 3,
-    ):
+    def __init__(self, frames_dim=384, audio_dim=768, num_targets=6, *, hidden=256, layers=3):
         super().__init__({"frames": frames_dim, "audio": audio_dim}, tokens=False)
-        self.frames_model = LastStepGRU(
-            frames_dim, "frames", num_targets, hidden=hidden, layers=layers
-        )
+        gru = {"hidden": hidden, "layers": layers}
+        self.frames_model = LastStepGRU(frames_dim, "frames", num_targets, **gru)
         self.audio_model = MeanLinear(audio_dim, "audio", num_targets)
 
-    def token(self, name: str) -> Tensor:
-        return getattr(self, f"{name}_model").missing[name]
+    @property
+    def missing(self) -> dict[str, Tensor]:
+        return {**self.frames_model.missing, **self.audio_model.missing}
 
-    def combine(self, sequences: Sequences, present: Tensor) -> AveragedOutput:
-        members = {"frames": self.frames_model, "audio": self.audio_model}
-        outputs = [m.combine({n: sequences[n]}, present) for n, m in members.items()]
-        return average([out.intensity for out in outputs], self.training)
+    def combine(self, sequences: Sequences, present: Tensor) -> Output:
+        frames = self.frames_model.combine({"frames": sequences["frames"]}, present)
+        audio = self.audio_model.combine({"audio": sequences["audio"]}, present)
+        return average([frames.intensity, audio.intensity], self.training)
 
 
 class Yu2024(Fusion):
-    """Yu et al. 2024 [33] (Table 2, 0.32): a TCN and a Transformer for each of frames and audio.
+    """Yu et al. 2024 [33] (Table 2, 0.32), for each of frames and audio; then their mean:
+    TCN, Transformer encoder, mean over the real steps, linear layer."""
 
-    Each branch: TCN, Transformer encoder, mean over the real steps, linear layer; then their mean.
-    """
-
-    provenance = Provenance(
+    provenance = (
         "TCN, then a Transformer encoder, for each of vision and audio; mean of the predictions",
         "mean over time before the linear layer; the vision features here stand for ResNet18 and "
         "action-unit features",
@@ -145,7 +157,6 @@ class Yu2024(Fusion):
         dropout: float = 0.1,
         max_steps: int | None = None,
     ):
-        check_heads(width, heads)
         super().__init__({"frames": frames_dim, "audio": audio_dim}, max_steps)
         self.temporal, self.encoder, self.head = (nn.ModuleDict() for _ in range(3))
         for name, dim in self.dims.items():
@@ -153,7 +164,7 @@ class Yu2024(Fusion):
             self.encoder[name] = transformer(width, heads, layers, dropout)
             self.head[name] = nn.Linear(width, num_targets)
 
-    def combine(self, sequences: Sequences, present: Tensor) -> AveragedOutput:
+    def combine(self, sequences: Sequences, present: Tensor) -> Output:
         predictions = []
         for name, (x, valid) in sequences.items():
             states = self.encoder[name](self.temporal[name](x, valid), src_key_padding_mask=~valid)
@@ -168,7 +179,7 @@ class Hallmen2024(Fusion):
     linear 2054 → 2054, tanh, linear → num_targets.
     """
 
-    provenance = Provenance(
+    provenance = (
         "2-layer one-directional LSTM, 1027 wide, over 12 s of audio; concat(mean, last) 2054; "
         "linear 2054, tanh, linear 6; AdamW 1e-4, cosine, 1 warm-up epoch, 30 epochs, batch 32, "
         "MSE",
@@ -177,20 +188,16 @@ class Hallmen2024(Fusion):
     )
 
     def __init__(self, audio_dim: int = 1027, num_targets: int = 6, *, layers: int = 2):
-        check_at_least_one(layers=layers)
         super().__init__({"audio": audio_dim})
         self.lstm = nn.LSTM(audio_dim, audio_dim, layers, batch_first=True)
-        self.head = nn.Sequential(
-            nn.Linear(2 * audio_dim, 2 * audio_dim),
-            nn.Tanh(),
-            nn.Linear(2 * audio_dim, num_targets),
-        )
+        width = 2 * audio_dim
+        self.head = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, num_targets))
 
     def combine(self, sequences: Sequences, present: Tensor) -> Output:
         x, valid = sequences["audio"]
         states, _ = self.lstm(x)
         pooled = torch.cat([masked_mean(states, valid), last_step(states, valid)], dim=-1)
-        return Output(intensity=self.head(pooled))
+        return Output(self.head(pooled))
 
 
 def clip_statistics(sequence: Tensor, valid: Tensor) -> Tensor:
@@ -215,19 +222,15 @@ class StatisticsMLP(Fusion):
     """
 
     def __init__(self, dim: int, modality: str, num_targets: int = 6, *, hidden: int = 64):
-        check_choice("modality", modality, MODALITIES)
         super().__init__({modality: dim})
-        self.head = nn.Sequential(
-            nn.Linear(4 * dim if modality == "frames" else dim, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, num_targets),
-            nn.Sigmoid(),
-        )
+        pooled = 4 * dim if modality == "frames" else dim
+        first, second = nn.Linear(pooled, hidden), nn.Linear(hidden, num_targets)
+        self.head = nn.Sequential(first, nn.ReLU(), second, nn.Sigmoid())
 
     def combine(self, sequences: Sequences, present: Tensor) -> Output:
         ((name, (x, valid)),) = sequences.items()
         pool = clip_statistics if name == "frames" else masked_mean
-        return Output(intensity=self.head(pool(x, valid)))
+        return Output(self.head(pool(x, valid)))
 
 
 class Savchenko2025(Fusion):
@@ -238,22 +241,14 @@ class Savchenko2025(Fusion):
     the weights on held-out folds of the training clips.
     """
 
-    provenance = StatisticsMLP.provenance = Provenance(
+    provenance = StatisticsMLP.provenance = (
         "clip statistics, Dense 64 ReLU, Dense 6 sigmoid for each modality; loss 1 - mean Pearson, "
         "Adam 1e-3, batch 512; weights for each emotion in steps of 0.05",
         "weights searched on held-out training folds (the original: on validation, a leak)",
         "the features here stand for facial emotion scores, HuBERT states and sentence vectors",
     )
 
-    def __init__(
-        self,
-        frames_dim: int = 768,
-        audio_dim: int = 1027,
-        text_dim: int = 768,
-        num_targets: int = 6,
-        *,
-        hidden: int = 64,
-    ):
+    def __init__(self, frames_dim=768, audio_dim=1027, text_dim=768, num_targets=6, *, hidden=64):
         super().__init__({"frames": frames_dim, "audio": audio_dim, "text": text_dim}, tokens=False)
         self.members = nn.ModuleDict(
             {n: StatisticsMLP(d, n, num_targets, hidden=hidden) for n, d in self.dims.items()}
@@ -261,13 +256,14 @@ class Savchenko2025(Fusion):
         # A buffer: searched, saved with the model, never touched by an optimiser.
         self.register_buffer("fusion", torch.full((len(self.dims), num_targets), 1 / 3))
 
-    def token(self, name: str) -> Tensor:
-        return self.members[name].missing[name]
+    @property
+    def missing(self) -> dict[str, Tensor]:
+        return {name: member.missing[name] for name, member in self.members.items()}
 
     def combine(self, sequences: Sequences, present: Tensor) -> Output:
         outputs = [m.combine({n: sequences[n]}, present) for n, m in self.members.items()]
         predictions = torch.stack([out.intensity for out in outputs])  # (3, B, E)
-        return Output(intensity=(self.fusion[:, None] * predictions).sum(dim=0))
+        return Output((self.fusion[:, None] * predictions).sum(dim=0))
 
 
 class Zhang2024(Fusion):
@@ -278,7 +274,7 @@ class Zhang2024(Fusion):
     mean over the real steps, linear layer. The intensity is the mean over the members.
     """
 
-    provenance = Provenance(
+    provenance = (
         "face features, audio and transcripts, Transformer fusion, ensemble",
         "all modalities as one sequence; mean over time; 3 members that differ by initial weights",
         "widths, depths, what the members differ in; masked-autoencoder face features are replaced",
@@ -298,44 +294,20 @@ class Zhang2024(Fusion):
         dropout: float = 0.1,
         max_steps: int | None = None,
     ):
-        check_heads(width, heads)
-        check_at_least_one(members=members)
         super().__init__({"frames": frames_dim, "audio": audio_dim, "text": text_dim}, max_steps)
-        self.members = nn.ModuleList(
-            TransformerMember(self.dims, num_targets, width, heads, layers, dropout)
-            for _ in range(members)
-        )
+        self.members = nn.ModuleList(nn.ModuleDict() for _ in range(members))
+        for member in self.members:
+            project = {name: nn.Linear(dim, width) for name, dim in self.dims.items()}
+            member["project"] = nn.ModuleDict(project)
+            member["kind"] = modality_vectors(dict.fromkeys(self.dims, width))
+            member["encoder"] = transformer(width, heads, layers, dropout)
+            member["head"] = nn.Linear(width, num_targets)
 
-    def combine(self, sequences: Sequences, present: Tensor) -> AveragedOutput:
-        return average([member(sequences) for member in self.members], self.training)
-
-
-class TransformerMember(nn.Module):
-    """One member of `Zhang2024`: {modality: (B, T, D), (B, T)} → (B, E)."""
-
-    def __init__(self, dims, num_targets, width, heads, layers, dropout):
-        super().__init__()
-        self.project = nn.ModuleDict({name: nn.Linear(dim, width) for name, dim in dims.items()})
-        self.kind = modality_vectors(dict.fromkeys(dims, width))
-        self.encoder = transformer(width, heads, layers, dropout)
-        self.head = nn.Linear(width, num_targets)
-
-    def forward(self, sequences: Sequences) -> Tensor:
-        steps = [
-            with_positions(self.project[name](x) + self.kind[name])
-            for name, (x, _) in sequences.items()
-        ]
-        valid = torch.cat([valid for _, valid in sequences.values()], dim=1)
-        states = self.encoder(torch.cat(steps, dim=1), src_key_padding_mask=~valid)
-        return self.head(masked_mean(states, valid))
-
-
-class Yu2025(DualStage):
-    """Yu et al. 2025 [34] (Table 2, 0.51): the full model of paper A, a `DualStage`.
-
-    [34] is a later version of paper A; what it changed to rise from 0.3626 to 0.51 is unknown.
-    """
-
-    provenance = Provenance(
-        "none beyond paper A", "paper A's full model", "what its later version changed"
-    )
+    def combine(self, sequences: Sequences, present: Tensor) -> Output:
+        valid, predictions = torch.cat([valid for _, valid in sequences.values()], dim=1), []
+        for member in self.members:
+            steps = [member["project"][n](x) + member["kind"][n] for n, (x, _) in sequences.items()]
+            steps = torch.cat([x + positions(x) for x in steps], dim=1)
+            states = member["encoder"](steps, src_key_padding_mask=~valid)
+            predictions.append(member["head"](masked_mean(states, valid)))
+        return average(predictions, self.training)

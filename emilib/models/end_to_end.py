@@ -3,13 +3,11 @@
 The paper loads both encoders and takes vision features ready-made; whether the encoders are
 trained is not stated in so many words. Here each is fine-tuned or frozen. A frozen one gives what
 its cached features give, to float tolerance.
-
-Dimension key: B clips, S samples, T steps, D width, L tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,10 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from emilib.models.inputs import Output, check_mask
+from emilib.models.inputs import Output
 from emilib.models.taemi import TAEMI
 
-ENCODERS = ("audio", "text")
+ENCODERS, MOMENTS = ("audio", "text"), "moments.safetensors"
 
 
 class EndToEnd(nn.Module):
@@ -39,35 +37,17 @@ class EndToEnd(nn.Module):
 
     wav2vec2 masks no steps in training: it refuses clips of fewer steps than its mask is long. A
     clip whose sound is shorter than the audio network takes counts as a clip without sound.
-    Raises ValueError when the widths do not fit.
     """
 
-    def __init__(
-        self,
-        audio: nn.Module,
-        text: nn.Module,
-        fusion: TAEMI,
-        *,
-        frozen: Sequence[str] = (),
-        moments: Mapping[str, tuple] | None = None,
-        audio_every: int = 1,
-    ):
+    def __init__(self, audio, text, fusion: TAEMI, *, frozen=(), moments=None, audio_every=1):
         super().__init__()
-        if not set(frozen) <= set(ENCODERS):
-            raise ValueError(f"expected frozen out of {ENCODERS}, got {tuple(frozen)}")
-        for name, dim in (("audio", audio.dim), ("text", text.dim)):
-            if fusion.dims[name] != dim:
-                raise ValueError(
-                    f"expected a fusion for {name} of width {dim}, which its encoder gives, got "
-                    f"{fusion.dims[name]}; build TAEMI with {name}_dim={dim}"
-                )
         self.audio, self.text, self.fusion = audio, text, fusion
         self.frozen, self.audio_every = tuple(frozen), int(audio_every)
         for name in ENCODERS:
-            mean, spread = (0.0, 1.0) if moments is None else moments[name]
-            for what, numbers in (("mean", mean), ("spread", spread)):
+            moment = (0.0, 1.0) if moments is None else moments[name]
+            for what, numbers in zip(("mean", "spread"), moment, strict=True):
                 numbers = torch.as_tensor(numbers, dtype=torch.float32)
-                numbers = numbers.expand(fusion.dims[name]).clone()
+                numbers = numbers.expand(getattr(self, name).dim).clone()
                 self.register_buffer(f"{name}_{what}", numbers)
         audio.model.config.apply_spec_augment = False
         for name in self.frozen:
@@ -82,30 +62,17 @@ class EndToEnd(nn.Module):
         return self
 
     def forward(
-        self,
-        frames: Tensor | None,
-        waveform: Tensor | None,
-        tokens: dict[str, Tensor] | None,
-        frames_valid: Tensor | None = None,
-        waveform_valid: Tensor | None = None,
-        present: Tensor | None = None,
+        self, frames, waveform, tokens, frames_valid=None, waveform_valid=None, present=None
     ) -> Output:
         """frames (B, T, D), waveform (B, S) at 16 kHz, tokens of `TextEncoder.tokens` → `Output`.
 
         waveform_valid : (B, S) bool, True where a sample is real; None: every sample
         present : (B, 3) bool, order frames, audio, text; None: whatever is passed is present
-        Raises ValueError when shapes disagree.
         """
-        inputs = {"frames": frames, "waveform": waveform, **(tokens or {})}
-        inputs = {name: x for name, x in inputs.items() if x is not None}
-        if len({len(x) for x in inputs.values()}) != 1:
-            counts = {name: len(x) for name, x in inputs.items()} or "no input at all"
-            raise ValueError(f"expected the same number of clips in every input, got {counts}")
-        like = next(iter(inputs.values()))
         if present is None:
-            passed = [x is not None for x in (frames, waveform, tokens)]
-            present = torch.tensor(passed, device=like.device).repeat(len(like), 1)
-        check_mask("present", present, (len(like), 3))
+            passed = (frames, waveform, *(tokens or {}).values())
+            like = next(x for x in passed if x is not None)
+            present = torch.ones(len(like), 3, dtype=torch.bool, device=like.device)
         audio = audio_valid = text = None
         if waveform is not None:
             audio, audio_valid = self.encode_audio(waveform, waveform_valid, present[:, 1])
@@ -117,15 +84,12 @@ class EndToEnd(nn.Module):
         self, waveform: Tensor, valid: Tensor | None, present: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(B, T, D) and (B, T); clips without enough sound are zeros and all False."""
-        if waveform.ndim != 2:
-            raise ValueError(f"expected waveform of shape (B, S), got {tuple(waveform.shape)}")
         valid = torch.ones_like(waveform, dtype=torch.bool) if valid is None else valid
-        check_mask("waveform_valid", valid, waveform.shape)
         samples = valid.sum(dim=1) * present
         rows = (samples >= max(1, self.audio.shortest)).nonzero().squeeze(1)
         if not len(rows):
             empty = waveform.new_zeros(len(waveform), 1, self.audio.dim)
-            return empty, empty.new_zeros(empty.shape[:2], dtype=torch.bool)
+            return empty, torch.zeros_like(empty[..., 0], dtype=torch.bool)
         # Cut to the longest that is left; `where` keeps NaN in padding out of the network.
         longest = int(samples.max())
         sound = torch.where(valid, waveform, 0.0)[rows, :longest]
@@ -134,55 +98,46 @@ class EndToEnd(nn.Module):
         hidden, real = averaged(hidden, real, self.audio_every)
         hidden = ((hidden - self.audio_mean) / self.audio_spread).masked_fill(~real[..., None], 0.0)
         audio = hidden.new_zeros(len(waveform), *hidden.shape[1:]).index_copy(0, rows, hidden)
-        mask = real.new_zeros(len(waveform), real.shape[1]).index_copy(0, rows, real)
-        return audio, mask
+        return audio, real.new_zeros(len(waveform), real.shape[1]).index_copy(0, rows, real)
 
     def encode_text(self, tokens: dict[str, Tensor], present: Tensor) -> Tensor:
         """(B, D); zeros where the clip has no text."""
         rows = present.nonzero().squeeze(1)
+        empty = self.text_mean.new_zeros(len(present), self.text.dim)
         if not len(rows):
-            return self.text_mean.new_zeros(len(present), self.text.dim)
+            return empty
         with torch.set_grad_enabled(torch.is_grad_enabled() and "text" not in self.frozen):
             vectors = self.text(**{name: value[rows] for name, value in tokens.items()})
-        vectors = (vectors - self.text_mean) / self.text_spread
-        return vectors.new_zeros(len(present), self.text.dim).index_copy(0, rows, vectors)
+        return empty.index_copy(0, rows, (vectors - self.text_mean) / self.text_spread)
 
     def save_pretrained(self, folder, save_encoder: Callable) -> None:
         """Write fusion, audio network and text encoder, a folder each.
 
         save_encoder : (encoder, folder) → None, as `features.loading.save_encoder`
         """
-        folder = Path(folder)
-        self.fusion.save_pretrained(folder / "fusion")
+        self.fusion.save_pretrained(Path(folder, "fusion"))
         for name in ENCODERS:
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            save_encoder(getattr(self, name), folder / name)
+            Path(folder, name).mkdir(parents=True, exist_ok=True)
+            save_encoder(getattr(self, name), Path(folder, name))
         moments = {name: value.contiguous() for name, value in self.named_buffers(recurse=False)}
-        save_file(moments, folder / "moments.safetensors", {"audio_every": str(self.audio_every)})
+        save_file(moments, Path(folder, MOMENTS), {"audio_every": str(self.audio_every)})
 
     @classmethod
-    def from_pretrained(cls, folder, load_encoder: Callable, **settings) -> EndToEnd:
-        """What `save_pretrained` wrote.
-
-        load_encoder : folder → encoder, as `features.loading.load_encoder`
-        settings : as the constructor's `frozen`
-        """
-        folder = Path(folder)
-        with safe_open(folder / "moments.safetensors", framework="pt") as file:
-            settings.setdefault("audio_every", int(file.metadata()["audio_every"]))
+    def from_pretrained(cls, folder, load_encoder: Callable, frozen=()) -> EndToEnd:
+        """What `save_pretrained` wrote; load_encoder : folder → encoder."""
+        with safe_open(Path(folder, MOMENTS), framework="pt") as file:
+            every = int(file.metadata()["audio_every"])
             moments = {
                 name: [file.get_tensor(f"{name}_{what}") for what in ("mean", "spread")]
                 for name in ENCODERS
             }
-        settings.setdefault("moments", moments)
-        encoders = [load_encoder(folder / name) for name in ENCODERS]
-        return cls(*encoders, TAEMI.from_pretrained(folder / "fusion"), **settings)
+        audio, text = (load_encoder(Path(folder, name)) for name in ENCODERS)
+        fusion = TAEMI.from_pretrained(Path(folder, "fusion"))
+        return cls(audio, text, fusion, frozen=frozen, moments=moments, audio_every=every)
 
 
 def averaged(hidden: Tensor, real: Tensor, every: int) -> tuple[Tensor, Tensor]:
     """Mean of every so many steps (B, T, D) that are real; the last may be of fewer."""
-    if every == 1:
-        return hidden, real
     missing = -hidden.shape[1] % every
     hidden = F.pad(hidden * real[..., None], (0, 0, 0, missing)).unflatten(1, (-1, every))
     real = F.pad(real, (0, missing)).unflatten(1, (-1, every))

@@ -1,24 +1,15 @@
 """Three multimodal networks that both papers discuss: TFN, MulT and MISA."""
 
-from collections.abc import Sequence
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, permutations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emilib import MODALITIES
-from emilib.models.fusion import (
-    AveragedOutput,
-    Fusion,
-    Provenance,
-    Sequences,
-    last_step,
-    transformer,
-    with_positions,
-)
-from emilib.models.inputs import Output, check_at_least_one, check_heads, masked_mean
-from emilib.models.temporal import BiLSTM
+from emilib.models.earlier import Fusion, Sequences
+from emilib.models.inputs import Output, masked_mean
+from emilib.models.temporal import BiLSTM, last_step, positions, transformer
 
 
 class TFN(Fusion):
@@ -28,7 +19,7 @@ class TFN(Fusion):
     product is in it; then two layers of 128 ReLU and a linear layer.
     """
 
-    provenance = Provenance(
+    provenance = (
         "outer product with ones; 32-wide frames and audio, 128-wide text, two layers of 128 ReLU",
         "text is one vector here: no LSTM over words",
         "dropout (0.1 here)",
@@ -47,12 +38,9 @@ class TFN(Fusion):
         dropout: float = 0.1,
     ):
         super().__init__({"frames": frames_dim, "audio": audio_dim, "text": text_dim})
+        widths = {"frames": [width] * 3, "audio": [width] * 3, "text": [text_width] * 2}
         self.embed = nn.ModuleDict(
-            {
-                "frames": relu_stack([frames_dim, width, width, width], dropout),
-                "audio": relu_stack([audio_dim, width, width, width], dropout),
-                "text": relu_stack([text_dim, text_width, text_width], dropout),
-            }
+            {name: relu_stack([dim, *widths[name]], dropout) for name, dim in self.dims.items()}
         )
         fused = (text_width + 1) * (width + 1) ** 2
         self.head = nn.Sequential(
@@ -65,7 +53,7 @@ class TFN(Fusion):
             for name, (x, valid) in sequences.items()
         }
         cube = torch.einsum("bi,bj,bk->bijk", z["text"], z["frames"], z["audio"])
-        return Output(intensity=self.head(cube.flatten(1)))
+        return Output(self.head(cube.flatten(1)))
 
 
 class MulT(Fusion):
@@ -76,7 +64,7 @@ class MulT(Fusion):
     the three, concatenated, through a residual block and a linear layer.
     """
 
-    provenance = Provenance(
+    provenance = (
         "temporal convolution, sinusoidal positions, six crossmodal transformers, three "
         "self-attention Transformers, last steps concatenated, residual block",
         "text is one vector here: a sequence of length 1; width 40, 4 layers, 8 heads",
@@ -97,47 +85,37 @@ class MulT(Fusion):
         dropout: float = 0.1,
         max_steps: int | None = None,
     ):
-        check_heads(width, heads)
-        check_at_least_one(layers=layers)
         super().__init__({"frames": frames_dim, "audio": audio_dim, "text": text_dim}, max_steps)
-        kernels = {"frames": kernel_size, "audio": kernel_size, "text": 1}  # text is one step
-        self.project = nn.ModuleDict(
-            {n: nn.Conv1d(d, width, kernels[n], padding="same") for n, d in self.dims.items()}
-        )
-        self.sources = {t: [s for s in MODALITIES if s != t] for t in MODALITIES}
-        self.crossmodal = nn.ModuleDict()
-        for target in MODALITIES:
-            for source in self.sources[target]:
-                block = Crossmodal(width, heads, layers, dropout)
-                self.crossmodal[f"{source}_to_{target}"] = block
+        self.project, self.crossmodal = nn.ModuleDict(), nn.ModuleDict()
+        for name, dim in self.dims.items():
+            kernel = 1 if name == "text" else kernel_size  # text is one step
+            self.project[name] = nn.Conv1d(dim, width, kernel, padding="same")
+        for target, source in permutations(MODALITIES, 2):
+            block = Crossmodal(width, heads, layers, dropout)
+            self.crossmodal[f"{source}_to_{target}"] = block
         self.memory = nn.ModuleDict(
             {name: transformer(2 * width, heads, layers, dropout) for name in MODALITIES}
         )
         self.residual = nn.Sequential(
-            nn.Linear(6 * width, 6 * width),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(6 * width, 6 * width),
+            *relu_stack([6 * width, 6 * width], dropout), nn.Linear(6 * width, 6 * width)
         )
         self.head = nn.Linear(6 * width, num_targets)
 
     def combine(self, sequences: Sequences, present: Tensor) -> Output:
-        low = {}
+        low, last = {}, []
         for name, (x, _) in sequences.items():
-            low[name] = with_positions(self.project[name](x.transpose(1, 2)).transpose(1, 2))
-        last = []
-        for target in MODALITIES:
-            valid = sequences[target][1]
+            x = self.project[name](x.transpose(1, 2)).transpose(1, 2)
+            low[name] = x + positions(x)
+        for target, (_, valid) in sequences.items():
             read = [
-                self.crossmodal[f"{source}_to_{target}"](
-                    low[target], low[source], sequences[source][1]
-                )
-                for source in self.sources[target]
+                self.crossmodal[f"{source}_to_{target}"](low[target], low[source], source_valid)
+                for source, (_, source_valid) in sequences.items()
+                if source != target
             ]
             states = self.memory[target](torch.cat(read, dim=-1), src_key_padding_mask=~valid)
             last.append(last_step(states, valid))
         fused = torch.cat(last, dim=-1)  # (B, 6 width)
-        return Output(intensity=self.head(fused + self.residual(fused)))
+        return Output(self.head(fused + self.residual(fused)))
 
 
 class Crossmodal(nn.Module):
@@ -148,32 +126,20 @@ class Crossmodal(nn.Module):
 
     def __init__(self, width: int, heads: int, layers: int, dropout: float):
         super().__init__()
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    "norm": nn.LayerNorm(width),
-                    "source_norm": nn.LayerNorm(width),
-                    "attention": nn.MultiheadAttention(width, heads, dropout, batch_first=True),
-                    "forward_norm": nn.LayerNorm(width),
-                    "feed_forward": nn.Sequential(
-                        nn.Linear(width, 4 * width),
-                        nn.ReLU(),
-                        nn.Dropout(dropout),
-                        nn.Linear(4 * width, width),
-                    ),
-                }
+        self.blocks = nn.ModuleList(nn.ModuleDict() for _ in range(layers))
+        for block in self.blocks:
+            block["norm"], block["source_norm"] = nn.LayerNorm(width), nn.LayerNorm(width)
+            block["attention"] = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
+            block["forward_norm"] = nn.LayerNorm(width)
+            block["feed_forward"] = nn.Sequential(
+                *relu_stack([width, 4 * width], dropout), nn.Linear(4 * width, width)
             )
-            for _ in range(layers)
-        )
 
     def forward(self, target: Tensor, source: Tensor, source_valid: Tensor) -> Tensor:
         """target (B, T_α, W), source (B, T_β, W), source_valid (B, T_β) → (B, T_α, W)."""
-        padding = ~source_valid
         for block in self.blocks:
             query, context = block["norm"](target), block["source_norm"](source)
-            read, _ = block["attention"](
-                query, context, context, key_padding_mask=padding, need_weights=False
-            )
+            read, _ = block["attention"](query, context, context, ~source_valid, False)
             target = block["forward_norm"](read + query)
             target = block["feed_forward"](target) + target
         return target
@@ -189,7 +155,7 @@ class MISA(Fusion):
     all three modalities (`misa_losses`).
     """
 
-    provenance = Provenance(
+    provenance = (
         "stacked bidirectional LSTMs, shared and private sigmoid encoders, CMD, orthogonality "
         "and reconstruction losses, Transformer over six vectors",
         "text vector in place of BERT; losses over clips with all three modalities, the squared "
@@ -212,54 +178,45 @@ class MISA(Fusion):
         reconstruction: float = 1.0,
         max_steps: int | None = None,
     ):
-        check_heads(width, heads)
         super().__init__({"frames": frames_dim, "audio": audio_dim, "text": text_dim}, max_steps)
         self.loss_weights = (similarity, difference, reconstruction)
-        self.recurrent = nn.ModuleDict(
-            {
-                n: nn.ModuleList([BiLSTM(self.dims[n], width), BiLSTM(2 * width, width)])
-                for n in ("frames", "audio")
-            }
-        )
-        ends = {"frames": 2 * width, "audio": 2 * width, "text": text_dim}
-        self.project = nn.ModuleDict(
-            {
-                n: nn.Sequential(nn.Linear(d, width), nn.ReLU(), nn.LayerNorm(width))
-                for n, d in ends.items()
-            }
-        )
+        self.recurrent, self.project = nn.ModuleDict(), nn.ModuleDict()
+        for n in ("frames", "audio"):
+            pair = BiLSTM(self.dims[n], width), BiLSTM(2 * width, width)
+            self.recurrent[n] = nn.ModuleList(pair)
+        for n, d in {"frames": 2 * width, "audio": 2 * width, "text": text_dim}.items():
+            self.project[n] = nn.Sequential(nn.Linear(d, width), nn.ReLU(), nn.LayerNorm(width))
         self.shared = nn.Sequential(nn.Linear(width, width), nn.Sigmoid())
-        self.private = nn.ModuleDict(
-            {n: nn.Sequential(nn.Linear(width, width), nn.Sigmoid()) for n in MODALITIES}
-        )
-        self.decode = nn.ModuleDict({n: nn.Linear(width, width) for n in MODALITIES})
+        self.private, self.decode = nn.ModuleDict(), nn.ModuleDict()
+        for n in MODALITIES:
+            self.private[n] = nn.Sequential(nn.Linear(width, width), nn.Sigmoid())
+        for n in MODALITIES:
+            self.decode[n] = nn.Linear(width, width)
         self.fuse = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout, batch_first=True)
         self.head = nn.Sequential(
             relu_stack([6 * width, 3 * width], dropout), nn.Linear(3 * width, num_targets)
         )
 
-    def combine(self, sequences: Sequences, present: Tensor) -> AveragedOutput:
-        u = {name: self.project[name](self.ends(name, *sequences[name])) for name in MODALITIES}
+    def combine(self, sequences: Sequences, present: Tensor) -> Output:
+        u = {}
+        for name, (x, valid) in sequences.items():
+            if name in self.recurrent:  # end states of both directions of the upper LSTM
+                for layer in self.recurrent[name]:
+                    x = layer(x, valid)
+                forwards, backwards = x.chunk(2, dim=-1)
+                x = torch.cat([last_step(forwards, valid), backwards[:, 0]], dim=-1)
+            u[name] = self.project[name](x[:, 0] if name == "text" else x)
         shared = {name: self.shared(x) for name, x in u.items()}
         private = {name: self.private[name](x) for name, x in u.items()}
         six = torch.stack([*shared.values(), *private.values()], dim=1)  # (B, 6, width)
         intensity = self.head(self.fuse(six).flatten(1))
         if not self.training:
-            return AveragedOutput(intensity)
+            return Output(intensity)
         rebuilt = {n: self.decode[n](shared[n] + private[n]) for n in MODALITIES}
         whole = present.all(dim=1)
         sides = [{n: x[whole] for n, x in side.items()} for side in (u, shared, private, rebuilt)]
         parts = zip(self.loss_weights, misa_losses(*sides), strict=True)
-        return AveragedOutput(intensity, auxiliary_loss=sum(w * part for w, part in parts))
-
-    def ends(self, name: str, x: Tensor, valid: Tensor) -> Tensor:
-        """End states of both directions of the upper LSTM (B, 2 width); the text's vector."""
-        if name == "text":
-            return x[:, 0]
-        for layer in self.recurrent[name]:
-            x = layer(x, valid)
-        forwards, backwards = x.chunk(2, dim=-1)
-        return torch.cat([last_step(forwards, valid), backwards[:, 0]], dim=-1)
+        return Output(intensity, auxiliary_loss=sum(w * part for w, part in parts))
 
 
 def misa_losses(u, shared, private, rebuilt) -> tuple[Tensor, Tensor, Tensor]:
@@ -271,15 +228,12 @@ def misa_losses(u, shared, private, rebuilt) -> tuple[Tensor, Tensor, Tensor]:
     zero mean over the batch and then of length 1. Reconstruction: mean squared error of u. All 0
     for fewer than 2 clips.
     """
-    names = list(u)
+    names, pairs = list(u), list(combinations(u, 2))
     if len(u[names[0]]) < 2:
-        zero = u[names[0]].sum() * 0
-        return zero, zero, zero
-    pairs = list(combinations(names, 2))
+        return (u[names[0]].sum() * 0,) * 3
     similarity = sum(central_moment_discrepancy(shared[a], shared[b]) for a, b in pairs) / 3
     s, p = (
-        {n: F.normalize(x - x.mean(0), dim=-1) for n, x in side.items()}
-        for side in (shared, private)
+        {n: F.normalize(x - x.mean(0), dim=-1) for n, x in d.items()} for d in (shared, private)
     )
     difference = sum((s[n].T @ p[n]).square().mean() for n in names)
     difference = difference + sum((p[a].T @ p[b]).square().mean() for a, b in pairs)
@@ -300,7 +254,7 @@ def central_moment_discrepancy(x: Tensor, y: Tensor, moments: int = 5) -> Tensor
     return total
 
 
-def relu_stack(widths: Sequence[int], dropout: float) -> nn.Sequential:
+def relu_stack(widths: list[int], dropout: float) -> nn.Sequential:
     """Linear, ReLU and dropout between each two widths."""
     layers = []
     for before, after in pairwise(widths):

@@ -1,18 +1,12 @@
 """TAEMI (paper B): a text vector asks the audio and the frames, and an MLP answers.
 
 The paper and the authors' public release describe two different models; both are configurations
-of the one class here, `TAEMI.paper()` and `TAEMI.release()`, and `TAEMI.differences()` lists
-what sets them apart, as data.
+of one class, `TAEMI()` and `TAEMI.release()`.
 
-Data that goes in is cut before it comes here: `MAX_FRAMES` and `MAX_AUDIO` say where the paper
-cuts. The models themselves take sequences of any length.
+The models take sequences of any length; the paper cuts vision at 400 frames, sound at `MAX_AUDIO`.
 """
 
 from __future__ import annotations
-
-import inspect
-import itertools
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,30 +14,14 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from emilib import MODALITIES, SAMPLE_RATE
-from emilib.models.inputs import (
-    Output,
-    check_choice,
-    check_heads,
-    check_inputs,
-    masked_mean,
-    stand_in,
-)
+from emilib.models.inputs import Output, check_choice, check_inputs, masked_mean, stand_in
 
-# Paper B, 3.2: the vision sequence is clipped to 400 frames, the waveform to 12 s. The convolution
-# stack of wav2vec2 has a receptive field of 400 samples and a stride of 320 samples at 16 kHz.
-MAX_FRAMES = 400
+# Paper B, 3.2. The convolution stack of wav2vec2 has a receptive field of 400 samples and a stride
+# of 320 samples at 16 kHz.
 MAX_AUDIO_SECONDS = 12.0
 MAX_AUDIO = (int(MAX_AUDIO_SECONDS * SAMPLE_RATE) - 400) // 320 + 1  # 599 steps
 
-TOKEN_STD = 0.02  # not stated in the paper; the release draws its missing tokens from N(0, 0.02^2)
-
-
-class Difference(NamedTuple):
-    """One row of the table of what sets the paper's TAEMI apart from the release's."""
-
-    what: str
-    paper: str
-    release: str
+TOKEN_STD = 0.02  # not stated in the paper; the release draws its missing tokens from N(0, 0.02²)
 
 
 class CrossAttention(nn.Module):
@@ -51,21 +29,11 @@ class CrossAttention(nn.Module):
 
     head_h = softmax(q_h K_h^T / sqrt(width / heads)) V_h, concatenated and mapped linearly.
     There is no residual connection (not stated in the paper): what comes out speaks of the context
-    alone, so that f = [t; h_a; h_v] keeps the three apart.
-
-    query_dim, context_dim : widths of what asks and of what answers
-    norm : LayerNorm on what becomes query and key, not on the value (the release has it)
+    alone, so that f = [t; h_a; h_v] keeps the three apart. norm=True puts a LayerNorm on what
+    becomes query and key, not on the value (the release has it).
     """
 
-    def __init__(
-        self,
-        query_dim: int,
-        context_dim: int,
-        width: int,
-        heads: int,
-        dropout: float = 0.0,
-        norm: bool = False,
-    ):
+    def __init__(self, query_dim, context_dim, width, heads, dropout=0.0, norm=False):
         super().__init__()
         self.heads = heads
         self.query_norm = nn.LayerNorm(query_dim) if norm else nn.Identity()
@@ -87,8 +55,7 @@ class CrossAttention(nn.Module):
         k = self.key(self.key_norm(context)).view(b, t, self.heads, -1)
         v = self.value(context).view(b, t, self.heads, -1)
         scores = torch.einsum("bhd,bthd->bht", q, k).float() / q.shape[-1] ** 0.5
-        # The smallest number in place of -inf: a row that is masked throughout has no NaN, also
-        # not in its gradient, and is set to 0 afterwards.
+        # Not -inf: a row that is masked throughout would be NaN, and its gradient too.
         mask = valid.unsqueeze(1)
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         attention = scores.softmax(dim=-1) * mask
@@ -135,38 +102,31 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
     f = [t; h_a; h_v], intensity = W_2 Dropout(GELU(W_1 f)).
 
     With the paper's widths f is 768 + 512 + 512 = 1792, which needs the raw t in it although the
-    text says that t was projected: `text_in_fusion`. The query is the projected t.
+    text says that t was projected. The query is the projected t.
 
     width : of the shared space and of both cross-attentions
     hidden : of the MLP head, `width` where None (not stated in the paper)
-    heads, dropout, attention_dropout : not stated in the paper; the release has 4 heads and
-        dropout 0.1 on the cross-attention, which has it here; so has what self-attention gives
+    heads, dropout, attention_dropout : not stated in the paper; from the release
     projection, self_attention : False leaves the step out, as the release does
-    self_attention_norm : "post" or "pre" (not stated in the paper)
-    attention_norm : LayerNorm on query and key of the cross-attention (release)
+    self_attention_norm, attention_norm : `norm` of `SelfAttention` and of `CrossAttention`
     fusion : "cross_attention", the full model; "self_attention", without the text-anchored
         cross-attention (Table 3, row 2); "concat", without either attention (Table 3, row 1).
         The last two concatenate the mean over the valid steps: the paper says "flattened", but
         sequences of different lengths have no common flattened width.
-    anchor : who asks. With "audio" or "frames" (Table 4) the mean over the anchor's valid steps,
-        after projection and self-attention, asks; the two others answer, the text as a
-        sequence of length 1; f = [anchor; h of the two others, in the order audio, frames, text].
+    anchor : who asks. With "audio" or "frames" (Table 4) the mean over the anchor's valid steps
+        asks and the two others answer, the text as a sequence of length 1;
+        f = [anchor; h of the two others, in the order audio, frames, text].
     text_in_fusion : "raw" or "projected" text in f; None is what the paper says for each fusion:
         raw for cross-attention (f is 1792), projected for the two others (f is 1536).
     missing_tokens : False puts zeros where a token would stand (Table 3, row 3)
     explicit_missing : modalities whose token stands in where a clip lacks them; others are
         zeros then. The paper names vision and text; audio is added because modality dropout
         replaces every modality by its token. The release marks vision and text only.
-    modality_dropout : chance p, in training only, that a clip's modality is replaced by its
-        token, drawn for each clip and modality by itself. When all three are dropped
-        the clip is its three tokens: the prediction the model makes of nothing.
+    modality_dropout : chance, in training only, that a clip's modality is replaced by its token
 
-    A missing sequence is its token alone, a sequence of length 1: the attention over it is 1 at
-    step 0. A missing text's token asks in its place. Self-attention is not applied to the text: a
-    sequence of length 1 has nothing to attend to. Steps carry no positions (not stated in the
-    paper).
-
-    Raises ValueError for settings that do not fit together.
+    A missing sequence is its token alone: the attention over it is 1 at step 0. A missing text's
+    token asks in its place. Self-attention is not applied to the text: a sequence of length 1 has
+    nothing to attend to. Steps carry no positions (not stated in the paper).
     """
 
     def __init__(
@@ -196,25 +156,20 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
         check_choice("fusion", fusion, ("cross_attention", "self_attention", "concat"))
         check_choice("anchor", anchor, MODALITIES)
         check_choice("text_in_fusion", text_in_fusion, (None, "raw", "projected"))
-        check_heads(width, heads)
-        if not set(explicit_missing) <= set(MODALITIES):
-            raise ValueError(
-                f"expected explicit_missing out of {MODALITIES}, got {explicit_missing}"
-            )
-        if not 0 <= modality_dropout < 1:
-            raise ValueError(f"expected modality_dropout in [0, 1), got {modality_dropout}")
+        for name in explicit_missing:
+            check_choice("explicit_missing", name, MODALITIES)
+        if width % heads:
+            raise ValueError(f"expected a width that heads divide, got {width}, heads {heads}")
         self.dims = {"frames": frames_dim, "audio": audio_dim, "text": text_dim}
         self.fusion, self.anchor, self.modality_dropout = fusion, anchor, modality_dropout
         crossed = fusion == "cross_attention"
         self.raw_text = (text_in_fusion or ("raw" if crossed else "projected")) == "raw"
 
         self.missing = nn.ParameterDict()
-        if missing_tokens:
-            for name, dim in self.dims.items():
-                self.missing[name] = nn.Parameter(torch.randn(dim) * TOKEN_STD)
-        explicit = [missing_tokens and name in explicit_missing for name in MODALITIES]
-        self.register_buffer("explicit", torch.tensor(explicit), persistent=False)
-
+        for name, dim in self.dims.items() if missing_tokens else ():
+            self.missing[name] = nn.Parameter(torch.randn(dim) * TOKEN_STD)
+        explicit = torch.tensor([name in explicit_missing for name in MODALITIES])
+        self.register_buffer("explicit", explicit, persistent=False)
         inner = {name: width if projection else dim for name, dim in self.dims.items()}
         self.projection = nn.ModuleDict(
             {n: nn.Linear(d, width) if projection else nn.Identity() for n, d in self.dims.items()}
@@ -224,99 +179,54 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
             for name in ("frames", "audio"):
                 # Without projection a width may be 1027: the most heads that divide it.
                 most = next(h for h in range(heads, 0, -1) if inner[name] % h == 0)
-                self.self_attention[name] = SelfAttention(
-                    inner[name], most, attention_dropout, self_attention_norm
-                )
-        self.context = tuple(name for name in ("audio", "frames", "text") if name != anchor)
+                settings = inner[name], most, attention_dropout, self_attention_norm
+                self.self_attention[name] = SelfAttention(*settings)
         self.cross_attention = nn.ModuleDict()
-        if crossed:
-            for name in self.context:
-                self.cross_attention[name] = CrossAttention(
-                    inner[anchor], inner[name], width, heads, attention_dropout, attention_norm
-                )
-
         text_width = text_dim if self.raw_text else inner["text"]
+        self.fused_dim = text_width + inner["audio"] + inner["frames"]
         if crossed:
+            for name in [n for n in ("audio", "frames", "text") if n != anchor]:
+                attention = width, heads, attention_dropout, attention_norm
+                self.cross_attention[name] = CrossAttention(inner[anchor], inner[name], *attention)
             self.fused_dim = (text_width if anchor == "text" else inner[anchor]) + 2 * width
-        else:
-            self.fused_dim = text_width + inner["audio"] + inner["frames"]
-        self.head = nn.Sequential(
-            nn.Linear(self.fused_dim, hidden or width),  # W_1
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(
-                hidden or width, num_targets
-            ),  # W_2; labels have a mean: both keep their bias
-        )
-
-    @classmethod
-    def paper(cls, **settings) -> TAEMI:
-        """The model the paper's text describes, which the defaults are."""
-        return cls(**settings)
+        first = nn.Linear(self.fused_dim, hidden or width)  # W_1
+        second = nn.Linear(hidden or width, num_targets)  # W_2; labels have a mean: with bias
+        self.head = nn.Sequential(first, nn.GELU(), nn.Dropout(dropout), second)
 
     @classmethod
     def release(cls, **settings) -> TAEMI:
-        """The model the authors' release trains by default. `settings` as of the class."""
-        return cls(**RELEASE | settings)
-
-    @staticmethod
-    def differences() -> list[Difference]:
-        """What sets the two apart, as (what, paper, release): model first, then data and recipe."""
-        paper = inspect.signature(TAEMI.__init__).parameters
-        rows = [(ABOUT[n], str(paper[n].default), str(value)) for n, value in RELEASE.items()]
-        return [*itertools.starmap(Difference, rows), *OTHER_DIFFERENCES]
+        """The model the authors' release trains by default; settings as of the class."""
+        form = {"projection": False, "self_attention": False, "attention_norm": True}
+        return cls(**form | {"explicit_missing": ("frames", "text")} | settings)
 
     def forward(
-        self,
-        frames: Tensor | None,
-        audio: Tensor | None,
-        text: Tensor | None,
-        frames_valid: Tensor | None = None,
-        audio_valid: Tensor | None = None,
-        present: Tensor | None = None,
-        *,
-        generator: torch.Generator | None = None,
+        self, frames, audio, text, frames_valid=None, audio_valid=None, present=None
     ) -> Output:
         """frames (B, T_v, D_v), audio (B, T_a, D_a), text (B, D_t) → `Output`.
 
-        frames_valid, audio_valid : (B, T) bool, True where a step is real; None: every step
-        present : (B, 3) bool, order frames, audio, text; None: a modality is present where it has
-            a valid step, and a text that is passed is present
-        generator : for modality dropout in training; None is torch's own, seeded by
-            torch.manual_seed
-
-        `attention` holds, for each modality asked, (B, H, T) over the steps passed. Where the
-        clip's modality is replaced by its token it is 1 at step 0. None without cross-attention.
-        What lies in padding or in the slot of an absent modality, NaN included, changes nothing.
-        Raises ValueError when shapes disagree.
+        The six arguments are those of `check_inputs`. `attention` holds, for each modality asked,
+        (B, H, T) over the steps passed; None without cross-attention.
         """
+        inputs = (frames, audio, text, frames_valid, audio_valid, present)
         dtype = self.head[0].weight.dtype
-        inputs = check_inputs(
-            *(frames, audio, text, frames_valid, audio_valid, present), dims=self.dims, dtype=dtype
-        )
-        present, tokens = self.drop(inputs.present, generator)
-        projected, valid = {}, {}
+        x, valid, present = check_inputs(*inputs, dims=self.dims, dtype=dtype)
+        present, tokens = self.drop(present)
+        projected = {}
         for column, name in enumerate(MODALITIES):
             token = self.token(name, tokens[:, column])
-            x, valid[name] = stand_in(
-                inputs.sequences[name], inputs.valid[name], present[:, column], token
-            )
-            projected[name] = self.projection[name](x)
-            if name == "text":
-                text = x[:, 0]  # raw, or its token
+            x[name], valid[name] = stand_in(x[name], valid[name], present[:, column], token)
+            projected[name] = self.projection[name](x[name])
         for name, layer in self.self_attention.items():
             projected[name] = layer(projected[name], valid[name])
-        fused, attention = self.fuse(text, projected, valid)
-        return Output(intensity=self.head(fused), attention=attention)
+        fused, attention = self.fuse(x["text"][:, 0], projected, valid)
+        return Output(self.head(fused), attention=attention)
 
-    def drop(self, present: Tensor, generator=None) -> tuple[Tensor, Tensor]:
+    def drop(self, present: Tensor) -> tuple[Tensor, Tensor]:
         """Modality dropout (3.4): which modalities are left, and where a token stands in (B, 3)."""
         tokens = ~present & self.explicit
         if not self.training or self.modality_dropout == 0:
             return present, tokens
-        device = generator.device if generator is not None else present.device
-        chance = torch.rand(present.shape, generator=generator, device=device)
-        dropped = (chance < self.modality_dropout).to(present.device)
+        dropped = torch.rand(present.shape, device=present.device) < self.modality_dropout
         return present & ~dropped, tokens | dropped
 
     def token(self, name: str, stands_in: Tensor) -> Tensor:
@@ -335,34 +245,7 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
         if self.fusion != "cross_attention":
             return torch.cat([text, pooled["audio"], pooled["frames"]], dim=-1), None
         parts, attention = [text if self.anchor == "text" else pooled[self.anchor]], {}
-        for name in self.context:
-            answer, attention[name] = self.cross_attention[name](
-                pooled[self.anchor], sequences[name], valid[name]
-            )
+        for name, layer in self.cross_attention.items():
+            answer, attention[name] = layer(pooled[self.anchor], sequences[name], valid[name])
             parts.append(answer)
         return torch.cat(parts, dim=-1), attention
-
-
-RELEASE = {  # arguments of the release's model; the defaults are the paper's
-    "projection": False,
-    "self_attention": False,
-    "attention_norm": True,
-    "explicit_missing": ("frames", "text"),
-}
-ABOUT = {
-    "projection": "linear projection into a shared space",
-    "self_attention": "self-attention layer for each sequence",
-    "attention_norm": "LayerNorm on query and key of the cross-attention",
-    "explicit_missing": "modalities whose token stands in where a clip lacks them",
-}
-OTHER_DIFFERENCES = (
-    Difference("attention heads", "not stated", "4"),
-    Difference("attention dropout", "not stated", "0.1"),
-    Difference("initial missing tokens", "not stated", f"N(0, {TOKEN_STD}²)"),
-    Difference("vision encoder", "a pretrained ViT", "ViT-B/16 in21k, mean over a frame's tokens"),
-    Difference("text encoder", "GTE, CLS", "gte-en-mlm-base, CLS"),
-    Difference("padding of a batch", "masked, variable lengths", "always 12 s and 400 frames"),
-    Difference("gradient clipping at 100", "norm or value not stated", "by value"),
-    Difference("learning rate of the encoders", "not stated apart from 1e-4", "1e-4"),
-    Difference("seed", "not stated", "3407"),
-)

@@ -1,26 +1,21 @@
 """Time inside a modality: TCN, segment pooling, bidirectional LSTM, difference gate (paper A).
 
-Everything here is batch first and takes `valid` (B, T), True = real. Padding never reaches a
+Everything here is batch first and takes `valid` (B, T) bool, True = real. Padding never reaches a
 real step: a clip gives the same numbers alone and in a batch with longer ones.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emilib.models.inputs import check_at_least_one, check_mask, check_prefix
-
 
 class TCN(nn.Module):
     """Stacked dilated convolutions over time with residual connections (paper A, Eq. 2).
 
-    A projection to `width`, then K layers x + conv_k(x) with dilation d_k, one convolution a
-    layer. Not causal, unlike Bai et al. 2018, which the paper cites: a clip is judged when it
-    has been seen whole. torch's own Conv1d and not a TCN package: a mask must act before every
-    convolution.
+    A projection to `width`, then K layers x + conv_k(x) with dilation d_k. Not causal, unlike Bai
+    et al. 2018, which the paper cites: a clip is judged when it has been seen whole.
 
     frames : (B, T, D) float; valid : (B, T) bool. Returns (B, T, width), zero in padding.
 
@@ -28,28 +23,15 @@ class TCN(nn.Module):
     defaults an output frame depends on 31 frames, 6.2 s at 5 frames a second: about a clip.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        width: int = 256,
-        kernel_size: int = 3,
-        dilations: Sequence[int] = (1, 2, 4, 8),
-        dropout: float = 0.1,
-    ):
+    def __init__(self, dim, width=256, kernel_size=3, dilations=(1, 2, 4, 8), dropout=0.1):
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(
-                f"expected an odd kernel_size, so that a frame sees as far back as ahead, "
-                f"got {kernel_size}"
-            )
-        if not dilations or min(dilations) < 1:
-            raise ValueError(f"expected dilations of at least 1, got {tuple(dilations)}")
-        self.kernel_size = kernel_size
-        self.dilations = tuple(dilations)
-        self.project = nn.Linear(dim, width)
-        self.layers = nn.ModuleList(
-            _DilatedLayer(width, kernel_size, dilation, dropout) for dilation in self.dilations
-        )
+        self.kernel_size, self.dilations = kernel_size, tuple(dilations)
+        self.project, self.dropout = nn.Linear(dim, width), nn.Dropout(dropout)
+        self.layers = nn.ModuleList()
+        for dilation in dilations:
+            conv = nn.Conv1d(width, width, kernel_size, padding="same", dilation=dilation)
+            # Normalised over the channels of one step: statistics over time would let padding in.
+            self.layers.append(nn.ModuleDict({"norm": nn.LayerNorm(width), "conv": conv}))
 
     @property
     def receptive_field(self) -> int:
@@ -57,26 +39,13 @@ class TCN(nn.Module):
         return 1 + (self.kernel_size - 1) * sum(self.dilations)
 
     def forward(self, frames: Tensor, valid: Tensor) -> Tensor:
-        check_mask("valid", valid, frames.shape[:2])
+        padding = ~valid.unsqueeze(-1)
         hidden = self.project(frames)
         for layer in self.layers:
-            hidden = layer(hidden, valid)
-        return hidden.masked_fill(~valid.unsqueeze(-1), 0.0)
-
-
-class _DilatedLayer(nn.Module):
-    def __init__(self, width: int, kernel_size: int, dilation: int, dropout: float):
-        super().__init__()
-        # Normalised over the channels of one step: statistics over time would let padding in.
-        self.norm = nn.LayerNorm(width)
-        padding = dilation * (kernel_size - 1) // 2
-        self.conv = nn.Conv1d(width, width, kernel_size, padding=padding, dilation=dilation)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, hidden: Tensor, valid: Tensor) -> Tensor:
-        real = self.norm(hidden).masked_fill(~valid.unsqueeze(-1), 0.0)
-        change = F.gelu(self.conv(real.transpose(1, 2))).transpose(1, 2)
-        return hidden + self.dropout(change)
+            real = layer["norm"](hidden).masked_fill(padding, 0.0)
+            change = F.gelu(layer["conv"](real.transpose(1, 2))).transpose(1, 2)
+            hidden = hidden + self.dropout(change)
+        return hidden.masked_fill(padding, 0.0)
 
 
 class BiLSTM(nn.Module):
@@ -88,8 +57,7 @@ class BiLSTM(nn.Module):
     LSTM on every clip alone, without the cost of `pack_padded_sequence`.
 
     audio : (B, T, D) float; valid : (B, T) bool, real steps first, padding after.
-    Returns (B, T, 2 hidden), zero in padding.
-    Raises ValueError for a mask of another shape or dtype, or with a real step after padding.
+    Returns (B, T, 2 hidden), zero in padding. Raises ValueError for a real step after padding.
     """
 
     def __init__(self, dim: int, hidden: int = 128):
@@ -97,8 +65,7 @@ class BiLSTM(nn.Module):
         self.lstm = nn.LSTM(dim + 1, hidden, bias=False, bidirectional=True)
 
     def forward(self, audio: Tensor, valid: Tensor) -> Tensor:
-        check_mask("valid", valid, audio.shape[:2])
-        check_prefix("valid", valid)
+        check_prefix(valid)
         padding = ~valid.T.unsqueeze(-1)  # (T, B, 1)
         # One copy puts time first, as the recurrence reads it, and adds the channel.
         steps = audio.new_ones(*valid.T.shape, audio.shape[2] + 1)
@@ -136,30 +103,50 @@ def pool_segments(frames: Tensor, valid: Tensor, segments: int | Tensor) -> tupl
     segments : M, at least 1, or (B,) long, an M for each clip
 
     Returns (B, M, D) and (B, M) bool, of the largest M: a segment without a real frame, or past its
-    clip's own M, is not valid and is zero. Raises ValueError when the shapes disagree.
-    The paper does not say what an empty segment is (a clip shorter than M has some); here it
-    is masked out.
+    clip's own M, is not valid and is zero. The paper does not say what an empty segment is (a clip
+    shorter than M has some); here it is masked out.
     """
-    check_mask("valid", valid, frames.shape[:2])
-    most = segments if isinstance(segments, int) else int(segments.max())
-    check_at_least_one(segments=most)
     counts = torch.as_tensor(segments, device=frames.device).reshape(-1, 1)  # (B or 1, 1)
     steps = torch.arange(valid.shape[1], device=valid.device)
     lengths = ((steps + 1) * valid).amax(1, keepdim=True).clamp(min=1)  # (B, 1)
     segment = (steps * counts) // lengths  # (B, T)
-    inside = torch.arange(most, device=valid.device)[:, None] == segment[:, None]
+    inside = torch.arange(int(counts.max()), device=valid.device)[:, None] == segment[:, None]
     inside &= valid[:, None]  # (B, M, T)
     size = inside.sum(-1, keepdim=True)
-    if not valid.all():  # a product with 0 would keep NaN
-        frames = frames.masked_fill(~valid.unsqueeze(-1), 0.0)
+    frames = frames.masked_fill(~valid.unsqueeze(-1), 0.0)  # a product with 0 would keep NaN
     # Zeros and ones are exact in half precision too; the division comes after the sum.
     total = inside.to(frames.dtype) @ frames
     return total / size.clamp(min=1), size.squeeze(-1) > 0
 
 
-def positions(steps: int, width: int, device=None, dtype=None) -> Tensor:
-    """Sinusoidal position embedding of Vaswani et al. 2017, (steps, width), for any length."""
-    rates = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(10000.0) / width))
-    angles = torch.arange(steps, device=device)[:, None] * rates  # (steps, ceil(width / 2))
+def transformer(width: int, heads: int, layers: int, dropout: float) -> nn.TransformerEncoder:
+    """Pre-norm Transformer encoder, four times as wide between its two linear layers."""
+    layer = nn.TransformerEncoderLayer(
+        width, heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True
+    )
+    return nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+
+
+def positions(x: Tensor) -> Tensor:
+    """Sinusoidal position embedding of Vaswani et al. 2017, (T, D) for x (B, T, D), any T."""
+    steps, width = x.shape[1:]
+    rates = torch.exp(torch.arange(0, width, 2, device=x.device) * (-math.log(10000.0) / width))
+    angles = torch.arange(steps, device=x.device)[:, None] * rates  # (T, ceil(D / 2))
     pairs = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
-    return pairs[:, :width].to(dtype or torch.get_default_dtype())
+    return pairs[:, :width].to(x.dtype)
+
+
+def check_prefix(valid: Tensor) -> None:
+    """Refuse a mask (B, T) with a hole: real steps come first, then padding."""
+    if (valid[:, 1:] & ~valid[:, :-1]).any():
+        raise ValueError(
+            "expected a mask that is True up to a clip's length, then False, got a real step after "
+            "padding; pad on the right and drop steps inside a clip"
+        )
+
+
+def last_step(sequence: Tensor, valid: Tensor) -> Tensor:
+    """(B, T, D), (B, T) → (B, D): the state at each clip's last real step."""
+    check_prefix(valid)
+    last = valid.sum(dim=1).clamp_min(1) - 1
+    return sequence[torch.arange(len(sequence), device=sequence.device), last]

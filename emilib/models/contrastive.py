@@ -81,12 +81,10 @@ def pool_clip(hidden_states: Tensor, valid: Tensor | None, segments: int) -> Ten
     return means.sum(1) / real.sum(1, keepdim=True)
 
 
-def contrastive_loss(
-    media_embedding, text_embedding, logit_scale, symmetric=True, same_text=None
-) -> Tensor:
+def contrastive_loss(media, text, logit_scale, symmetric=True, same_text=None) -> Tensor:
     """InfoNCE between the two sides of B clips; pair i is row i of both (paper A, Eq. 1).
 
-    media_embedding, text_embedding : (B, W) float, normalised as `ContrastivePair` does
+    media, text : embeddings (B, W) float, normalised as `ContrastivePair` does
     logit_scale : 1/τ
     symmetric : mean of media → text and text → media, as CLIP; False is Eq. 1 to the letter,
         media → text only
@@ -95,15 +93,12 @@ def contrastive_loss(
 
     Raises ValueError where shapes disagree.
     """
-    if media_embedding.shape != text_embedding.shape:
-        raise ValueError(
-            "expected media and text embeddings of one shape (B, W), got "
-            f"{tuple(media_embedding.shape)} and {tuple(text_embedding.shape)}"
-        )
+    if media.shape != text.shape:
+        raise ValueError(f"expected two sides (B, W) alike, got {media.shape} and {text.shape}")
     # Similarities times up to 100 need more than half precision.
-    dtype = torch.promote_types(media_embedding.dtype, torch.float32)
-    with torch.autocast(media_embedding.device.type, enabled=False):
-        logits = logit_scale * (media_embedding.to(dtype) @ text_embedding.to(dtype).T)  # (B, B)
+    dtype = torch.promote_types(media.dtype, torch.float32)
+    with torch.autocast(media.device.type, enabled=False):
+        logits = logit_scale * (media.to(dtype) @ text.to(dtype).T)  # (B, B)
     if same_text is not None:
         itself = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
         logits = logits.masked_fill((same_text[:, None] == same_text) & ~itself, -torch.inf)
@@ -141,17 +136,14 @@ def recall_at(media: Tensor, text: Tensor, k: int, groups: Tensor | None = None)
 
 
 def alignment(media: Tensor, text: Tensor) -> float:
-    """Mean squared distance of the two sides of a pair (Wang and Isola 2020); 0 is perfect.
-
-    media, text : (N, W), normalised.
-    """
+    """Mean squared distance of two sides (N, W), normalised; 0 is perfect (Wang and Isola 2020)."""
     return float((media - text).double().square().sum(1).mean())
 
 
 def uniformity(embedding: Tensor) -> float:
     """log mean exp(-2 d²) over all pairs of clips (Wang and Isola 2020); lower is more spread.
 
-    embedding : (N, W), normalised, N at least 2. A collapsed embedding gives 0, the highest.
+    embedding (N, W), normalised. A collapsed embedding gives 0, the highest.
     """
     return float(torch.pdist(embedding.double()).square().mul(-2).exp().mean().log())
 

@@ -5,9 +5,8 @@
     text (B, D) ────────────────────────────── broadcast ───── MLP (4) ─┘        │
                       intensity (B, E) ── mean over segments ── linear ── Transformer (9)
 
-Eq. 9 adds frames indexed by segment, audio indexed by 20 ms step and text without a time. The
-common time base here is the M segments of Eq. 5: audio is averaged over the same M parts of the
-clip after its gate, and text is the same in each.
+Eq. 9 adds frames indexed by segment, audio indexed by 20 ms step and text without a time. Here all
+are on the M segments of Eq. 5: gated audio is averaged over them, and text is the same in each.
 """
 
 from collections.abc import Sequence
@@ -42,7 +41,6 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
     gate : the difference gate of Eq. 6
     segment_pooling : pool frames to M segments (Eq. 5). Without it the time base is the clip's
         own frame steps, to which audio is averaged; a clip without frames keeps M segments.
-    tcn_width, tcn_kernel, tcn_dilations : of the TCN (Eq. 2)
     audio_hidden : LSTM width of each direction (Eq. 3)
     layers, heads : of the Transformer encoder (Eq. 9); heads must divide width
 
@@ -182,10 +180,9 @@ def present_softmax(scores: Tensor, real: Tensor) -> Tensor:
 
 
 def mapping_mlp(dim: int, width: int, dropout: float) -> nn.Sequential:
-    """The MLP of Eq. 4, (..., dim) → (..., width).
+    """The MLP of Eq. 4, (..., dim) → (..., width). Its form is not stated in the paper.
 
     It ends in a LayerNorm: modalities of one scale, so that the weights of Eq. 8 are comparable.
-    Form and normalisation are not stated in the paper.
     """
     first, second = nn.Linear(dim, width), nn.Linear(width, width)
     return nn.Sequential(first, nn.GELU(), nn.Dropout(dropout), second, nn.LayerNorm(width))

@@ -16,10 +16,9 @@ Sequences = dict[str, tuple[Tensor, Tensor]]  # by modality: (B, T, D) and its m
 
 
 class Fusion(nn.Module, PyTorchModelHubMixin):
-    """A model that reads each modality as a sequence.
-
-    A subclass defines combine(sequences, present) → `Output`: a sequence has at least one real
-    step a clip, present (B, 3) says which modalities the clip has.
+    """A model that reads each modality as a sequence: its base, for subclasses with a
+    combine(sequences, present) → `Output`. A sequence has at least one real step a clip, present
+    (B, 3) says which modalities the clip has.
 
     dims : width of each modality it reads
     max_steps : longer sequences become the means of so many equal segments before anything else, a
@@ -68,10 +67,7 @@ def average(predictions: list[Tensor], training: bool) -> Output:
 
 
 class MeanLinear(Fusion):
-    """Official Wav2Vec2 baseline (Table 2, 0.24): mean over time, then a linear layer.
-
-    dim : width of the features; modality : which of the three inputs it reads
-    """
+    """Official Wav2Vec2 baseline (Table 2, 0.24): mean over time of one modality, linear layer."""
 
     provenance = (
         "official Wav2Vec2 features, mean over time, linear layer",
@@ -217,8 +213,8 @@ def clip_statistics(sequence: Tensor, valid: Tensor) -> Tensor:
 class StatisticsMLP(Fusion):
     """One modality of Savchenko 2025 [28]: clip statistics → Dense 64 ReLU → Dense 6 sigmoid.
 
-    Frames become mean, standard deviation, minimum and maximum, audio its mean, text is a vector
-    already. Intensities lie in (0, 1). The original's loss is 1 - mean Pearson.
+    Frames become their `clip_statistics`, audio its mean. Intensities lie in (0, 1). The original's
+    loss is 1 - mean Pearson.
     """
 
     def __init__(self, dim: int, modality: str, num_targets: int = 6, *, hidden: int = 64):
@@ -236,9 +232,8 @@ class StatisticsMLP(Fusion):
 class Savchenko2025(Fusion):
     """Savchenko 2025 [28] (Table 2, 0.44): three `StatisticsMLP`, weighted for each emotion.
 
-    intensity_e = sum over modalities of fusion[m, e] prediction_m,e, the weights of an
-    emotion summing to 1. They are equal until `fit_savchenko` has trained the members and searched
-    the weights on held-out folds of the training clips.
+    intensity_e = Σ_m fusion[m, e] prediction_m,e, the weights of an emotion summing to 1. They are
+    equal until `fit_savchenko` has searched them on held-out folds of the training clips.
     """
 
     provenance = StatisticsMLP.provenance = (

@@ -1,19 +1,15 @@
 """TAEMI with its audio network and text encoder inside (paper B, 4.1).
 
 The paper loads both encoders and takes vision features ready-made; whether the encoders are
-trained is not stated in so many words. Here each is fine-tuned or frozen. A frozen one gives what
-its cached features give, to float tolerance.
+trained is not stated in so many words. Here they are; before that, an encoder inside gives what its
+cached features give, to float tolerance.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from emilib.models.inputs import Output
@@ -29,20 +25,17 @@ class EndToEnd(nn.Module):
         (B, T, D) and their mask, as `features.encoders.AudioEncoder`. With an `EmotionWav2Vec2`
         A = Concat(H_a, Z_a).
     text : module with `dim` and forward(**tokens) → (B, D), as `features.encoders.TextEncoder`
-    frozen : which of "audio" and "text" stay as they are: no gradient, no dropout
     moments : mean and spread (D,) of "audio" and "text", by which what the encoders give is
         standardised before the fusion, as `FeatureSet.standardised` does with cached features
         (not stated in the paper); None leaves it as it is
-    audio_every : hidden states of the sound that are averaged into one step
 
     wav2vec2 masks no steps in training: it refuses clips of fewer steps than its mask is long. A
     clip whose sound is shorter than the audio network takes counts as a clip without sound.
     """
 
-    def __init__(self, audio, text, fusion: TAEMI, *, frozen=(), moments=None, audio_every=1):
+    def __init__(self, audio, text, fusion: TAEMI, moments=None):
         super().__init__()
         self.audio, self.text, self.fusion = audio, text, fusion
-        self.frozen, self.audio_every = tuple(frozen), int(audio_every)
         for name in ENCODERS:
             moment = (0.0, 1.0) if moments is None else moments[name]
             for what, numbers in zip(("mean", "spread"), moment, strict=True):
@@ -50,16 +43,6 @@ class EndToEnd(nn.Module):
                 numbers = numbers.expand(getattr(self, name).dim).clone()
                 self.register_buffer(f"{name}_{what}", numbers)
         audio.model.config.apply_spec_augment = False
-        for name in self.frozen:
-            getattr(self, name).requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> EndToEnd:
-        """As in torch, but what is frozen stays in evaluation: its dropout is off."""
-        super().train(mode)
-        for name in self.frozen:
-            getattr(self, name).eval()
-        return self
 
     def forward(
         self, frames, waveform, tokens, frames_valid=None, waveform_valid=None, present=None
@@ -80,9 +63,7 @@ class EndToEnd(nn.Module):
             text = self.encode_text(tokens, present[:, 2])
         return self.fusion(frames, audio, text, frames_valid, audio_valid, present)
 
-    def encode_audio(
-        self, waveform: Tensor, valid: Tensor | None, present: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def encode_audio(self, waveform, valid, present) -> tuple[Tensor, Tensor]:
         """(B, T, D) and (B, T); clips without enough sound are zeros and all False."""
         valid = torch.ones_like(waveform, dtype=torch.bool) if valid is None else valid
         samples = valid.sum(dim=1) * present
@@ -93,10 +74,8 @@ class EndToEnd(nn.Module):
         # Cut to the longest that is left; `where` keeps NaN in padding out of the network.
         longest = int(samples.max())
         sound = torch.where(valid, waveform, 0.0)[rows, :longest]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and "audio" not in self.frozen):
-            hidden, real = self.audio(sound, valid[rows, :longest])
-        hidden, real = averaged(hidden, real, self.audio_every)
-        hidden = ((hidden - self.audio_mean) / self.audio_spread).masked_fill(~real[..., None], 0.0)
+        hidden, real = self.audio(sound, valid[rows, :longest])
+        hidden = (hidden - self.audio_mean) / self.audio_spread
         audio = hidden.new_zeros(len(waveform), *hidden.shape[1:]).index_copy(0, rows, hidden)
         return audio, real.new_zeros(len(waveform), real.shape[1]).index_copy(0, rows, real)
 
@@ -106,8 +85,7 @@ class EndToEnd(nn.Module):
         empty = self.text_mean.new_zeros(len(present), self.text.dim)
         if not len(rows):
             return empty
-        with torch.set_grad_enabled(torch.is_grad_enabled() and "text" not in self.frozen):
-            vectors = self.text(**{name: value[rows] for name, value in tokens.items()})
+        vectors = self.text(**{name: value[rows] for name, value in tokens.items()})
         return empty.index_copy(0, rows, (vectors - self.text_mean) / self.text_spread)
 
     def save_pretrained(self, folder, save_encoder: Callable) -> None:
@@ -120,26 +98,12 @@ class EndToEnd(nn.Module):
             Path(folder, name).mkdir(parents=True, exist_ok=True)
             save_encoder(getattr(self, name), Path(folder, name))
         moments = {name: value.contiguous() for name, value in self.named_buffers(recurse=False)}
-        save_file(moments, Path(folder, MOMENTS), {"audio_every": str(self.audio_every)})
+        save_file(moments, Path(folder, MOMENTS))
 
     @classmethod
-    def from_pretrained(cls, folder, load_encoder: Callable, frozen=()) -> EndToEnd:
+    def from_pretrained(cls, folder, load_encoder: Callable) -> "EndToEnd":
         """What `save_pretrained` wrote; load_encoder : folder → encoder."""
-        with safe_open(Path(folder, MOMENTS), framework="pt") as file:
-            every = int(file.metadata()["audio_every"])
-            moments = {
-                name: [file.get_tensor(f"{name}_{what}") for what in ("mean", "spread")]
-                for name in ENCODERS
-            }
+        saved = load_file(Path(folder, MOMENTS))
+        moments = {name: (saved[f"{name}_mean"], saved[f"{name}_spread"]) for name in ENCODERS}
         audio, text = (load_encoder(Path(folder, name)) for name in ENCODERS)
-        fusion = TAEMI.from_pretrained(Path(folder, "fusion"))
-        return cls(audio, text, fusion, frozen=frozen, moments=moments, audio_every=every)
-
-
-def averaged(hidden: Tensor, real: Tensor, every: int) -> tuple[Tensor, Tensor]:
-    """Mean of every so many steps (B, T, D) that are real; the last may be of fewer."""
-    missing = -hidden.shape[1] % every
-    hidden = F.pad(hidden * real[..., None], (0, 0, 0, missing)).unflatten(1, (-1, every))
-    real = F.pad(real, (0, missing)).unflatten(1, (-1, every))
-    count = real.sum(dim=2, keepdim=True).clamp_min(1)
-    return hidden.sum(dim=2) / count, real.any(dim=2)
+        return cls(audio, text, TAEMI.from_pretrained(Path(folder, "fusion")), moments)

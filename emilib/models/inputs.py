@@ -67,7 +67,7 @@ def check_inputs(
     counts = {name: len(values) for name, (values, _) in passed.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"expected the same number of clips in every modality, got {counts}")
-    like = values
+    like = values  # the last one
     everything = torch.ones(len(like), 3, dtype=torch.bool, device=like.device)
     present = everything if present is None else present
     check_mask("present", present, everything.shape)
@@ -97,11 +97,9 @@ def check_inputs(
 
 def check_mask(name: str, valid: Tensor, shape: Sequence[int]) -> None:
     """Refuse a mask that is not a bool tensor of `shape`."""
-    if not isinstance(valid, Tensor) or valid.dtype != torch.bool or valid.shape != tuple(shape):
-        kind = f"{valid.dtype} {tuple(valid.shape)}" if isinstance(valid, Tensor) else type(valid)
-        raise ValueError(
-            f"expected {name} as torch.bool {tuple(shape)}, True where real, got {kind}"
-        )
+    kind = getattr(valid, "dtype", type(valid)), tuple(getattr(valid, "shape", ()))
+    if kind != (torch.bool, tuple(shape)):
+        raise ValueError(f"expected {name} as torch.bool {tuple(shape)}, True if real, got {kind}")
 
 
 def check_choice(name: str, value, choices: Sequence) -> None:
@@ -116,9 +114,7 @@ def masked_mean(sequence: Tensor, valid: Tensor) -> Tensor:
     return (sequence * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
 
 
-def stand_in(
-    sequence: Tensor, valid: Tensor, present: Tensor, token: Tensor
-) -> tuple[Tensor, Tensor]:
+def stand_in(sequence, valid, present, token) -> tuple[Tensor, Tensor]:
     """A token in place of the sequences that are not present: one real step, at step 0.
 
     sequence (B, T, D), valid (B, T) bool, present (B,) bool, token (D,) or (B, D).

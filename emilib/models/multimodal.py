@@ -38,14 +38,12 @@ class TFN(Fusion):
         dropout: float = 0.1,
     ):
         super().__init__({"frames": frames_dim, "audio": audio_dim, "text": text_dim})
-        widths = {"frames": [width] * 3, "audio": [width] * 3, "text": [text_width] * 2}
-        self.embed = nn.ModuleDict(
-            {name: relu_stack([dim, *widths[name]], dropout) for name, dim in self.dims.items()}
-        )
-        fused = (text_width + 1) * (width + 1) ** 2
-        self.head = nn.Sequential(
-            relu_stack([fused, hidden, hidden], dropout), nn.Linear(hidden, num_targets)
-        )
+        self.embed = nn.ModuleDict()
+        for name, dim in self.dims.items():
+            widths = [text_width] * 2 if name == "text" else [width] * 3
+            self.embed[name] = relu_stack([dim, *widths], dropout)
+        stack = relu_stack([(text_width + 1) * (width + 1) ** 2, hidden, hidden], dropout)
+        self.head = nn.Sequential(stack, nn.Linear(hidden, num_targets))
 
     def combine(self, sequences: Sequences, present: Tensor) -> Output:
         z = {
@@ -60,8 +58,8 @@ class MulT(Fusion):
     """Multimodal Transformer, Tsai et al. 2019: each modality read through the two others.
 
     Temporal convolution to a common width, sinusoidal positions; six crossmodal transformers β → α;
-    for each α a self-attention Transformer over [β → α; γ → α]; the last real steps of
-    the three, concatenated, through a residual block and a linear layer.
+    for each α a self-attention Transformer over [β → α; γ → α]; the last real steps of the three,
+    concatenated, through a residual block and a linear layer.
     """
 
     provenance = (
@@ -96,9 +94,8 @@ class MulT(Fusion):
         self.memory = nn.ModuleDict(
             {name: transformer(2 * width, heads, layers, dropout) for name in MODALITIES}
         )
-        self.residual = nn.Sequential(
-            *relu_stack([6 * width, 6 * width], dropout), nn.Linear(6 * width, 6 * width)
-        )
+        stack = relu_stack([6 * width, 6 * width], dropout)
+        self.residual = nn.Sequential(*stack, nn.Linear(6 * width, 6 * width))
         self.head = nn.Linear(6 * width, num_targets)
 
     def combine(self, sequences: Sequences, present: Tensor) -> Output:
@@ -131,15 +128,16 @@ class Crossmodal(nn.Module):
             block["norm"], block["source_norm"] = nn.LayerNorm(width), nn.LayerNorm(width)
             block["attention"] = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
             block["forward_norm"] = nn.LayerNorm(width)
-            block["feed_forward"] = nn.Sequential(
-                *relu_stack([width, 4 * width], dropout), nn.Linear(4 * width, width)
-            )
+            stack = relu_stack([width, 4 * width], dropout)
+            block["feed_forward"] = nn.Sequential(*stack, nn.Linear(4 * width, width))
 
     def forward(self, target: Tensor, source: Tensor, source_valid: Tensor) -> Tensor:
         """target (B, T_α, W), source (B, T_β, W), source_valid (B, T_β) → (B, T_α, W)."""
         for block in self.blocks:
             query, context = block["norm"](target), block["source_norm"](source)
-            read, _ = block["attention"](query, context, context, ~source_valid, False)
+            read, _ = block["attention"](
+                query, context, context, key_padding_mask=~source_valid, need_weights=False
+            )
             target = block["forward_norm"](read + query)
             target = block["feed_forward"](target) + target
         return target
@@ -150,9 +148,8 @@ class MISA(Fusion):
 
     u_m from two stacked bidirectional LSTMs (text: its vector); a shared and a private encoder,
     linear and sigmoid, give h_c and h_p; the six vectors through one Transformer layer,
-    concatenated, and a linear layer. In training `auxiliary_loss` is
-    similarity · L_sim + difference · L_diff + reconstruction · L_recon, over the clips that have
-    all three modalities (`misa_losses`).
+    concatenated, and a linear layer. In training `auxiliary_loss` is the weighted sum of
+    `misa_losses` over the clips that have all three modalities.
     """
 
     provenance = (
@@ -187,15 +184,13 @@ class MISA(Fusion):
         for n, d in {"frames": 2 * width, "audio": 2 * width, "text": text_dim}.items():
             self.project[n] = nn.Sequential(nn.Linear(d, width), nn.ReLU(), nn.LayerNorm(width))
         self.shared = nn.Sequential(nn.Linear(width, width), nn.Sigmoid())
-        self.private, self.decode = nn.ModuleDict(), nn.ModuleDict()
-        for n in MODALITIES:
-            self.private[n] = nn.Sequential(nn.Linear(width, width), nn.Sigmoid())
-        for n in MODALITIES:
-            self.decode[n] = nn.Linear(width, width)
-        self.fuse = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout, batch_first=True)
-        self.head = nn.Sequential(
-            relu_stack([6 * width, 3 * width], dropout), nn.Linear(3 * width, num_targets)
+        self.private = nn.ModuleDict(
+            {n: nn.Sequential(nn.Linear(width, width), nn.Sigmoid()) for n in MODALITIES}
         )
+        self.decode = nn.ModuleDict({n: nn.Linear(width, width) for n in MODALITIES})
+        self.fuse = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout, batch_first=True)
+        stack = relu_stack([6 * width, 3 * width], dropout)
+        self.head = nn.Sequential(stack, nn.Linear(3 * width, num_targets))
 
     def combine(self, sequences: Sequences, present: Tensor) -> Output:
         u = {}
@@ -220,13 +215,12 @@ class MISA(Fusion):
 
 
 def misa_losses(u, shared, private, rebuilt) -> tuple[Tensor, Tensor, Tensor]:
-    """Similarity, difference and reconstruction loss of MISA, for B clips.
+    """Similarity, difference and reconstruction loss of MISA; all 0 for fewer than 2 clips.
 
     Each argument maps a modality to (B, D). Similarity: mean over pairs of modalities of the
-    central moment discrepancy of the shared vectors. Difference: squared Frobenius norm, over the
-    number of entries, of H_cᵀ H_p for each modality and H_pᵀ H_p' for each pair, of vectors of
-    zero mean over the batch and then of length 1. Reconstruction: mean squared error of u. All 0
-    for fewer than 2 clips.
+    central moment discrepancy of the shared vectors. Difference: mean square of H_cᵀ H_p for each
+    modality and of H_pᵀ H_p' for each pair, of vectors of zero mean over the batch and then of
+    length 1. Reconstruction: mean squared error of u.
     """
     names, pairs = list(u), list(combinations(u, 2))
     if len(u[names[0]]) < 2:

@@ -1,12 +1,9 @@
 """TAEMI (paper B): a text vector asks the audio and the frames, and an MLP answers.
 
-The paper and the authors' public release describe two different models; both are configurations
-of one class, `TAEMI()` and `TAEMI.release()`.
-
-The models take sequences of any length; the paper cuts vision at 400 frames, sound at `MAX_AUDIO`.
+The paper and the authors' public release describe two different models; the defaults are the
+paper's, the experiment "taemi_release" holds the settings of the release. Sequences may have any
+length; the paper cuts vision at 400 frames, sound at `MAX_AUDIO` steps.
 """
-
-from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +13,8 @@ from torch import Tensor, nn
 from emilib import MODALITIES, SAMPLE_RATE
 from emilib.models.inputs import Output, check_choice, check_inputs, masked_mean, stand_in
 
-# Paper B, 3.2. The convolution stack of wav2vec2 has a receptive field of 400 samples and a stride
-# of 320 samples at 16 kHz.
-MAX_AUDIO_SECONDS = 12.0
+MAX_AUDIO_SECONDS = 12.0  # paper B, 3.2
+# The convolution stack of wav2vec2: a receptive field of 400 samples, a stride of 320.
 MAX_AUDIO = (int(MAX_AUDIO_SECONDS * SAMPLE_RATE) - 400) // 320 + 1  # 599 steps
 
 TOKEN_STD = 0.02  # not stated in the paper; the release draws its missing tokens from N(0, 0.02²)
@@ -66,10 +62,9 @@ class CrossAttention(nn.Module):
 class SelfAttention(nn.Module):
     """One self-attention layer over a sequence, with residual connection and LayerNorm.
 
-    Paper B, 3.3 says "a dedicated self-attention layer" for each modality. The residual connection,
-    the norm and its place, and dropout are not stated in the paper: norm="post" is
-    LN(x + SA(x)), norm="pre" x + SA(LN(x)). No feed-forward part and no positions: the paper names
-    neither.
+    norm="post" is LN(x + SA(x)), norm="pre" x + SA(LN(x)). Paper B, 3.3 says "a dedicated
+    self-attention layer": residual connection, norm and dropout are not stated; feed-forward part
+    and positions are not named, and not here.
     """
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0, norm: str = "post"):
@@ -119,14 +114,13 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
     text_in_fusion : "raw" or "projected" text in f; None is what the paper says for each fusion:
         raw for cross-attention (f is 1792), projected for the two others (f is 1536).
     missing_tokens : False puts zeros where a token would stand (Table 3, row 3)
-    explicit_missing : modalities whose token stands in where a clip lacks them; others are
-        zeros then. The paper names vision and text; audio is added because modality dropout
-        replaces every modality by its token. The release marks vision and text only.
+    explicit_missing : modalities whose token stands in where a clip lacks them; others are zeros
+        then. The paper names vision and text (so does the release); audio is added because
+        modality dropout replaces every modality by its token.
     modality_dropout : chance, in training only, that a clip's modality is replaced by its token
 
     A missing sequence is its token alone: the attention over it is 1 at step 0. A missing text's
-    token asks in its place. Self-attention is not applied to the text: a sequence of length 1 has
-    nothing to attend to. Steps carry no positions (not stated in the paper).
+    token asks in its place. Steps carry no positions (not stated in the paper).
     """
 
     def __init__(
@@ -192,12 +186,6 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
         first = nn.Linear(self.fused_dim, hidden or width)  # W_1
         second = nn.Linear(hidden or width, num_targets)  # W_2; labels have a mean: with bias
         self.head = nn.Sequential(first, nn.GELU(), nn.Dropout(dropout), second)
-
-    @classmethod
-    def release(cls, **settings) -> TAEMI:
-        """The model the authors' release trains by default; settings as of the class."""
-        form = {"projection": False, "self_attention": False, "attention_norm": True}
-        return cls(**form | {"explicit_missing": ("frames", "text")} | settings)
 
     def forward(
         self, frames, audio, text, frames_valid=None, audio_valid=None, present=None

@@ -102,9 +102,8 @@ def pool_segments(frames: Tensor, valid: Tensor, segments: int | Tensor) -> tupl
     valid : (B, T) bool, True where a frame is real
     segments : M, at least 1, or (B,) long, an M for each clip
 
-    Returns (B, M, D) and (B, M) bool, of the largest M: a segment without a real frame, or past its
-    clip's own M, is not valid and is zero. The paper does not say what an empty segment is (a clip
-    shorter than M has some); here it is masked out.
+    Returns (B, M, D) and (B, M) bool, of the largest M: a segment without a real frame (a clip
+    shorter than M has some: not in the paper), or past its clip's own M, is not valid and is zero.
     """
     counts = torch.as_tensor(segments, device=frames.device).reshape(-1, 1)  # (B or 1, 1)
     steps = torch.arange(valid.shape[1], device=valid.device)

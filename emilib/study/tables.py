@@ -30,6 +30,7 @@ _MODELS = {
     "Wav2Vec2 (baseline)": "MeanLinear",
     "ViT + Wav2Vec2 (baseline)": "LateAverage",
     "Savchenko 2025, leaked": "Savchenko2025",
+    "Yu 2025": "DualStage",
 }
 _COLUMNS = (
     "row modality paper here sd low high seeds reference delta_paper delta_here delta_sd delta_low "

@@ -1,4 +1,4 @@
-"""`DualStage` against NumPy, invariants, every subset of modalities, training and bad input."""
+"""`DualStage` against its equations."""
 
 import numpy as np
 import torch
@@ -9,17 +9,8 @@ from emilib.models.dual_stage import present_softmax
 from emilib.models.temporal import positions
 
 SMALL = {
-    "frames_dim": 5,
-    "audio_dim": 7,
-    "text_dim": 4,
-    "num_targets": 3,
-    "width": 16,
-    "segments": 4,
-    "tcn_width": 12,
-    "audio_hidden": 6,
-    "layers": 1,
-    "heads": 2,
-    "dropout": 0.0,
+    **{"frames_dim": 5, "audio_dim": 7, "text_dim": 4, "num_targets": 3, "width": 16},
+    **{"segments": 4, "tcn_width": 12, "audio_hidden": 6, "layers": 1, "heads": 2, "dropout": 0.0},
 }
 
 
@@ -41,11 +32,7 @@ def batch(clips=4):
         "present": torch.ones(4, 3, dtype=torch.bool),
     }
     inputs["present"][2, 1] = False
-    return rows(inputs, slice(clips))
-
-
-def rows(inputs, index):
-    return {name: value[index] for name, value in inputs.items()}
+    return {name: value[:clips] for name, value in inputs.items()}
 
 
 def test_softmax_over_what_is_present_in_numpy():
@@ -79,7 +66,7 @@ def test_weights_come_from_the_quality_scores():
     torch.testing.assert_close(weights, scores.softmax(-1))
     mapped = torch.stack([states[name].expand(2, 4, 16) for name in MODALITIES], 2)
     expected = torch.einsum("bmk,bmkw->bmw", weights, mapped)
-    torch.testing.assert_close(seen["fused"], expected + positions(4, 16, dtype=torch.float64))
+    torch.testing.assert_close(seen["fused"], expected + positions(expected))
 
 
 def test_without_quality_the_weights_are_uniform_over_what_is_there():

@@ -1,5 +1,7 @@
 """The earlier solutions: stated sizes, masks, and parts against NumPy, SciPy and torch's layers."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,17 +10,11 @@ from scipy.spatial.distance import cdist
 from torch import nn
 
 from emilib import models
-from emilib.models import earlier, fusion, multimodal
+from emilib.models import earlier, multimodal
 
-DIMS = {"frames": 6, "audio": 7, "text": 5}
+DATA = SimpleNamespace(dims={"frames": 6, "audio": 7, "text": 5}, num_targets=3)
+DIMS = DATA.dims
 LENGTHS = {"frames": torch.tensor([4, 1, 6, 3]), "audio": torch.tensor([2, 9, 5, 1])}
-ALL = (6, 7, 5, 3)
-
-# Small models that take what `batch` gives: (make, modalities read, settings without dropout)
-
-
-def valid_steps(lengths, steps):
-    return torch.arange(steps) < lengths[:, None]
 
 
 def batch():
@@ -27,46 +23,35 @@ def batch():
         "frames": torch.randn(4, 6, 6),
         "audio": torch.randn(4, 9, 7),
         "text": torch.randn(4, 5),
-        "frames_valid": valid_steps(LENGTHS["frames"], 6),
-        "audio_valid": valid_steps(LENGTHS["audio"], 9),
+        "frames_valid": torch.arange(6) < LENGTHS["frames"][:, None],
+        "audio_valid": torch.arange(9) < LENGTHS["audio"][:, None],
         "present": torch.ones(4, 3, dtype=torch.bool),
     }
 
 
 def build(name, **change):
     torch.manual_seed(1)
-    return models.build(name, DIMS, 3, **change).eval()
-
-
-# ------------------------------------------------------------------ stated sizes
+    return models.for_features(name, DATA, **change).eval()
 
 
 def test_stated_sizes():
     with torch.device("meta"):
         hallmen, gru, mean = earlier.Hallmen2024(), earlier.LastStepGRU(), earlier.MeanLinear()
         savchenko, tfn, mult = earlier.Savchenko2025(), multimodal.TFN(), multimodal.MulT()
-    assert (hallmen.lstm.hidden_size, hallmen.lstm.num_layers) == (1027, 2)
-    assert not hallmen.lstm.bidirectional
-    assert [tuple(p.shape) for p in (hallmen.head[0].weight, hallmen.head[2].weight)] == [
-        (2054, 2054),
-        (6, 2054),
-    ]
+    lstm = hallmen.lstm
+    assert (lstm.hidden_size, lstm.num_layers, lstm.bidirectional) == (1027, 2, False)
+    sizes = [tuple(layer.weight.shape) for layer in (hallmen.head[0], hallmen.head[2], mean.head)]
+    assert sizes == [(2054, 2054), (6, 2054), (6, 768)]
     assert isinstance(hallmen.head[1], nn.Tanh)
     assert (gru.gru.input_size, gru.gru.num_layers, gru.gru.bidirectional) == (384, 3, False)
-    assert (mean.head.in_features, mean.head.out_features) == (768, 6)
     inputs = {"frames": 4 * 768, "audio": 1027, "text": 768}
     for name, member in savchenko.members.items():
         first, relu, second, sigmoid = member.head
-        assert (first.in_features, first.out_features) == (inputs[name], 64)
-        assert (second.in_features, second.out_features) == (64, 6)
-        assert isinstance(relu, nn.ReLU)
-        assert isinstance(sigmoid, nn.Sigmoid)
+        assert (first.in_features, second.in_features, second.out_features) == (inputs[name], 64, 6)
+        assert (type(relu), type(sigmoid)) == (nn.ReLU, nn.Sigmoid)
     assert tfn.head[0][0].in_features == 129 * 33 * 33
     assert len(mult.crossmodal) == 6
     assert mult.head.in_features == 6 * 40
-
-
-# ------------------------------------------------------------------ forward passes written out
 
 
 def test_mean_linear_and_last_step_are_written_out_per_clip():
@@ -95,7 +80,7 @@ def test_a_missing_modality_is_the_learned_vector_alone():
 def test_auxiliary_loss_makes_the_error_of_the_average_that_of_its_members():
     torch.manual_seed(0)
     members, target = [torch.randn(8, 3) for _ in range(4)], torch.randn(8, 3)
-    out = fusion.average(members, training=True)
+    out = earlier.average(members, training=True)
     together = F.mse_loss(out.intensity, target) + out.auxiliary_loss
     apart = torch.stack([F.mse_loss(m, target) for m in members]).mean()
     torch.testing.assert_close(together, apart)

@@ -11,7 +11,7 @@ from emilib import profiles
 from emilib.cache import Cache
 from emilib.features import FeatureSet, FeatureSplits
 from emilib.metrics import mean_pearson
-from emilib.models import TAEMI, build
+from emilib.models import TAEMI
 from emilib.study import claims, results, runs
 from emilib.study.experiments import Experiment, all_experiments
 from emilib.study.results import collect
@@ -104,11 +104,11 @@ def test_ablations_change_one_thing_of_the_full_model(full, tables, count):
 
 def test_the_release_is_taemi_in_the_form_of_its_release():
     experiment = LISTED["taemi_release"]
-    dims = {"frames": 5, "audio": 6, "text": 4}
-    built = build(experiment.model, dims, 6, **experiment.model_args)
-    expected = TAEMI.release(frames_dim=5, audio_dim=6, text_dim=4, **PROFILE.taemi)
-    shapes = [{n: p.shape for n, p in m.named_parameters()} for m in (built, expected)]
-    assert shapes[0] == shapes[1]
+    model = TAEMI(5, 6, 4, **experiment.model_args)
+    assert {type(layer) for layer in model.projection.values()} == {torch.nn.Identity}
+    assert len(model.self_attention) == 0
+    assert isinstance(model.cross_attention["audio"].query_norm, torch.nn.LayerNorm)
+    assert model.explicit.tolist() == [True, False, True]  # frames, audio, text
     assert experiment.recipe.clip_by == "value"
 
 

@@ -15,116 +15,78 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from tyro.conf import Positional, arg
 
 from emilib import cache
 from emilib.progress import Counter
 
-ProfileName = Annotated[
-    Literal["smoke", "embedded", "paper"], tyro.conf.arg(help="sizes, encoders and seeds")
-]
-CorpusDir = Annotated[
-    Path | None,
-    tyro.conf.arg(
-        help="folder in the layout of Hume-Vidmimic2, or of your own videos with a CSV; without it "
-        "the embedded corpus"
-    ),
-]
-Visual = Annotated[
-    Literal["faces", "video"] | None,
-    tyro.conf.arg(help="face crops or whole frames; by default what the profile says"),
-]
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    profile: Literal["smoke", "embedded", "paper"] = "embedded"  # sizes, encoders and seeds
+    # folder in the layout of Hume-Vidmimic2, or of your own videos with a CSV; without it the
+    # embedded corpus
+    corpus: Path | None = None
+    # face crops or whole frames; by default what the profile says
+    visual: Literal["faces", "video"] | None = None
+
+    def workspace(self):
+        from emilib import profiles
+        from emilib.pipeline import Workspace
+
+        return Workspace(profiles.get(self.profile, self.visual), self.corpus)
 
 
-def _workspace(profile, corpus, visual=None):
-    from emilib import profiles
-    from emilib.pipeline import Workspace
-
-    return Workspace(profiles.get(profile, visual), corpus)
+DEFAULT = Source()
 
 
 def corpus(
-    folder: Annotated[Path, tyro.conf.Positional],
-    train: int = 400,
-    validation: int = 240,
-    test: int = 60,
-    seed: int = 0,
-    workers: int | None = None,
+    folder: Positional[Path], train: int = 400, validation: int = 240, test: int = 60, seed: int = 0
 ) -> None:
-    """Make the embedded corpus in FOLDER: drawn faces, synthetic voices, the real set's layout.
+    """Make the embedded corpus in FOLDER: drawn faces, synthetic voices, the real set's layout."""
+    from emilib.synthetic import film
 
-    Example: python -m emilib corpus /tmp/emi --train 40 --validation 24 --test 8
-    """
-    from emilib.synthetic import film as synthetic
-
-    made = synthetic.make(
-        folder, train, validation, test, seed=seed, workers=workers, progress=Counter("clips")
-    )
-    print(made)
+    print(film.make(folder, train, validation, test, seed=seed, progress=Counter("clips")))
 
 
 def audit(
-    folder: Annotated[Path, tyro.conf.Positional],
-    workers: int | None = None,
-    ids: Annotated[bool, tyro.conf.arg(help="one line a defect, as CSV: id, what, where")] = False,
+    folder: Positional[Path], ids: Annotated[bool, arg(help="a line a defect, as CSV")] = False
 ) -> None:
-    """What is broken in the corpus in FOLDER: how many clips have which defect, and which.
-
-    Example: python -m emilib audit /data/hume-vidmimic2 --ids
-    """
-    from emilib.corpus import audit as run_audit
+    """What is broken in the corpus in FOLDER: how many clips have which defect, and which."""
+    from emilib.corpus import audit as defects_of
     from emilib.corpus.defects import report
 
-    found = run_audit(folder, workers=workers)
-    if ids:
-        print(found.to_csv(index=False), end="")
-        return
-    print(report(found))
+    defects = defects_of(folder)
+    print(defects.to_csv(index=False).strip() if ids else report(defects))
 
 
 def features(
-    profile: ProfileName = "embedded",
-    corpus: CorpusDir = None,
-    visual: Visual = None,
+    source: Source = DEFAULT,
     kind: Literal["ours", "official"] = "ours",
-    compile: Annotated[bool, tyro.conf.arg(help="the ViT, with torch.compile; for a GPU")] = False,
+    compile: Annotated[bool, arg(help="the ViT, with torch.compile; for a GPU")] = False,
 ) -> None:
-    """Features of all clips into the store, made where they are missing.
-
-    Example: python -m emilib features --profile smoke
-    """
-    workspace = _workspace(profile, corpus, visual)
+    """Features of all clips into the store, made where they are missing."""
+    workspace = source.workspace()
     workspace.profile = dataclasses.replace(workspace.profile, compile_vision=compile)
-    made = workspace.features(kind)
+    splits = workspace.features(kind)
     for split in ("train", "validation", "test"):
-        print(f"{split:12s}{getattr(made, split)}")
+        print(f"{split:12s}{getattr(splits, split)}")
 
 
-def pretrain(
-    profile: ProfileName = "embedded", corpus: CorpusDir = None, visual: Visual = None
-) -> None:
-    """Stage I: vision-text and audio-text contrastive pretraining.
-
-    Example: python -m emilib pretrain --profile smoke
-    """
-    workspace = _workspace(profile, corpus, visual)
+def pretrain(source: Source = DEFAULT) -> None:
+    """Stage I: vision-text and audio-text contrastive pretraining."""
+    workspace = source.workspace()
     for side in ("frames", "audio"):
         history = workspace.contrast(side).history
         print(f"{side:8s}{len(history)} steps, loss {history[-1]['loss']:.3f}")
 
 
 def run(
-    *names: Annotated[
-        str, tyro.conf.Positional, tyro.conf.arg(help="experiments, all of them without a name")
-    ],
-    profile: ProfileName = "embedded",
-    corpus: CorpusDir = None,
-    visual: Visual = None,
+    *names: Annotated[Positional[str], arg(help="experiments, all of them without a name")],
+    source: Source = DEFAULT,
 ) -> None:
-    """Train experiments where they are missing; prints mean ρ on validation over the seeds.
-
-    Example: python -m emilib run taemi dual_stage_vat --profile smoke
-    """
-    workspace = _workspace(profile, corpus, visual)
+    """Train experiments where they are missing; prints mean ρ on validation over the seeds."""
+    workspace = source.workspace()
     results = workspace.results(names or None)
     print(f"# {workspace.corpus_name}, {len(workspace.profile.seeds)} seeds")
     for name in results.names:
@@ -134,39 +96,31 @@ def run(
 
 
 def tables(
-    *names: Annotated[
-        str, tyro.conf.Positional, tyro.conf.arg(help="A1 ... B4, all of them without a name")
-    ],
-    profile: ProfileName = "embedded",
-    corpus: CorpusDir = None,
-    visual: Visual = None,
+    *names: Annotated[Positional[str], arg(help="A1 ... B4, all of them without a name")],
+    source: Source = DEFAULT,
 ) -> None:
-    """Every table of both papers, reported beside measured; trains what is missing.
-
-    Example: python -m emilib tables B3 B4
-    """
+    """Every table of both papers, reported beside measured; trains what is missing."""
     from emilib.study.tables import render_text
 
-    made = _workspace(profile, corpus, visual).tables()
-    unknown = [name for name in names if name not in made]
-    if unknown:
-        raise ValueError(f"no table {', '.join(unknown)}; there are {', '.join(made)}")
-    print("\n\n".join(render_text(made[name]) for name in names or made))
+    known = source.workspace().tables()
+    if unknown := set(names) - set(known):
+        raise ValueError(f"expected tables among {', '.join(known)}, got {', '.join(unknown)}")
+    print("\n\n".join(render_text(known[name]) for name in names or known))
 
 
 def bench(
     what: Annotated[
-        Literal["training", "features"], tyro.conf.arg(help="a Stage II step, or the encoders")
+        Literal["training", "features"], arg(help="a Stage II step, or the encoders")
     ] = "training",
-    repeats: Annotated[int | None, tyro.conf.arg(help="timed runs; 9 of a step, 3 else")] = None,
-    threads: Annotated[int | None, tyro.conf.arg(help="of torch; default: its own")] = None,
+    repeats: Annotated[int | None, arg(help="timed runs; 9 of a step, 3 else")] = None,
+    threads: Annotated[int | None, arg(help="of torch; default: its own")] = None,
     device: str | None = None,
     precision: Annotated[
-        Literal["default", "float32", "bf16"], tyro.conf.arg(help="of the encoders")
+        Literal["default", "float32", "bf16"], arg(help="of the encoders")
     ] = "default",
-    scale: Annotated[float, tyro.conf.arg(help="of the encoders' batches; small on a CPU")] = 1.0,
-    compile: Annotated[bool, tyro.conf.arg(help="the ViT, with torch.compile")] = False,
-    out: Annotated[Path | None, tyro.conf.arg(help="write the encoders' table to FILE")] = None,
+    scale: Annotated[float, arg(help="of the encoders' batches; small on a CPU")] = 1.0,
+    compile: Annotated[bool, arg(help="the ViT, with torch.compile")] = False,
+    out: Annotated[Path | None, arg(help="write the encoders' table to FILE")] = None,
 ) -> None:
     """Time of a Stage II training step, or rates of the papers' encoders, with random weights.
 
@@ -198,63 +152,44 @@ def bench(
         found.to_csv(out, index=False)
 
 
-_TEXT_HELP = "the clip's words, a .txt with them, or a folder with NAME.txt for each NAME.mp4"
-
-
 def predict(
-    *clips: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="video or sound files")],
-    model: Annotated[str, tyro.conf.arg(help="folder of `export`, or OWNER/NAME on the hub")],
-    text: Annotated[str | None, tyro.conf.arg(help=_TEXT_HELP)] = None,
-    window: Annotated[float | None, tyro.conf.arg(help="s; a row for each window")] = None,
-    step: Annotated[float | None, tyro.conf.arg(help="s from window to window; half of it")] = None,
-    json: Annotated[Path | None, tyro.conf.arg(help="write everything found to FILE")] = None,
-    csv: Annotated[Path | None, tyro.conf.arg(help="write the table to FILE")] = None,
-    picture: Annotated[Path | None, tyro.conf.arg(help="folder for a picture of each clip")] = None,
-    workers: int | None = None,
+    *clips: Annotated[Positional[Path], arg(help="video or sound files")],
+    model: Annotated[str, arg(help="folder of `export`, or OWNER/NAME on the hub")],
+    text: Annotated[str | None, arg(help="the words, a .txt, or a folder with NAME.txt")] = None,
+    window: Annotated[float | None, arg(help="s; a row for each window")] = None,
+    step: Annotated[float | None, arg(help="s from window to window; half of it")] = None,
+    json: Annotated[Path | None, arg(help="write everything found to FILE")] = None,
+    csv: Annotated[Path | None, arg(help="write the table to FILE")] = None,
+    picture: Annotated[Path | None, arg(help="folder for a picture of each clip")] = None,
 ) -> None:
     """Six intensities of each clip, with their spread over seeds. Exit code 1 if a file failed.
 
-    Examples:
-      python -m emilib export taemi models/taemi
-      python -m emilib predict clip.mp4 more/*.mp4 --model models/taemi --csv found.csv
-      python -m emilib predict talk.mp4 --model models/taemi --window 12 --step 6 --picture pictures
+    Example: python -m emilib predict clip.mp4 more/*.mp4 --model models/taemi --csv table.csv
     """
     from emilib.predict.report import predict_files
 
-    predict_files(clips, model, text, window, step, json, csv, picture, workers)
+    predict_files(clips, model, text, window, step, json, csv, picture)
 
 
 def export(
-    experiment: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="as in `run`: taemi, ...")],
-    folder: Annotated[Path, tyro.conf.Positional],
-    profile: ProfileName = "embedded",
-    corpus: CorpusDir = None,
-    visual: Visual = None,
+    experiment: Annotated[Positional[str], arg(help="as in `run`: taemi, ...")],
+    folder: Positional[Path],
+    source: Source = DEFAULT,
 ) -> None:
-    """Write a trained experiment into FOLDER for `predict`; trains it where it is missing.
-
-    Example: python -m emilib export taemi models/taemi --profile embedded
-    """
+    """Write a trained experiment into FOLDER for `predict`; trains it where it is missing."""
     from emilib.export import predictor_of
 
-    predictor = predictor_of(_workspace(profile, corpus, visual), experiment)
-    print(predictor.save_pretrained(folder))
+    print(predictor_of(source.workspace(), experiment).save_pretrained(folder))
 
 
-_SubmitOrCheck = tyro.conf.create_mutex_group(required=True)
+_RunOrCheck = tyro.conf.create_mutex_group(required=True)
 
 
 def submit(
-    run: Annotated[
-        str | None, _SubmitOrCheck, tyro.conf.arg(help="experiment, as in the command run")
-    ] = None,
-    check: Annotated[
-        Path | None, _SubmitOrCheck, tyro.conf.arg(help="only validate this CSV")
-    ] = None,
-    profile: ProfileName = "embedded",
-    corpus: CorpusDir = None,
-    visual: Visual = None,
-    out: Annotated[Path, tyro.conf.arg(help="CSV to write")] = Path("submission.csv"),
+    run: Annotated[str | None, _RunOrCheck, arg(help="experiment, as in the command run")] = None,
+    check: Annotated[Path | None, _RunOrCheck, arg(help="only validate this CSV")] = None,
+    source: Source = DEFAULT,
+    out: Annotated[Path, arg(help="CSV to write")] = Path("submission.csv"),
 ) -> None:
     """The challenge's CSV of a run, trained where it is missing: a row for every test clip.
 
@@ -268,44 +203,30 @@ def submit(
     from emilib import submission
 
     if check is not None:
-        found, path, stream = submission.validate(check, corpus), check, sys.stdout
+        sentences, path, stream = submission.validate(check, source.corpus), check, sys.stdout
     else:
-        workspace, path, stream = _workspace(profile, corpus, visual), out, sys.stderr
-        found = submission.make(workspace, run, out)
+        workspace, path, stream = source.workspace(), out, sys.stderr
+        sentences = submission.make(workspace, run, out)
         seeds = len(workspace.profile.seeds)
-        print(f"{run}, {workspace.corpus_name}: mean of {seeds} seeds", file=sys.stderr)
-    most = 20
-    for sentence in found[:most]:
+        print(f"{run}, {workspace.corpus_name}: mean of {seeds} seeds", file=stream)
+    for sentence in sentences[:20]:
         print(sentence, file=stream)
-    if len(found) > most:
-        print(f"and {len(found) - most} more", file=stream)
-    wrong = len(submission.problems(found))
-    if wrong:
-        raise ValueError(f"{path} is no valid submission: {wrong} problem{'s'[: wrong - 1]}")
+    if wrong := len(submission.problems(sentences)):
+        raise ValueError(f"{path} is no valid submission: {wrong} problems")
     print(path if check is None else f"{path} is a valid submission")
 
 
-COMMANDS = (
-    corpus,
-    audit,
-    features,
-    pretrain,
-    run,
-    tables,
-    export,
-    predict,
-    submit,
-    bench,
-)
+COMMANDS = (corpus, audit, features, pretrain, run, tables, export, predict, submit, bench)
 
 
 def main() -> int:
     """Run the command of `sys.argv`; returns the exit code."""
     commands = {command.__name__: command for command in COMMANDS}
+    options = {"description": __doc__, "config": (tyro.conf.OmitArgPrefixes,)}
     try:
         if cache.rank() != 0:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - to the end of the process
-        tyro.extras.subcommand_cli_from_dict(commands, prog="python -m emilib", description=__doc__)
+        tyro.extras.subcommand_cli_from_dict(commands, prog="python -m emilib", **options)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"emilib: {error}", file=sys.stderr)
         return 1

@@ -225,7 +225,7 @@ def test_validation_against_a_corpus(tmp_path, corpus):
 def test_every_test_clip_has_a_row_whatever_is_broken(emilib, corpus, tmp_path, monkeypatch):
     one = dataclasses.replace(profiles.get("smoke"), workers=1)  # no processes for small models
     monkeypatch.setattr(
-        command_line, "_workspace", lambda _, folder, visual: Workspace(one, folder)
+        command_line.Source, "workspace", lambda self: Workspace(one, self.corpus)
     )
     arguments = ["--run", "baseline_average", "--corpus", corpus, "--profile", "smoke"]
     code, out, err = emilib("submit", *arguments, "--out", "mine.csv")

@@ -13,7 +13,7 @@ from emilib.progress import report
 
 
 def predict_files(
-    paths: Sequence[Path], model, text, window, step, json_file, csv_file, pictures, workers
+    paths: Sequence[Path], model, text, window, step, json_file, csv_file, pictures
 ) -> None:
     """Predict files and print a table; arguments as in the command.
 
@@ -21,7 +21,7 @@ def predict_files(
     """
     texts = words_of(paths, text)
     predictor, predictions = EmiPredictor.from_pretrained(model), []
-    for prediction in predictor.predictions(paths, texts, window, step, workers):
+    for prediction in predictor.predictions(paths, texts, window, step):
         predictions.append(prediction)
         outcome = prediction.reason or f"{prediction.seconds:.1f} s"
         report(f"{len(predictions)}/{len(paths)} {prediction.clip.name}: {outcome}")

@@ -212,7 +212,7 @@ def submit(
     for sentence in sentences[:20]:
         print(sentence, file=stream)
     if wrong := len(submission.problems(sentences)):
-        raise ValueError(f"{path} is no valid submission: {wrong} problems")
+        raise ValueError(f"{path} is no valid submission, problems: {wrong}")
     print(path if check is None else f"{path} is a valid submission")
 
 

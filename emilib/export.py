@@ -11,28 +11,24 @@ from emilib.predict.predictor import EmiPredictor
 def predictor_of(workspace, experiment: str, device=None) -> EmiPredictor:
     """The models of an experiment on a workspace's corpus; trained first where missing.
 
-    Raises ValueError for an unknown experiment, and for one that can't be used on a video: a mean
-    of others, one on the organisers' features, or one whose seeds train encoders of their own.
+    Raises ValueError for an experiment that can't be used on a video: a mean of others, one on the
+    organisers' features, or one whose seeds train encoders of their own.
     """
     known, profile = workspace.experiments(), workspace.profile
     usable = [n for n, e in known.items() if e.model and e.features.startswith("ours")]
     if experiment not in usable:
-        raise ValueError(
-            f"expected an experiment that can be used on a video, one of {', '.join(usable)}; got "
-            f"experiment {experiment!r}"
-        )
+        names = ", ".join(usable)
+        raise ValueError(f"expected one of {names}, which can read a video, got {experiment!r}")
     chosen, results = known[experiment], workspace.results([experiment])
     kind, *stage = chosen.features.split(", ")
     outcome, rho = results[experiment], results.summary(experiment)
     each = np.mean([metrics.pearson(outcome.target, p) for p in outcome.predictions], axis=0)
     encoders = {}
     for role in ("vision", "audio", "text"):
-        source = getattr(profile, role).get("checkpoint")
-        entry = None if source is None else checkpoints.get(str(source))
-        encoders[role] = {
-            "source": str(source or "trained with this project on the training clips"),
-            "licence": entry.licence if entry else "see its source" if source else "MIT",
-        }
+        encoders[role] = {"source": "trained here on the training clips", "licence": "MIT"}
+        if source := getattr(profile, role).get("checkpoint"):
+            licence = getattr(checkpoints.get(str(source)), "licence", "see its source")
+            encoders[role] = {"source": str(source), "licence": licence}
     facts = {
         "experiment": experiment,
         "corpus": workspace.corpus_name,

@@ -70,10 +70,12 @@ class EmiPredictor:
     @property
     def note(self) -> str:
         """Where the model comes from and what it can't know, to be told with every number."""
-        facts = self.facts
-        rho = f"ρ {facts['rho']:.3f} ± {facts['rho_sd']:.3f} there on validation".replace("-", "−")
-        origin = f"Model {facts['experiment']} of {len(self.models)} seeds, trained on the"
-        return f"{origin} {facts['corpus']}; {rho}. {pretrained.LIMITS[facts['synthetic']]}"
+        seeds, limits = len(self.models), pretrained.LIMITS[self.facts["synthetic"]]
+        rho = "ρ {rho:.3f} ± {rho_sd:.3f}".format(**self.facts).replace("-", "−")
+        origin = "Model {experiment} of {} seeds, trained on the {corpus}".format(
+            seeds, **self.facts
+        )
+        return f"{origin}; {rho} there on validation. {limits}"
 
     def save_pretrained(self, folder) -> Path:
         """Write weights (safetensors), config.json and a model card into `folder`."""
@@ -85,12 +87,11 @@ class EmiPredictor:
 
         source : folder, or a name like owner/model of the Hugging Face hub
 
-        No code from the folder runs and no pickle is read. Raises ValueError, one sentence, where
-        there is no such folder or it holds no predictor.
+        No code of it runs and no pickle is read. Raises ValueError where it holds no predictor.
         """
         return cls(**pretrained.load(source), device=device)
 
-    def predict(self, paths, text=None, window=None, step=None, workers=None) -> pd.DataFrame:
+    def predict(self, paths, text=None, window=None, step=None) -> pd.DataFrame:
         """Intensities of clips; a row a clip in the order of `paths`.
 
         paths : one or several of path or `Clip`
@@ -99,7 +100,6 @@ class EmiPredictor:
         window, step : s; cut each clip into windows, one every `step` s, the last one up to the
             clip's end, and take the mean over them. `over_time` gives each. None: a clip up to
             30 s is taken whole, a longer one in windows of 12 s, one every 6 s
-        workers : processes that decode, where there are many clips; None is one a core
 
         Columns: clip, status ("ok" or "failed"), each emotion in [0, 1] (mean over the seeds and
         windows, clipped) and "Joy sd" and so on (over seeds), missing, damaged, problems, notes,
@@ -107,18 +107,16 @@ class EmiPredictor:
         read is a row with its reason; `attrs["note"]` says what the model is. The CPU works in one
         thread: their number would change the last bits.
         """
-        predictions = self.predictions(paths, text, window, step, workers)
+        predictions = self.predictions(paths, text, window, step)
         table = pd.DataFrame([prediction.row() for prediction in predictions])
         table.attrs["note"] = self.note
         return table
 
-    def predictions(
-        self, paths, text=None, window=None, step=None, workers=None
-    ) -> Iterator[Prediction]:
+    def predictions(self, paths, text=None, window=None, step=None) -> Iterator[Prediction]:
         """`predict` one clip at a time: `Prediction`s in the order of `paths`."""
         clips, _ = clips_of(paths, text), windows_of(0.0, window, step)  # both refuse nonsense
         read = functools.partial(read_clip, settings=self.settings, emotions=self.emotions)
-        for prediction in ordered_map(read, clips, 1 if len(clips) <= FEW else workers):
+        for prediction in ordered_map(read, clips, 1 if len(clips) <= FEW else None):
             began = time.perf_counter()
             try:
                 self._predict(prediction, *windows_of(prediction.duration, window, step))
@@ -154,7 +152,7 @@ class EmiPredictor:
         rows = {"all": prediction.intensity}
         for name, exists in zip(MODALITIES, data.present.any(axis=0), strict=True):
             if exists:
-                rows[f"without {name}"] = self._intensity(self._outputs(data, name))
+                rows[f"without {name}"] = self._run(data, name)[1]
         means = {name: prediction.over_seeds(values.mean(axis=1)) for name, values in rows.items()}
         return pd.DataFrame.from_dict(means, orient="index", columns=list(self.emotions))
 
@@ -172,32 +170,31 @@ class EmiPredictor:
             end = start + WINDOW
         else:
             start = 0.0
-        data, [rows], [sound] = self._predict(prediction, np.array([start]), np.array([end]))
-        without, [outputs] = self._without(prediction, data), self._outputs(data)
-        images, times = prediction.frames, prediction.times[rows]
-        images = None if images is None else images[rows]
+        windows = np.array([start]), np.array([end])
+        data, [rows], [sound], [outputs] = self._predict(prediction, *windows)
+        without, times = self._without(prediction, data), prediction.times[rows]
+        images = None if prediction.frames is None else prediction.frames[rows]
         result = Explanation(prediction, without, start, end, images, times, sound)
         if outputs[0].weights is not None and outputs[0].weights.ndim == 3:
             result.weights = np.stack([_array(output.weights[0]) for output in outputs])
             result.weight_borders = np.linspace(start, end, result.weights.shape[1] + 1)
         if outputs[0].attention is not None:
-            heads = {
-                name: np.stack([_array(output.attention[name][0]) for output in outputs])
-                for name in ("frames", "audio")
+            result.attention, step = {}, self.encoders["audio"].stride * self.settings.audio_every
+            for name, exists in zip(("frames", "audio"), data.present[0, :2], strict=True):
+                heads = np.stack([_array(output.attention[name][0]) for output in outputs])
+                result.attention[name] = heads if exists else None
+            steps = start + step / SAMPLE_RATE * np.arange(heads.shape[-1] + 1)
+            result.attention_borders = {
+                "frames": np.append(times, end),
+                "audio": np.minimum(steps, end),
             }
-            step = self.encoders["audio"].stride * self.settings.audio_every / SAMPLE_RATE
-            sounds = start + step * np.arange(heads["audio"].shape[-1] + 1)
-            borders = {"frames": np.append(times, end), "audio": np.minimum(sounds, end)}
-            exists = dict(zip(MODALITIES, data.present[0], strict=True))
-            result.attention = {name: heads[name] if exists[name] else None for name in heads}
-            result.attention_borders = borders
         return result
 
     def _read(self, path, text) -> Prediction:
         return read_clip(*clips_of([path], text), self.settings, self.emotions)
 
-    def _predict(self, prediction: Prediction, starts, ends) -> tuple[FeatureSet, list, list]:
-        """Fill in the result of windows; returns their features, rows of the frames, and sounds.
+    def _predict(self, prediction: Prediction, starts, ends) -> tuple:
+        """Fill in the result of windows; returns their features, frames, sounds and `Output`s.
 
         Raises MediaError for a clip that could not be read, ValueError where it has nothing that
         the models read.
@@ -214,14 +211,14 @@ class EmiPredictor:
         texts, source = self._words(prediction.clip.text, sounds)
         data = self._encode(prediction.frames, rows, sounds, texts)
         prediction.start, prediction.end, prediction.present = starts, ends, data.present
-        prediction.intensity = self._intensity(self._outputs(data))
+        outputs, prediction.intensity = self._run(data)
         prediction.text = " ".join(dict.fromkeys(filter(None, texts))) or None
         prediction.notes.append(source)
         if len(rows) > 1:
             mean = f"Mean over {len(rows)} windows of {ends[0] - starts[0]:g} s."
             shared = " Each is given all the words." if prediction.clip.text and texts[0] else ""
             prediction.notes.append(mean + shared)
-        return data, rows, sounds
+        return data, rows, sounds, outputs
 
     def _words(self, text: str | None, sounds: list) -> tuple[list[str], str]:
         """The words of each window, "" for none, and where they come from."""
@@ -262,21 +259,20 @@ class EmiPredictor:
         data = FeatureSet.from_arrays(range(len(rows)), images, audio, text)
         return data.standardised(self.moments)
 
-    def _outputs(self, data: FeatureSet, removed: str | None = None) -> list[list]:
-        """The `Output` of each seed's model for each batch, without `removed` where it is named."""
+    def _run(self, data: FeatureSet, removed: str | None = None) -> tuple[list[list], np.ndarray]:
+        """Each model's `Output` of each batch, and intensities (S, W, E) in the targets' range.
+
+        removed : the modality that is treated as not present
+        """
         outputs = []
         with torch.inference_mode(), no_denormals(), one_thread():
             for batch in data.batches(TOGETHER, device=self.device):
                 if removed is not None:
                     batch.present[:, MODALITIES.index(removed)] = False
                 outputs.append([model(**batch.inputs()) for model in self.models.values()])
-        return outputs
-
-    def _intensity(self, outputs: list[list]) -> np.ndarray:
-        """(S, W, E) in the range of the corpus's targets."""
         batches = [np.stack([_array(output.intensity) for output in batch]) for batch in outputs]
         intensity = np.concatenate(batches, axis=1)
-        return intensity if self.scale is None else self.scale.inverse_transform(intensity)
+        return outputs, self.scale.inverse_transform(intensity) if self.scale else intensity
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

@@ -19,7 +19,7 @@ from emilib import __main__ as command_line
 from emilib.corpus.media import MediaError
 from emilib.export import predictor_of
 from emilib.pipeline import Workspace
-from emilib.plots import predict_plots
+from emilib.plots import predict_plots, style
 from emilib.predict import Clip, EmiPredictor
 from emilib.predict import predictor as predictor_module
 from emilib.predict.clip import windows_of
@@ -298,10 +298,10 @@ def test_look_gives_attention_that_sums_to_one_over_the_clip(predictor, video):
         assert (np.diff(borders) >= 0).all()
         assert borders[[0, -1]] == pytest.approx([0, look.end], abs=0.1)
     assert look.weights is None
-    figure = predict_plots.look(look, predictor.note)
+    figure = predict_plots.explained(look, predictor.note)
     texts = [text.get_text() for text in figure.texts] + [a.get_ylabel() for a in figure.axes]
     assert {"What the models made of short.mp4", "attention\nover frames"} <= set(texts)
-    assert predict_plots.png(figure).startswith(b"\x89PNG")
+    assert style.png(figure).startswith(b"\x89PNG")
 
 
 def test_look_of_dual_stage_gives_its_weights(workspace, mixed):
@@ -312,7 +312,7 @@ def test_look_of_dual_stage_gives_its_weights(workspace, mixed):
     assert (look.weights[:, :, 1] == 0).all()
     np.testing.assert_allclose(look.weight_borders, np.linspace(0, look.end, 7))
     assert list(look.without.index) == ["all", "without frames", "without text"]
-    figure = predict_plots.look(look)
+    figure = predict_plots.explained(look)
     assert "no sound" in [text.get_text() for axes in figure.axes for text in axes.texts]
 
 

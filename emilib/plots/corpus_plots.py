@@ -1,46 +1,27 @@
 """Figures of clips, and of the two architectures."""
 
 import itertools
+import json
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.patches import FancyBboxPatch
-from scipy.signal import ShortTimeFFT
-from scipy.signal.windows import hann
 
-from emilib.plots.style import (
-    BLACK,
-    COLOURS,
-    GREEN,
-    GREY,
-    ORANGE,
-    STYLE,
-    envelope,
-    say,
-    sheet,
-    shown_frames,
-)
+from emilib.plots.style import COLOURS, GREEN, GREY, STYLE, say, sheet, shown_frames, sound_wave
 
-FLOOR_DB = -80.0  # of spectrograms, below their loudest point
 MOST_FACES = 10  # side by side in a strip
 WORD_LINES = 4  # of a clip's words, and of its defects
-
-# ------------------------------------------------------------------------------------ clips
+ARCHITECTURES = json.loads(Path(__file__).with_name("architectures.json").read_text("utf-8"))
+BOX, GRID = (1.78, 0.72), (2.12, 1.02)  # width and height of a box; distance of two
 
 
 @rc_context(STYLE | {"axes.grid": False})
 def clip_card(
-    media,
-    title: str,
-    labels: pd.Series,
-    words,
-    defects: Sequence[str] | None = None,
-    corpus: str = "",
-    tones: bool = True,
-    figure=None,
+    media, title, labels: pd.Series, words, defects=None, corpus="", tones=True, figure=None
 ):
     """All that a corpus holds of one clip: frames, sound, labels, words and defects.
 
@@ -58,7 +39,8 @@ def clip_card(
         del rows[2], heights[2]
     axes = figure.subplot_mosaic(rows, height_ratios=heights, width_ratios=[1, 1.15])
     _draw_strip(axes["faces"], media)
-    _draw_waveform(axes["wave"], media)
+    sound_wave(axes["wave"], media.waveform, media.sample_rate)
+    axes["wave"].set_ylabel("waveform")
     if tones:
         _draw_spectrogram(figure, axes["tones"], media)
         axes["wave"].tick_params(labelbottom=False)
@@ -78,50 +60,27 @@ def _draw_strip(axes, media) -> None:
     rows = shown_frames(len(media.images), MOST_FACES)
     height, width = media.images.shape[1:3]
     step = 1.06 * width
-    for place, row in enumerate(rows):
-        axes.imshow(media.images[row], extent=(place * step, place * step + width, height, 0))
-        middle, label = place * step + width / 2, f"{media.times[row]:.2f} s"
-        axes.text(middle, height * 1.06, label, ha="center", va="top", fontsize=8.5)
-    axes.set(xlim=(0, max(len(rows), MOST_FACES) * step), ylim=(height * 1.25, 0))
-    axes.set_anchor("W")
+    for left, row in zip(step * np.arange(len(rows)), rows, strict=True):
+        axes.imshow(media.images[row], extent=(left, left + width, height, 0))
+        place = {"ha": "center", "va": "top", "fontsize": 8.5}
+        axes.text(left + width / 2, height * 1.06, f"{media.times[row]:.2f} s", **place)
+    axes.set(xlim=(0, max(len(rows), MOST_FACES) * step), ylim=(height * 1.25, 0), anchor="W")
     text = f"{len(rows)} of {len(media.images)} sampled frames, with their time stamps"
     axes.set_title(text, loc="left", fontsize=9.5, color=GREY)
 
 
-def _draw_waveform(axes, media) -> None:
-    axes.set_ylabel("waveform")
-    if media.waveform is None:
-        say(axes, "no sound")
-        return
-    time, low, high = envelope(media.waveform, media.sample_rate)
-    axes.fill_between(time, low, high, color=ORANGE, lw=0.4)
-    top = max(0.01, float(np.abs(media.waveform).max())) * 1.05
-    axes.set_ylim(-top, top)
-
-
 def _draw_spectrogram(figure, axes, media) -> None:
-    axes.set_ylabel("frequency, kHz")
-    if media.waveform is None or len(media.waveform) < 400:
-        say(axes, "no sound" if media.waveform is None else "sound too short for a spectrogram")
+    """Levels over Hann windows of 25 ms, 10 ms apart, down to 80 dB below the loudest point."""
+    axes.set_ylabel("frequency, Hz")
+    window, hop = round(0.025 * media.sample_rate), round(0.010 * media.sample_rate)
+    if media.waveform is None or len(media.waveform) < window or not np.any(media.waveform):
+        say(axes, "no sound to take apart")
         return
-    level, step = spectrogram(media.waveform, media.sample_rate)
-    extent = (-step / 2, (level.shape[1] - 0.5) * step, 0, media.sample_rate / 2000)
-    colours = {"cmap": "magma", "vmin": FLOOR_DB, "vmax": 0}
-    image = axes.imshow(level, origin="lower", aspect="auto", extent=extent, **colours)
-    figure.colorbar(image, ax=axes, label="level, dB", pad=0.01, ticks=[-80, -40, 0])
-
-
-def spectrogram(waveform, sample_rate: int) -> tuple[np.ndarray, float]:
-    """Levels (F, T) in dB below the loudest point, over Hann windows of 25 ms; and seconds a step.
-
-    Steps are 10 ms apart; levels end at FLOOR_DB.
-    """
-    window, hop = hann(round(0.025 * sample_rate), sym=False), round(0.010 * sample_rate)
-    transform = ShortTimeFFT(window, hop, sample_rate, mfft=2 ** int(np.ceil(np.log2(len(window)))))
-    steps = -(-len(waveform) // hop)  # centred at 0, 10 ms, ... within the waveform
-    power = transform.spectrogram(np.asarray(waveform, float), p0=0, p1=steps)
-    power = np.maximum(power / max(float(power.max()), 1e-20), 1e-20)
-    return np.maximum(10 * np.log10(power), FLOOR_DB), hop / sample_rate
+    style = {"NFFT": window, "noverlap": window - hop, "pad_to": 512, "cmap": "magma"}
+    with np.errstate(divide="ignore"):  # silence has no level
+        power, _, _, image = axes.specgram(media.waveform, Fs=media.sample_rate, **style)
+    image.set_clim(10 * np.log10(power.max()) + np.array([-80, 0]))
+    figure.colorbar(image, ax=axes, label="level, dB", pad=0.01)
 
 
 def _draw_labels(axes, labels: pd.Series) -> None:
@@ -143,70 +102,22 @@ def _draw_words(axes, words, defects: Sequence[str] | None) -> None:
     axes.axis("off")
     spoken = isinstance(words, str) and bool(words.strip())
     style = {"style": "italic", "color": GREEN} if spoken else {}
-    paragraphs = [("words", [f"“{words}”" if spoken else "no words"], style)]
+    paragraphs = [(1.0, "words", [f"“{words}”" if spoken else "no words"], style)]
     if defects is not None:
-        paragraphs.append(("defects", defects or ["none"], {}))
-    y, step = 1.0, 0.115  # from the top, in heights of the panel
-    place = {"va": "top", "linespacing": 1.25, "transform": axes.transAxes}
-    for heading, texts, style in paragraphs:
+        paragraphs.append((0.38, "defects", defects or ["none"], {}))
+    for top, heading, texts, style in paragraphs:
         lines = [line for text in texts for line in textwrap.wrap(text, 62)]
-        shown = lines if len(lines) <= WORD_LINES else [*lines[: WORD_LINES - 1], "…"]
-        axes.text(0, y, heading, weight="bold", **place)
-        axes.text(0, y - 1.2 * step, "\n".join(shown), fontsize=9, **place, **style)
-        y -= (len(shown) + 1.9) * step
-
-
-# ---------------------------------------------------------------------------- architectures
-
-# Boxes are (column, row, text); rows are frames, text and audio from the top; chains are arrows.
-DUAL_STAGE = {
-    "frames": (0, 0, "frames, 5 a second\nViT-B/16, T × 768"),
-    "text": (0, 1, "transcript\nBERT, 768"),
-    "audio": (0, 2, "sound\nwav2vec2, T × 1024"),
-    "tcn": (1, 0, "TCN\nEq. 2"),
-    "lstm": (1, 2, "BiLSTM · gate\nEq. 3, 6"),
-    "pool_f": (2, 0, "M segments\nEq. 5"),
-    "pool_a": (2, 2, "M segments\nnot stated"),
-    "map_f": (3, 0, "MLP · quality q\nEq. 4, 7"),
-    "map_t": (3, 1, "MLP · quality q\nEq. 4, 7"),
-    "map_a": (3, 2, "MLP · quality q\nEq. 4, 7"),
-    "sum": (4, 1, "Σ β · h\nβ = softmax q\nEq. 8"),
-    "out": (5, 1, "Transformer\nEq. 9\n→ 6 intensities"),
-}
-DUAL_STAGE_CHAINS = (
-    "frames tcn pool_f map_f sum out",
-    "text map_t sum",
-    "audio lstm pool_a map_a sum",
-)
-TAEMI = {
-    "frames": (0, 0, "frames\nViT, T × 768"),
-    "text": (0, 1, "transcript\nGTE: t, 768"),
-    "audio": (0, 2, "sound, 12 s\nwav2vec2, T × 1027"),
-    "in_f": (1, 0, "token if missing\nlinear → 512"),
-    "in_t": (1, 1, "token if missing"),
-    "in_a": (1, 2, "token if missing\nlinear → 512"),
-    "self_f": (2, 0, "self-attention\nV′"),
-    "self_a": (2, 2, "self-attention\nA′"),
-    "cross_f": (3, 0, "cross-attention\n$h_v$ = CA(W t, V′)"),
-    "cross_a": (3, 2, "cross-attention\n$h_a$ = CA(W t, A′)"),
-    "join": (4, 1, "f = [t; $h_a$; $h_v$]\n1792"),
-    "out": (5, 1, "MLP, GELU\n→ 6 intensities"),
-}
-TAEMI_CHAINS = (
-    "frames in_f self_f cross_f join out",
-    "text in_t join",
-    "audio in_a self_a cross_a join",
-)
-BOX, GRID = (1.78, 0.72), (2.12, 1.02)  # width and height of a box; distance of two
+        lines = lines if len(lines) <= WORD_LINES else [*lines[: WORD_LINES - 1], "…"]
+        axes.text(0, top, heading, weight="bold", va="top")
+        axes.text(0, top - 0.14, "\n".join(lines), fontsize=9, va="top", linespacing=1.25, **style)
 
 
 @rc_context(STYLE | {"font.size": 8.6, "axes.grid": False})
 def architectures(upper, lower) -> None:
     """Both papers' networks as boxes and arrows, A on the upper axes and B on the lower."""
-    title = "Paper A, dual-stage: quality scores weigh the modalities in each segment"
-    _draw_boxes(upper, DUAL_STAGE, DUAL_STAGE_CHAINS, title)
-    title = "Paper B, TAEMI: the text asks, frames and sound answer"
-    _draw_boxes(lower, TAEMI, TAEMI_CHAINS, title)
+    for axes, (title, parts) in zip((upper, lower), ARCHITECTURES.items(), strict=True):
+        _draw_boxes(axes, parts["boxes"], parts["chains"])
+        axes.set_title(title, loc="left", fontweight="bold", size=10)
     arrow = {"arrowstyle": "-|>", "color": GREEN, "lw": 1.6, "shrinkA": 0, "shrinkB": 0}
     both = arrow | {"arrowstyle": "<|-|>", "ls": "--", "color": GREY, "lw": 1.1}
     x, edge = 3 * GRID[0], BOX[1] / 2
@@ -218,22 +129,21 @@ def architectures(upper, lower) -> None:
         lower.text(x - 0.15, near + 0.05 * side, "query", color=GREEN, ha="right", va="center")
 
 
-def _draw_boxes(axes, boxes: dict, chains: Sequence[str], title: str) -> None:
+def _draw_boxes(axes, boxes: dict, chains: Sequence[str]) -> None:
+    """boxes : name → (column, row, text), rows are frames, text and audio; chains : arrows."""
     for column, row, text in boxes.values():
         colour = list(COLOURS.values())[(0, 2, 1)[row]] if column < 4 else GREY
-        corner = (column * GRID[0] - BOX[0] / 2, -row * GRID[1] - BOX[1] / 2)
-        style = {"boxstyle": "round,pad=0,rounding_size=0.12", "fc": "white", "ec": colour}
-        axes.add_patch(FancyBboxPatch(corner, *BOX, lw=1.6, **style))
         x, y = column * GRID[0], -row * GRID[1]
+        style = {"boxstyle": "round,pad=0,rounding_size=0.12", "fc": "white", "ec": colour}
+        corner = (x - BOX[0] / 2, y - BOX[1] / 2)
+        axes.add_patch(FancyBboxPatch(corner, *BOX, lw=1.6, **style))
         axes.text(x, y, text, ha="center", va="center", linespacing=1.35)
-    arrow = {"arrowstyle": "-|>", "color": BLACK, "lw": 1.1, "shrinkA": 0, "shrinkB": 0}
-    for chain in map(str.split, chains):
-        for source, target in itertools.pairwise(chain):
-            (c0, r0, _), (c1, r1, _) = boxes[source], boxes[target]
-            start = (c0 * GRID[0] + BOX[0] / 2, -r0 * GRID[1])
-            axes.annotate("", (c1 * GRID[0] - BOX[0] / 2, -r1 * GRID[1]), start, arrowprops=arrow)
+    arrow = {"arrowstyle": "-|>", "color": "black", "lw": 1.1, "shrinkA": 0, "shrinkB": 0}
+    for source, target in itertools.chain(*(itertools.pairwise(c.split()) for c in chains)):
+        (c0, r0, _), (c1, r1, _) = boxes[source], boxes[target]
+        start = (c0 * GRID[0] + BOX[0] / 2, -r0 * GRID[1])
+        axes.annotate("", (c1 * GRID[0] - BOX[0] / 2, -r1 * GRID[1]), start, arrowprops=arrow)
     axes.set_xlim(-BOX[0] / 2 - 0.1, 5 * GRID[0] + BOX[0] / 2 + 0.1)
     axes.set_ylim(-2 * GRID[1] - BOX[1] / 2 - 0.1, BOX[1] / 2 + 0.1)
     axes.set_aspect("equal")
     axes.axis("off")
-    axes.set_title(title, loc="left", fontweight="bold", size=10)

@@ -2,40 +2,28 @@
 
 import ast
 import inspect
-import io
 import textwrap
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from IPython.display import Image, Markdown
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from emilib.plots.style import STYLE
-
-DPI = 110  # dots an inch of a figure shown in a notebook
+from emilib.plots.style import png
 
 
 def show_source(*objects) -> Markdown:
-    """The code of classes or functions as Markdown, without their docstrings.
-
-    Comments stay: they say why, and what the papers leave open. Raises TypeError for objects that
-    Python keeps no source of.
-    """
+    """The code of classes or functions as Markdown, with comments, without docstrings."""
     return Markdown("\n\n".join(f"```python\n{code_of(o)}\n```" for o in objects))
 
 
 def code_of(object_) -> str:
-    """Source text of a class or function without docstrings, from its first column.
-
-    A docstring that is the whole body stays: without it there is no body.
-    """
+    """Source text of a class or function without docstrings, from its first column."""
     source = textwrap.dedent(inspect.getsource(object_))
     lines, drop = source.splitlines(), set()
     for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        if ast.get_docstring(node, clean=False) is not None and len(node.body) > 1:
+        named = isinstance(node, ast.ClassDef | ast.FunctionDef)
+        if named and ast.get_docstring(node) is not None and len(node.body) > 1:
             first, last = node.body[0].lineno - 1, node.body[0].end_lineno
             drop |= set(range(first, last + (not lines[last].strip())))
     return "\n".join(line for number, line in enumerate(lines) if number not in drop)
@@ -43,14 +31,8 @@ def code_of(object_) -> str:
 
 def show(figure: Figure, alt: str | None = None) -> Image:
     """A figure as a PNG picture, with a text for those who can't see it (its title by default)."""
-    texts = [text.get_text() for text in figure.texts]
-    texts += [axes.get_title(side) for axes in figure.axes for side in ("left", "center")]
-    alt = alt or next((text for text in texts if text), None)
-    stream = io.BytesIO()
-    with rc_context(STYLE):
-        # Without a metadata entry for it, the file would name the version of matplotlib.
-        figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})
-    return Image(stream.getvalue(), alt=alt)
+    titles = (text.get_text() for text in figure.texts)
+    return Image(png(figure), alt=alt or next(filter(None, titles), None))
 
 
 def show_table(
@@ -59,7 +41,7 @@ def show_table(
     """A table as Markdown: a DataFrame (without its index), a mapping, or a list of rows.
 
     columns : the headings; digits : decimals of floats; caption : a paragraph above the table.
-    NaN is shown as a dash. Raises ValueError for another number of headings than columns.
+    NaN is shown as a dash.
     """
     frame = pd.DataFrame(list(rows.items()) if isinstance(rows, Mapping) else rows)
     if columns is not None:

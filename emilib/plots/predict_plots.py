@@ -1,9 +1,6 @@
-"""Pictures of a prediction: what the models saw, what they looked at, and the result.
+"""Pictures of a prediction: what the models saw, what they looked at, and the result."""
 
-Dimension key: S seeds, H heads, T steps, M segments.
-"""
-
-import io
+import functools
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +18,12 @@ PICTURES = 9  # frames a strip has room for
 NOTHING = 0.34  # inches of a panel that has nothing to show
 WORDS = 6  # lines of words shown
 MARKERS = {"frames": "s", "audio": "D", "text": "^"}
-DOTS = 80  # windows that are told apart as dots
 WIDTH = 9.2  # inches
 BESIDE = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}  # a legend right of its axes
 
 
 @rc_context(STYLE)
-def look(look, note: str = "") -> Figure:
+def explained(look, note: str = "") -> Figure:
     """One clip: words, frames, sound, what the models looked at, and the intensities.
 
     look : of `EmiPredictor.look`; note : below the title, `EmiPredictor.note`
@@ -36,46 +32,33 @@ def look(look, note: str = "") -> Figure:
     all), thin lines a head and seed, the thick one their mean. At the bottom stand the intensities,
     ± sd over seeds, and where each goes when a modality is removed.
     """
-    lines = _wrapped(look.prediction.text)
-    attention = look.attention or {}
-    panels = [(0.25 + 0.17 * len(lines), lambda axes: _draw_words(axes, look, lines))]
-    timed = [(0.74, look.images, lambda axes: _draw_frames(axes, look))]
-    timed.append((0.7, look.waveform, lambda axes: _draw_sound(axes, look)))
+    words, attention = look.prediction.text, look.attention or {}
+    lines = textwrap.wrap(f"“{words}”" if words else "no words", 95)
+    lines = lines if len(lines) <= WORDS else [*lines[: WORDS - 1], f"{lines[WORDS - 1]} …"]
+    timed = [(0.74, look.images, _draw_frames), (0.7, look.waveform, _draw_sound)]
     for place, name in ((1, "frames"), (3, "audio")):
         if name in attention:
-            draw = lambda axes, name=name: _draw_attention(axes, look, name)  # noqa: E731
-            timed.insert(min(place, len(timed)), (1.0, attention[name], draw))
+            draw = functools.partial(_draw_attention, name=name)
+            timed.insert(place, (1.0, attention[name], draw))
     if look.weights is not None:
-        timed.append((1.2, look.weights, lambda axes: _draw_weights(axes, look)))
-    panels += [(NOTHING if data is None else height, draw) for height, data, draw in timed]
-    panels.append((2.5, lambda axes: _draw_intensities(axes, look)))
-    heights = [height for height, _ in panels]
+        timed.append((1.2, look.weights, _draw_weights))
+    heights = [0.25 + 0.17 * len(lines)]
+    heights += [NOTHING if data is None else height for height, data, _ in timed] + [2.5]
     problems = [f"{problem[0].upper()}{problem[1:]}." for problem in look.prediction.problems]
     remarks = " ".join([note, *problems, *look.prediction.notes]).strip()
     title = f"What the models made of {Path(look.prediction.clip.name).name}"
-    figure, all_axes = canvas(
-        WIDTH, sum(heights) + 0.5, title, remarks, len(panels), height_ratios=heights
-    )
-    for axes, (_, draw) in zip(all_axes, panels, strict=True):
-        draw(axes)
-    for axes in all_axes[1:-1]:
+    rows = {"rows": len(heights), "height_ratios": heights}
+    figure, (top, *middle, bottom) = canvas(WIDTH, sum(heights) + 0.5, title, remarks, **rows)
+    top.axis("off")
+    style = {"style": "italic", "color": BLACK} if words else {"color": GREY}
+    top.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", **style)
+    for axes, (_, _, draw) in zip(middle, timed, strict=True):
+        draw(axes, look)
         axes.set_xlim(look.start, look.end)
-        axes.tick_params(labelbottom=axes is all_axes[-2])
-    all_axes[-2].set_xlabel("time in s")
+        axes.tick_params(labelbottom=axes is middle[-1])
+    middle[-1].set_xlabel("time in s")
+    _draw_intensities(bottom, look)
     return figure
-
-
-def _wrapped(words: str | None) -> list[str]:
-    """The words in lines; many words are cut, so that they leave room for the rest."""
-    lines = textwrap.wrap(f"“{words}”" if words else "no words", 95)
-    return [*lines[: WORDS - 1], f"{lines[WORDS - 1]} …"] if len(lines) > WORDS else lines
-
-
-def _draw_words(axes, look, lines: list[str]) -> None:
-    axes.axis("off")
-    style = {"style": "italic", "color": BLACK} if look.prediction.text else {"color": GREY}
-    place = {"ha": "center", "va": "center", "transform": axes.transAxes}
-    axes.text(0.5, 0.5, "\n".join(lines), **place, **style)
 
 
 def _draw_frames(axes, look) -> None:
@@ -97,8 +80,7 @@ def _draw_frames(axes, look) -> None:
 
 def _draw_sound(axes, look) -> None:
     sound_wave(axes, look.waveform, SAMPLE_RATE, look.start)
-    if look.waveform is not None:
-        axes.set_ylabel("audio")
+    axes.set_ylabel("audio" if look.waveform is not None else "")
 
 
 def _draw_attention(axes, look, name: str) -> None:
@@ -138,11 +120,13 @@ def _draw_weights(axes, look) -> None:
 def _draw_intensities(axes, look) -> None:
     """A line an emotion: the prediction ± sd, and where it goes without each modality."""
     everything, bounded = look.without.loc["all"], look.prediction.bounded
+    limits = (0, 1) if bounded else (-np.inf, np.inf)
     y = np.arange(len(everything))[::-1]
     seeds = look.prediction.intensity.mean(axis=1)  # (S, E), not clipped
     reach = 1.1 * float(look.without.to_numpy().max())
     if len(seeds) > 1:
-        low, high = _band(seeds.mean(axis=0), seeds.std(axis=0, ddof=1), bounded)
+        mean, spread = seeds.mean(axis=0), seeds.std(axis=0, ddof=1)
+        low, high = np.clip([mean - spread, mean + spread], *limits)
         axes.hlines(y, low, high, color="#C4C4C4", linewidth=7, label="± sd over seeds")
         reach = max(reach, float(high.max()))
     removed = [name for name in MODALITIES if f"without {name}" in look.without.index]
@@ -173,20 +157,19 @@ def over_time(windows: pd.DataFrame, emotions: Sequence[str], name: str, note: s
     middle = ((windows["start"] + windows["end"]) / 2).to_numpy()
     length = f"{windows['end'].iloc[0] - windows['start'].iloc[0]:g} s"
     bounded = tuple(emotions) == EMOTIONS  # other targets may have any range
-    remarks = f"Each value is of the {length} around it. Band: ± sd over seeds; dashed: mean of the"
+    limits = (0, 1) if bounded else (-np.inf, np.inf)
+    remarks = f"Band: ± sd over seeds; dashed: mean of the windows. {note}".strip()
     title = f"{Path(name).name}: intensities in windows of {length}"
-    height, remarks = 0.5 + 0.8 * len(emotions), f"{remarks} windows. {note}".strip()
-    shared = {"sharex": True, "sharey": True, "squeeze": False}
-    figure, panels = canvas(WIDTH, height, title, remarks, len(emotions), **shared)
-    dots = "o-" if len(windows) <= DOTS else "-"
+    shared = {"rows": len(emotions), "sharex": True, "sharey": True, "squeeze": False}
+    figure, panels = canvas(WIDTH, 0.5 + 0.8 * len(emotions), title, remarks, **shared)
     top = 0.0
     for number, (axes, emotion) in enumerate(zip(panels[:, 0], emotions, strict=True)):
         color = CYCLE[number % len(CYCLE)]
         values, spread = windows[emotion].to_numpy(), windows[f"{emotion} sd"].fillna(0).to_numpy()
-        low, high = _band(values, spread, bounded)
+        low, high = np.clip([values - spread, values + spread], *limits)
         axes.axhline(values.mean(), color=color, linewidth=0.9, linestyle="--")
         axes.fill_between(middle, low, high, color=color, alpha=0.22, linewidth=0)
-        axes.plot(middle, values, dots, color=color, markersize=3.5)
+        axes.plot(middle, values, ".-", color=color)
         axes.set_ylabel(emotion.replace(" ", "\n"), rotation=0, ha="right", va="center")
         top = max(top, float(high.max()))
     if bounded:
@@ -194,16 +177,3 @@ def over_time(windows: pd.DataFrame, emotions: Sequence[str], name: str, note: s
     axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
     axes.set(xlim=(0, windows["end"].max()), xlabel="middle of the window, s")
     return figure
-
-
-def _band(mean, spread, bounded: bool):
-    low, high = mean - spread, mean + spread
-    return (low.clip(0, 1), high.clip(0, 1)) if bounded else (low, high)
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG file, the same bytes each time."""
-    stream = io.BytesIO()
-    with rc_context(STYLE):
-        figure.savefig(stream, format="png", dpi=130, metadata={"Software": None})
-    return stream.getvalue()

@@ -1,12 +1,9 @@
 """The style of all figures, and the pieces that several of them share.
 
-Functions take arrays and tables and return a matplotlib Figure; `save` writes it. Figures are made
-without pyplot, so drawing one changes no global state and needs no window. A notebook that draws
-in its own cells applies the style first: ``matplotlib.rcParams.update(STYLE)``.
-
+Functions take arrays and tables and return a matplotlib Figure, made without pyplot; `save` writes
+it. A notebook that draws in its own cells applies ``matplotlib.rcParams.update(STYLE)`` first.
 Blue, orange and green are frames, audio and text, and nothing else; everything else takes its
-colours from `CYCLE`. Colours are those of Okabe and Ito, which colour-blind readers tell apart,
-and markers differ too.
+colours from `CYCLE`: those of Okabe and Ito, which colour-blind readers tell apart.
 """
 
 import io
@@ -43,8 +40,6 @@ STYLE = {
     "svg.hashsalt": "emilib",  # ids in the file are then the same each time
 }
 
-# ------------------------------------------------------------------------- a figure and its files
-
 
 @rc_context(STYLE)
 def sheet(width: float, height: float, title: str, corpus: str = "") -> Figure:
@@ -67,19 +62,22 @@ def canvas(width: float, height: float, title: str, corpus: str = "", rows=1, co
     return figure, figure.subplots(rows, columns, **options)
 
 
-def save(figure: Figure, folder, name: str, data: pd.DataFrame) -> tuple[Path, Path]:
+def save(figure: Figure, folder, name: str, data: pd.DataFrame) -> None:
     """NAME.svg and NAME.csv, what is drawn in numbers; the same bytes for the same results."""
-    picture, numbers = Path(folder) / f"{name}.svg", Path(folder) / f"{name}.csv"
     stream = io.BytesIO()
     with rc_context(STYLE):
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     index = not isinstance(data.index, pd.RangeIndex)
-    atomic_write(picture, stream.getvalue())
-    atomic_write(numbers, data.to_csv(index=index, float_format="%.6g"))
-    return picture, numbers
+    atomic_write(Path(folder) / f"{name}.svg", stream.getvalue())
+    atomic_write(Path(folder) / f"{name}.csv", data.to_csv(index=index, float_format="%.6g"))
 
 
-# ---------------------------------------------------------------------------------- pieces of axes
+def png(figure: Figure, dpi: int = 110) -> bytes:
+    """The figure as a PNG file, the same bytes each time."""
+    stream = io.BytesIO()
+    with rc_context(STYLE):  # Software would name the version of matplotlib
+        figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
+    return stream.getvalue()
 
 
 def bare(axes) -> None:
@@ -148,62 +146,32 @@ def sound_wave(axes, waveform: np.ndarray | None, sample_rate: int, start: float
     axes.set(yticks=[], ylim=(-1.05, 1.05), xlim=(start, start + len(waveform) / sample_rate))
 
 
-# ------------------------------------------------------------------------------ figures of results
-
-
-def reported_and_here(table: pd.DataFrame, corpus: str = "", title: str = "") -> Figure:
-    """Paper's ρ beside ours with its interval, a line a row of a result table."""
-    figure, axes = _forest(
-        table, ("paper", "here", "low", "high"), title or "paper and here", corpus
-    )
-    for number, row in enumerate(table[::-1].itertuples()):
-        if np.isnan(row.here):
-            axes.text(0.005, number - 0.14, row.status, color=GREY, va="center", style="italic")
-    lowest = table["low"].min()
-    axes.set_xlim(left=min(0.0, lowest - 0.02) if lowest == lowest else 0.0)
-    axes.set_xlabel("mean Pearson ρ on validation")
-    return figure
-
-
-def differences(table: pd.DataFrame, corpus: str = "", title: str = "") -> Figure:
-    """Differences to the table's reference row, ours with the paired interval, and the paper's.
-
-    Raises ValueError for a table without a single difference.
-    """
-    rows = table[table["delta_here"].notna()]
+@rc_context(STYLE)
+def differences(table: pd.DataFrame, corpus: str = "", title: str = "differences") -> Figure:
+    """Differences to a result table's reference row: the paper's, ours with the paired interval."""
+    name, rows = table.attrs["name"], table[table["delta_here"].notna()]
     if rows.empty:
-        raise ValueError(f"{table.attrs['name']} has no differences to draw: train its rows first")
-    references = rows["reference"].unique()
-    if len(references) > 1:
-        rows = rows.assign(row=rows["row"] + " − " + rows["reference"])
-    columns = ("delta_paper", "delta_here", "delta_low", "delta_high")
-    figure, axes = _forest(rows, columns, title or "differences", corpus)
+        raise ValueError(f"{name} has no differences to draw: train its rows first")
+    references, names = rows["reference"].unique(), rows["row"]
+    one, in_paper = len(references) == 1, rows["delta_paper"].notna().any()
+    # A2 is Table 2 of paper A; A4 is beyond the papers.
+    name = f"Table {name[1]} of paper {name[0]}" if in_paper else f"Table {name}"
+    figure, axes = canvas(7.2, 1.1 + 0.36 * len(rows), f"{name}: {title}", corpus)
+    y = np.arange(len(rows))[::-1]
+    if in_paper:
+        marks = {"marker": "D", "s": 34, "color": GREY, "label": "paper (Hume-Vidmimic2)"}
+        axes.scatter(rows["delta_paper"], y + 0.14, **marks)
+    here = rows["delta_here"]
+    lengths = reach(here, rows["delta_low"], rows["delta_high"])
+    style = {"fmt": "o", "markersize": 6, "capsize": 3, "color": BLACK}
+    axes.errorbar(here, y - 0.14, xerr=lengths, label="here, 95 % over clips, paired", **style)
     axes.axvline(0, color=BLACK, linewidth=0.9, zorder=0)
-    one = len(references) == 1
+    axes.set_yticks(y, names if one else names + " − " + rows["reference"])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"ρ minus that of {references[0]}" if one else "difference in ρ")
+    legend_below(figure, axes)
     return figure
-
-
-def _forest(table: pd.DataFrame, columns: Sequence[str], title: str, corpus: str):
-    """A line a row: the paper's number as a diamond, ours as a dot with its interval."""
-    paper, here, low, high = (table[name] for name in columns)
-    name = table.attrs.get("name", "")
-    if len(name) == 2:  # A2 is Table 2 of paper A; A4 is beyond the papers
-        name = f"Table {name[1]} of paper {name[0]}" if paper.notna().any() else f"Table {name}"
-    with rc_context(STYLE):
-        figure, axes = canvas(7.2, 1.1 + 0.36 * len(table), f"{name}: {title}", corpus)
-        y = np.arange(len(table))[::-1]
-        if paper.notna().any():
-            label = "paper (Hume-Vidmimic2)"
-            axes.scatter(paper, y + 0.14, marker="D", s=34, color=GREY, label=label)
-        bars = {"fmt": "o", "markersize": 6, "capsize": 3, "color": BLACK}
-        label = "here, 95 % over clips" + (", paired" if columns[1] == "delta_here" else "")
-        axes.errorbar(here, y - 0.14, xerr=reach(here, low, high), **bars, label=label)
-        axes.set_yticks(y, table["row"])
-        axes.set_ylim(-0.6, len(table) - 0.4)
-        axes.grid(axis="y", visible=False)
-        legend_below(figure, axes)
-    return figure, axes
 
 
 @rc_context(STYLE)
@@ -212,8 +180,8 @@ def learning_curves(
 ) -> Figure:
     """Training loss and validation ρ over epochs; a colour a model, a thin line a seed.
 
-    histories : name → a history a seed, as in `Outcome.histories`; the thick line is the mean over
-        the seeds still running, the dot the best epoch of a seed
+    histories : name → a history a seed; the thick line is the mean over the seeds still running,
+        the dot the best epoch of a seed
     """
     figure, panels = canvas(8.2, 3.2, title, corpus, columns=2)
     for (name, runs), color in zip(histories.items(), CYCLE * len(histories), strict=False):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from emilib.cache import atomic_write
-from emilib.plots import predict_plots
+from emilib.plots import predict_plots, style
 from emilib.predict.predictor import EmiPredictor
 from emilib.progress import report
 
@@ -83,11 +83,12 @@ def draw(predictor: EmiPredictor, predictions: Sequence, folder: Path) -> None:
             continue
         name, before = stems[place], stems[:place].count(stems[place])
         name = f"{name}-{before + 1}" if before else name
-        figures = {name: predict_plots.look(predictor.look(prediction.clip), predictor.note)}
+        look = predictor.look(prediction.clip)
+        figures = {name: predict_plots.explained(look, predictor.note)}
         if len(prediction.start) > 1:
             figures[f"{name}-over-time"] = predict_plots.over_time(
                 prediction.windows(), predictor.emotions, prediction.clip.name, predictor.note
             )
         for file, figure in figures.items():
-            atomic_write(folder / f"{file}.png", predict_plots.png(figure))
+            atomic_write(folder / f"{file}.png", style.png(figure))
             report(f"wrote {folder / file}.png")

@@ -84,10 +84,7 @@ class Profile:
         if stage != "paper_b":
             return {"vision": self.vision, "audio": self.audio, "text": self.text}
         if self.taemi_encoders is None:
-            raise ValueError(
-                f"profile {self.name!r} names no encoders of paper B: its TAEMI takes the features "
-                "of stage 'aligned'"
-            )
+            raise ValueError(f"profile {self.name!r} names no encoders of paper B: use 'aligned'")
         return self.taemi_encoders
 
 

@@ -70,9 +70,8 @@ class CorpusReader:
     def key(self) -> str:
         """Hex digest that changes when a CSV, a transcript, or a file's name or size does.
 
-        Of face crops, millions of files, it only counts which clips have a folder of them: for
-        new crops in old folders take a new folder for results. The embedded corpus is known by its
-        parameters: its files may differ in bytes while the decoded frames do not.
+        Of face crops, millions of files, it only counts which clips have a folder of them. The
+        embedded corpus is known by its parameters: its files may differ in bytes.
         """
         heard = speech.heard_key(self.table)
         if self.is_synthetic:
@@ -131,20 +130,14 @@ class CorpusReader:
         """Frames and audio (T, D) float16 of the organisers' pickles.
 
         None without one, and for one that can't be used: the audit lists them as "bad features".
-        Raises ValueError for features of several widths.
         """
-        paths, widths = self.table.set_index("id")[list(OFFICIAL.values())].loc[list(ids)], {}
+        paths = self.table.set_index("id")[list(OFFICIAL.values())].loc[list(ids)]
         for row in paths.itertuples(index=False, name=None):
             arrays = {}
             for name, path in zip(OFFICIAL, row, strict=True):
                 array = _readable(feature_files.load_features, path)
                 usable = array is not None and array.size and np.isfinite(array).all()
                 arrays[name] = array.astype(np.float16) if usable else None
-                if usable and array.shape[1] != widths.setdefault(name, array.shape[1]):
-                    raise ValueError(
-                        f"{path}: expected {widths[name]} values a step as in the files before, "
-                        f"got {array.shape[1]}; take the features of one encoder"
-                    )
             yield arrays
 
 

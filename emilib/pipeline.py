@@ -229,7 +229,7 @@ class Workspace:
             if kind != "official" or self.has_official
         }
         without = untrainable(wanted, features)
-        trained = {n: e for n, e in wanted.items() if n not in without}
+        trained = [e for n, e in wanted.items() if n not in without]
         settings = {"workers": self.workers, "progress": Counter("training runs")}
         done = run(trained, self.profile.seeds, features, self.cache, **settings)
         return Results(wanted, done.outcomes, without)

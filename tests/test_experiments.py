@@ -138,10 +138,10 @@ def test_the_leak_of_savchenko_is_its_own_number(tmp_path):
 
 
 def test_every_experiment_of_the_tables_trains(tmp_path):
-    quick = {
-        name: dataclasses.replace(e, recipe=e.recipe and dataclasses.replace(e.recipe, epochs=1))
-        for name, e in LISTED.items()
-    }
+    quick = [
+        dataclasses.replace(e, recipe=e.recipe and dataclasses.replace(e.recipe, epochs=1))
+        for e in LISTED.values()
+    ]
     study = run(quick, (0,), FEATURES, Cache(tmp_path), workers=1)
     assert study.names == list(LISTED)
     for outcome in study.outcomes.values():
@@ -167,11 +167,9 @@ def test_results_are_those_of_the_models_in_order_of_clips_and_seeds(tmp_path):
     assert both.parameters == linear.parameters + gru.parameters
     delta = study.difference("linear", "gru")
     assert delta.per_seed == pytest.approx(np.subtract(rho, study.summary("gru").per_seed))
-    study.outcomes["gru"] = dataclasses.replace(gru, seeds=(0, 1))
     for request, word in (
         (lambda: study["other"], "linear, gru, both"),
         (lambda: study.model("both"), "mean of"),
-        (lambda: study.difference("gru", "linear"), "run them together"),
     ):
         with pytest.raises(ValueError, match=word):
             request()

@@ -45,7 +45,7 @@ def test_pooled_sound_is_mean_and_standard_deviation_of_each_clip(rng):
         np.testing.assert_allclose(actual[0, [column, 3 + column]], [mean, spread], rtol=1e-12)
     assert np.isnan(actual[1]).all()
     np.testing.assert_array_equal(representation.clip_statistics(data, "text"), [[1, 2], [3, 4]])
-    with pytest.raises(ValueError, match="frames"):
+    with pytest.raises(KeyError, match="frames"):
         representation.clip_statistics(data, "frames")
 
 

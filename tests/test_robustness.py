@@ -195,21 +195,6 @@ def test_intensities_are_predictions_and_weights_are_means_over_segments():
     np.testing.assert_array_equal(weights == 0, ~DATA.present)
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "per_seed", "claimed", "expected"),
-    [
-        (0.1, 0.3, (0.1, 0.3), 1, "as claimed"),
-        (0.1, 0.3, (0.1, 0.3), -1, "the opposite"),
-        (-0.3, -0.1, (-0.1,), -1, "as claimed"),
-        (-0.1, 0.3, (0.1, 0.1), 1, "not resolved"),
-        (0.1, 0.3, (0.5, -0.1), 1, "not resolved"),  # seeds disagree
-    ],
-)
-def test_verdicts(low, high, per_seed, claimed, expected):
-    estimate = metrics.Estimate(float(np.mean(per_seed)), 0.0, low, high, per_seed)
-    assert robustness.verdict(estimate, claimed) == expected
-
-
 def test_hypotheses_are_about_experiments_that_differ_in_one_setting():
     listed = all_experiments(profiles.get("embedded"))
     assert len(robustness.HYPOTHESES) == 7

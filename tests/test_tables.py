@@ -138,7 +138,7 @@ def test_b2_says_what_is_known_of_each_system():
 
 def test_written_files(tmp_path):
     paths = tables.write(TABLES, tmp_path)
-    endings = ("md", "tex", "csv")
+    endings = ("md", "tex", "csv", "txt")
     assert {p.name for p in paths} == {f"{n}.{e}" for n in claims.TABLES for e in endings}
     back = pd.read_csv(tmp_path / "B2.csv")
     np.testing.assert_allclose(back["here"], TABLES["B2"]["here"], rtol=1e-5)

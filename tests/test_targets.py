@@ -91,8 +91,8 @@ def features():
 
 def test_savchenko_is_brought_into_the_range_of_its_sigmoid_and_back(features, tmp_path):
     listed = experiments.all_experiments(PROFILE)
-    chosen = {n: listed[n] for n in ("savchenko_2025", "savchenko_2025_leaked", "yu_2024")}
-    results = runs.run(chosen, (0,), features, Cache(tmp_path), workers=1)
+    chosen = ("savchenko_2025", "savchenko_2025_leaked", "yu_2024")
+    results = runs.run([listed[n] for n in chosen], (0,), features, Cache(tmp_path), workers=1)
     valid, train = features["ours"].validation, features["ours"].train
     low, high = train.target[:, 0].min(), train.target[:, 0].max()
     for name in chosen:

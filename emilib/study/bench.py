@@ -21,7 +21,6 @@ def stage_two(repeats: int = 9, device=None, batch: int = 32, steps: int = 600) 
     """Seconds of a training step of Stage II: 60 frames × 768, 600 steps of sound × 1024 (12 s).
 
     repeats : steps that are timed of each, in turns, after one that is not
-    device : None is the first GPU where there is one, else the CPU
 
     Columns: what, seconds (median), ratio (to the bare BiLSTM and Transformer). A step is forward,
     backward and AdamW.
@@ -35,22 +34,16 @@ def stage_two(repeats: int = 9, device=None, batch: int = 32, steps: int = 600) 
         frames, audio = torch.randn(batch, 60, 768), torch.randn(batch, steps, 1024)
         text, target = torch.randn(batch, 768), torch.rand(batch, 6)
         segments = torch.randn(batch, model.segments, model.width)
-        lengths = torch.linspace(0.5, 1, batch)[:, None]
-        masks = [torch.arange(count) < lengths * count for count in (60, steps)]
+
+        def bare():
+            return lstm(audio)[0].mean() + encoder(segments).mean()
+
+        def full():
+            return F.mse_loss(model(frames, audio, text).intensity, target)
+
         both = torch.optim.AdamW([*lstm.parameters(), *encoder.parameters()])
-        adamw = torch.optim.AdamW(model.parameters())
-
-        def full(*valid):
-            return F.mse_loss(model(frames, audio, text, *valid).intensity, target)
-
-        runs = {
-            "bare BiLSTM and Transformer": (
-                both,
-                lambda: lstm(audio)[0].mean() + encoder(segments).mean(),
-            ),
-            "DualStage": (adamw, full),
-            "DualStage, clips of half to full length": (adamw, lambda: full(*masks)),
-        }
+        runs = {"bare BiLSTM and Transformer": (both, bare)}
+        runs["DualStage"] = (torch.optim.AdamW(model.parameters()), full)
         for _ in range(repeats + 1):
             for name, (optimizer, loss) in runs.items():
                 start = time.perf_counter()

@@ -11,7 +11,6 @@ A table is called by paper and number: A2 is Table 2 of paper A. ρ is the mean 
 over six emotions on the validation set of Hume-Vidmimic2.
 """
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -21,56 +20,37 @@ PAPER_TABLES = ("A1", "A2", "A3", "B1", "B2", "B3", "B4")
 TABLES = ("A1", "A2", "A3", "A4", "B1", "B2", "B3", "B4")
 
 
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """One number of one paper.
-
-    name : what formulas in ``checks.csv`` call it; "" where none does
-    where : table or section
-    row, modality : the table's row as it is called here, and its modalities; "" in running text
-    value : NaN for a row that neither paper has: what a part of paper A's network does, and what
-        else belongs beside the systems of B2
-    unit : "ρ", "%", "clips", "s" (seconds) or "h" (hours)
-    delta : the Δ the table prints beside the value
-    """
-
-    name: str
-    paper: str
-    where: str
-    row: str
-    modality: str
-    quantity: str
-    value: float
-    unit: str
-    delta: float | None
-
-
 def _read(name: str) -> pd.DataFrame:
     return pd.read_csv(Path(__file__).with_name(name), dtype=str, keep_default_na=False)
 
 
-def _number(text: str, empty=None):
-    return (float(text) if "." in text else int(text)) if text else empty
+def _claims() -> tuple:
+    """Every number as a named tuple: name, paper, where, row, modality, quantity, value, unit, Δ.
+
+    name : what formulas in ``checks.csv`` call it; row, modality : of the table, "" in running text
+    value : NaN for a row that neither paper has; delta : the Δ printed beside the value, or None
+    """
+    table = _read("claims.csv").astype(object)
+    for column, empty in (("value", math.nan), ("delta", None)):
+        numbers = [(float(t) if "." in t else int(t)) if t else empty for t in table[column]]
+        table[column] = pd.Series(numbers, dtype=object)
+    return tuple(table.itertuples(index=False, name="Claim"))
 
 
-CLAIMS = tuple(
-    Claim(**row | {"value": _number(row["value"], math.nan), "delta": _number(row["delta"])})
-    for row in _read("claims.csv").to_dict("records")
-)
+CLAIMS = _claims()
 
 
-def rows(table: str) -> tuple[Claim, ...]:
+def rows(table: str) -> tuple:
     """The rows of a table in its order, the paper's before those beyond the paper (value NaN).
 
     Raises ValueError for a table that is not in TABLES.
     """
     if table not in TABLES:
         raise ValueError(f"expected a table among {', '.join(TABLES)}, got {table!r}")
-    place = (table[0], f"Table {table[1]}")
-    return tuple(claim for claim in CLAIMS if (claim.paper, claim.where) == place)
+    return tuple(c for c in CLAIMS if (c.paper, c.where) == (table[0], f"Table {table[1]}"))
 
 
-def reported(table: str, row: str, quantity: str | None = None) -> Claim:
+def reported(table: str, row: str, quantity: str | None = None):
     """The claim of one row. Raises ValueError when there is none, or several without `quantity`."""
     matching = [c for c in rows(table) if c.row == row and quantity in (None, c.quantity)]
     if len(matching) != 1:
@@ -80,7 +60,7 @@ def reported(table: str, row: str, quantity: str | None = None) -> Claim:
 
 
 def stated(paper: str, where: str, quantity: str) -> float:
-    """The number a paper's running text states. Raises StopIteration when it states none."""
+    """The number a paper's running text states; StopIteration when it states none."""
     place = (paper, where, quantity)
     return next(c.value for c in CLAIMS if (c.paper, c.where, c.quantity) == place)
 
@@ -91,7 +71,7 @@ def checks() -> pd.DataFrame:
     Columns paper, where, what, stated, recomputed, holds (both agree when rounded to the decimals
     the paper gives), contradiction: the title of the entry of `ledger` it belongs to, or "".
     """
-    numbers = {c.name: c.value for c in CLAIMS if c.name}
+    numbers = {c.name: c.value for c in CLAIMS}
     numbers |= {f"{c.name}_delta": c.delta for c in CLAIMS if c.delta is not None}
     table = _read("checks.csv")
     for column in ("stated", "recomputed"):
@@ -106,8 +86,7 @@ def checks() -> pd.DataFrame:
 def ledger() -> pd.DataFrame:
     """What does not add up, a row each: paper, title, places, text, here, stated, recomputed.
 
-    places : the places that disagree; text : what each says, and what is right where that can be
-    told; here : what this project does about it; stated, recomputed : from `checks`, as text
+    places : that disagree; text : what each says; here : what this project does about it
     """
     table, numbers = _read("contradictions.csv"), checks().groupby("contradiction")
     for column, form in (("stated", "{:g}"), ("recomputed", "{:.5g}")):

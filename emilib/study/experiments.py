@@ -31,8 +31,7 @@ class Experiment:
     rows : (table, row) it serves, rows as in `claims`
     members : names of experiments whose predictions are averaged
     leaked : the predictions of its one member with fusion weights from the validation clips
-    train : called in place of building the model and `fit`, with (train, valid, recipe, seed,
-        checkpoint, **model_args); gives Results `honest` and `leaked`, as `fit_savchenko`
+    train : called in place of building the model and `fit`, as `fit_savchenko`
     """
 
     name: str
@@ -50,9 +49,7 @@ class Experiment:
 def all_experiments(profile) -> dict[str, Experiment]:
     """Every row of A2, A3, A4, B2, B3 and B4, by name of experiment.
 
-    profile : gives settings of the models, `dual_stage`, `taemi`, `baseline` and `earlier`, to
-        which a row adds its own; and recipes, `dual_stage_recipe`, `taemi_recipe`,
-        `baseline_recipe`, `earlier_recipe` and `savchenko_recipe`
+    profile : gives settings of the models, to which a row adds its own, and recipes
     """
     path = Path(__file__).with_name("experiments.csv")
     rows = pd.read_csv(path, dtype=str, keep_default_na=False).itertuples()

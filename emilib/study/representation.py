@@ -1,6 +1,4 @@
-"""What representations hold: linear probes of the labels.
-
-A probe has no time axis and learns no representation: what it reaches, the features hold.
+"""Linear probes of the labels: they have no time axis and learn no representation.
 
 Dimension key: N clips, D width of an encoder, E emotions.
 """
@@ -26,24 +24,23 @@ KERNEL_ALPHAS = (0.3, 1.0, 3.0, 10.0)
 
 
 def clip_statistics(data: FeatureSet, modality: str) -> np.ndarray:
-    """One float64 row a clip, from its steps or its text vector.
+    """One float64 row a clip; NaN where it lacks the modality, KeyError where the whole set does.
 
-    modality : "frames", the mean change since the clip's first frame (N, D), which leaves out
-        whose face it is; "audio", mean and standard deviation over time (N, 2 D); "text" (N, D)
-
-    A clip without the modality has a row of NaN. Raises ValueError when the whole set lacks it.
+    frames: the mean change since the clip's first frame (N, D), which leaves out whose face it is;
+    audio: mean and standard deviation over time (N, 2 D); text: its vector (N, D)
     """
-    if modality not in data.dims:
-        raise ValueError(f"modality: expected one of {sorted(data.dims)}, got {modality!r}")
+    width = data.dims[modality]
     if modality == "text":
         return data.text.astype(np.float64)
-    rows = np.full((len(data), (1 + (modality == "audio")) * data.dims[modality]), np.nan)
+    rows = np.full((len(data), width if modality == "frames" else 2 * width), np.nan)
     for row, steps in enumerate(getattr(data, modality)):
-        if steps is not None:
-            steps = steps.astype(np.float64)
-            change = [(steps - steps[0]).mean(axis=0)]
-            moments = [steps.mean(axis=0), steps.std(axis=0)]
-            rows[row] = np.concatenate(change if modality == "frames" else moments)
+        if steps is None:
+            continue
+        steps = steps.astype(np.float64)
+        if modality == "frames":
+            rows[row] = (steps - steps[0]).mean(axis=0)
+        else:
+            rows[row] = np.concatenate([steps.mean(axis=0), steps.std(axis=0)])
     return rows
 
 
@@ -53,9 +50,8 @@ def ridge(train_x, train_y, valid_x, valid_y) -> np.ndarray:
     train_x, valid_x : (N, D) float, a row of NaN where a clip lacks the modality
     train_y, valid_y : (N, E) labels
 
-    Columns are standardised by the training clips; a missing row is their mean, so it predicts
-    the mean label. Each emotion has its own penalty, by leave-one-out on training clips.
-    Returns (E,) float64.
+    Columns are standardised by the training clips, whose mean a missing row becomes. Each emotion
+    has its own penalty, by leave-one-out. Returns (E,) float64.
     """
     model = _standardised(RidgeCV(ALPHAS, alpha_per_target=True))
     prediction = model.fit(train_x, train_y).predict(valid_x)
@@ -63,10 +59,7 @@ def ridge(train_x, train_y, valid_x, valid_y) -> np.ndarray:
 
 
 def kernel_ridge(train_x, train_y, valid_x, valid_y) -> np.ndarray:
-    """As `ridge`, with a Gaussian kernel: bends are allowed.
-
-    Width and penalty are common to all emotions, by cross-validation on training clips.
-    """
+    """As `ridge`, with a Gaussian kernel; width and penalty by cross-validation."""
     grid = {"kernelridge__gamma": GAMMAS / train_x.shape[1], "kernelridge__alpha": KERNEL_ALPHAS}
     folds = KFold(3, shuffle=True, random_state=0)
     model = _standardised(KernelRidge(kernel="rbf"))
@@ -82,11 +75,7 @@ def _standardised(regression):
 
 
 def probe(splits: FeatureSplits) -> pd.DataFrame:
-    """`ridge` on the `clip_statistics` of each modality the splits have, and on all together.
-
-    Returns a DataFrame with the columns modality ("frames", "audio", "text", "all"), and one an
-    emotion.
-    """
+    """`ridge` on the statistics of each modality, and of all: a row each, a column an emotion."""
     train, valid = splits.train, splits.validation
     known = [m for m in MODALITIES if m in train.dims and m in valid.dims]
     return _table(
@@ -98,12 +87,10 @@ def ceiling(signals: pd.DataFrame, splits: FeatureSplits) -> pd.DataFrame:
     """What the signals behind a synthetic corpus hold: the most that features could hold of them.
 
     signals : columns id, then frames_*, audio_*, text_*: what the generator expressed in each
-        modality, before it was drawn, spoken or worded
-    splits : gives the clips of training and validation and their labels
+        modality, before it was drawn, spoken or worded; KeyError where a clip has none
 
     Of `ridge` and `kernel_ridge` the better mean ρ on validation counts, which sets the bar
-    rather too high than too low. Returns a DataFrame as `probe` does. Raises KeyError where clips
-    have no signals.
+    rather too high than too low. Returns a DataFrame as `probe` does.
     """
     rows = signals.set_index(signals["id"].astype(str))
     columns = [

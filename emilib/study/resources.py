@@ -20,7 +20,7 @@ DECODING = 12.7  # seconds of 720p video a core decodes in a second; measured
 
 
 def transformer(layers: int, width: int, tokens: float) -> float:
-    """Operations of a forward pass; the inner layer is four times as wide as the states."""
+    """Operations of a forward pass; inner layers are four times as wide as the states."""
     return layers * 2 * tokens * (12 * width**2 + 2 * tokens * width)
 
 

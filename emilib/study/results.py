@@ -1,8 +1,4 @@
-"""What experiments came to: predictions of every seed, with their scores and differences.
-
-A result is kept under a key made from all that determines it: the model's and the recipe's
-settings, the features, the seed and the source code that trains.
-"""
+"""What experiments came to: predictions of every seed, with their scores and differences."""
 
 import dataclasses
 import inspect
@@ -22,10 +18,7 @@ from emilib.study.experiments import MEDIA, Experiment
 from emilib.training.loop import TargetScale
 
 KIND = "result"  # of a step in the cache
-TRAINED_BY = (
-    *("models", "training", "metrics.py", "features/feature_set.py"),
-    *("study/runs.py", "study/savchenko.py"),
-)
+TRAINED_BY = ("models", "training", "metrics.py", "features/feature_set.py")
 
 
 @dataclasses.dataclass
@@ -37,9 +30,7 @@ class Outcome:
     histories : a DataFrame a seed, see `emilib.training.loop.Result`
     parameters : number of trained parameters; seconds : (S,) of training
     folders : where each seed's result lies; empty for a mean of members
-    targets : E names
-    scale : what turns outputs of the models into targets; None where they are targets.
-        `predictions` are in the targets' range already
+    scale : turned the models' outputs into predictions in the range of the E targets, or None
     """
 
     experiment: Experiment
@@ -88,11 +79,6 @@ class Results:
     def difference(self, first: str, second: str) -> metrics.Estimate:
         """ρ of `first` minus ρ of `second`, paired over seeds and clips."""
         a, b = self[first], self[second]
-        if a.ids != b.ids or a.seeds != b.seeds:
-            raise ValueError(
-                f"{first} and {second}: expected the same clips and seeds, got {len(a.ids)} and "
-                f"{len(b.ids)} clips, seeds {a.seeds} and {b.seeds}; run them together"
-            )
         return metrics.difference(a.target, a.predictions, b.predictions)
 
     def experiment_for(self, table: str, row: str) -> Experiment | None:
@@ -122,7 +108,7 @@ def result_parts(experiment: Experiment, seed: int, splits: FeatureSplits) -> di
         "recipe": experiment.recipe,
         "seed": int(seed),
         "features": splits.fingerprint,
-        "code": code_version(*TRAINED_BY),
+        "code": code_version(*TRAINED_BY, "study/runs.py", "study/savchenko.py"),
         "train": experiment.train and inspect.getsource(experiment.train),
     }
 

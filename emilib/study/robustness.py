@@ -1,7 +1,5 @@
 """What input that is missing or corrupted costs trained models, and what the papers claim of it.
 
-Nothing is trained here, and no model has seen such input in training, but for modality dropout.
-
 Dimension key: N clips, S seeds, E emotions, R resamples.
 """
 
@@ -30,8 +28,7 @@ HYPOTHESES = pd.read_csv(Path(__file__).with_name("hypotheses.csv"), dtype=str)
 def intensity_and_weights(model: torch.nn.Module, data: FeatureSet, batch_size: int = 64):
     """Intensities (N, E) of a model, and its quality weights (N, 3), None where it has none.
 
-    The weight of a modality (paper A, Eq. 8) is the mean over the clip's segments that have
-    anything; a clip that has nothing is a row of NaN.
+    A weight (paper A, Eq. 8) is the mean over a clip's segments that have anything; NaN of none.
     """
     on, intensity, weights = next(model.parameters()).device, [], []
     with torch.inference_mode(), no_denormals():
@@ -47,7 +44,6 @@ def intensity_and_weights(model: torch.nn.Module, data: FeatureSet, batch_size: 
 class Measurements:
     """Predictions of experiments on clean and corrupted clips, and what can be read from them.
 
-    target : (N, E)
     intensity, weights, present : (corruption, experiment) → (S, N, E), (S, N, 3) for those that
         have weights, and (N, 3) bool, which modalities the clips then have; None is clean
     """
@@ -123,15 +119,3 @@ def measure(
                 measured[what][corruption, name] = stored[title]
         progress(number, len(queries))
     return Measurements(results[queries[None][0]].target, **measured)
-
-
-def verdict(estimate: metrics.Estimate, claimed: int = 1) -> str:
-    """What a number says of a claim about its sign.
-
-    "as claimed" or "the opposite" where the interval over clips excludes 0 and every seed is on the
-    same side of it, otherwise "not resolved".
-    """
-    values = np.array([estimate.low, estimate.high, *estimate.per_seed])
-    if (values * claimed > 0).all():
-        return "as claimed"
-    return "the opposite" if (values * claimed < 0).all() else "not resolved"

@@ -64,8 +64,8 @@ def run_one(experiment: Experiment, seed: int, splits: FeatureSplits, cache: Cac
                 results = {"": train_model(experiment, train, valid, seed, checkpoint)}
             else:
                 how = (experiment.recipe, seed, checkpoint)
-                fitted = experiment.train(train, valid, *how, **experiment.model_args)
-                results = {"": fitted.honest, "leaked_": fitted.leaked}
+                pair = experiment.train(train, valid, *how, **experiment.model_args)
+                results = dict(zip(("", "leaked_"), pair, strict=True))
             for prefix, result in results.items():
                 of_test = result.predict(test) if len(test) else np.zeros((0, valid.num_targets))
                 arrays[f"{prefix}prediction"] = result.predict(valid)
@@ -90,7 +90,7 @@ def run_one(experiment: Experiment, seed: int, splits: FeatureSplits, cache: Cac
 
 
 def run(
-    experiments: Mapping[str, Experiment] | Iterable[Experiment],
+    experiments: Iterable[Experiment],
     seeds: Sequence[int],
     features: Mapping[str, FeatureSplits],
     cache: Cache,
@@ -100,16 +100,13 @@ def run(
     """`run_one` for each experiment and seed that `cache` lacks; returns all results.
 
     features : by `Experiment.features`, those that are needed
-    workers : processes; None is one a core, and one where there is a GPU. One is this process.
-        The number changes no bit of the result on a CPU.
+    workers : processes; None is one a core, and one where there is a GPU. It changes no bit.
     progress : called with (runs done, runs in all), results that were there included
 
-    Several ranks (see `emilib.cache`) deal the runs out among them.
-    Where runs fail the others are finished first; then ExperimentError names the failures. Raises
-    ValueError for features that are missing.
+    Several ranks (see `emilib.cache`) deal the runs out among them. Where runs fail the others are
+    finished first; then ExperimentError names the failures. ValueError: features are missing.
     """
-    if not isinstance(experiments, Mapping):
-        experiments = {experiment.name: experiment for experiment in experiments}
+    experiments = {experiment.name: experiment for experiment in experiments}
     for name, reason in untrainable(experiments, features).items():
         raise ValueError(f"{name} can't be trained on this corpus: {reason}")
     jobs = {}  # equal settings under two names are trained once

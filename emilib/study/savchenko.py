@@ -1,6 +1,5 @@
 """Savchenko 2025 [28] as its authors train it: members alone, then a search for fusion weights."""
 
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -16,19 +15,6 @@ from emilib.training.loop import Result, TargetScale, check_data, fit
 from emilib.training.recipes import Recipe
 
 
-@dataclass
-class SavchenkoResult:
-    """The same members with two kinds of fusion weights.
-
-    honest : weights from held-out folds of the training clips
-    leaked : weights from the validation clips, as in the original, whose score is too high by
-        construction; None where no validation clips are given
-    """
-
-    honest: Result
-    leaked: Result | None
-
-
 def fit_savchenko(
     train: FeatureSet,
     valid: FeatureSet | None = None,
@@ -39,24 +25,17 @@ def fit_savchenko(
     *,
     folds: int = 5,  # not stated in the paper
     hidden: int = 64,
-) -> SavchenkoResult:
+) -> tuple[Result, Result | None]:
     """Train a `StatisticsMLP` of each modality, folds + 1 times, and search the fusion weights.
 
-    valid : only for the weights that leak
-    hidden : width of the members
-    Other arguments and errors as in `emilib.training.loop.fit`. The history is the mean over all
-    members and folds, which see no validation clips: ρ is NaN. Raises ValueError when the training
-    clips lack a modality altogether or are fewer than folds.
+    valid : only for the weights that leak; other arguments and errors as in `fit`
+
+    Returns the same members with two kinds of weights: honest, of held-out folds of the training
+    clips; and leaked, of the validation clips, as in the original, whose score is too high by
+    construction (None without such clips). The history is the mean over members and folds, which
+    see no validation clips: ρ is NaN. Raises KeyError when all clips lack a modality.
     """
     check_data(train, valid)
-    missing = [name for name in MODALITIES if name not in train.dims]
-    if missing:
-        raise ValueError(
-            f"expected training clips with {', '.join(MODALITIES)}, got none with "
-            f"{' or '.join(missing)}; train another model, or a StatisticsMLP of one modality"
-        )
-    if not 2 <= folds <= len(train):
-        raise ValueError(f"expected folds from 2 to {len(train)}, the number of clips, got {folds}")
     recipe, targets = recipe or Recipe.savchenko(), train.num_targets
     # Members end in a sigmoid: targets beyond [0, 1] are brought there.
     scale = TargetScale.of(train.target, "range")
@@ -82,15 +61,14 @@ def fit_savchenko(
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         for column, name in enumerate(MODALITIES):
-            for fold in np.array_split(order, folds):
-                fold = np.sort(fold)
+            for fold in map(np.sort, np.array_split(order, folds)):
                 result = fit_member(name, scaled.select(np.setdiff1d(order, fold)))
                 held_out[column, fold] = result.predict(scaled.select(fold))
             members.append(fit_member(name, scaled))
         honest = fused(held_out, scaled.target)
         if valid is None:
-            return SavchenkoResult(honest, None)
-        return SavchenkoResult(honest, fused([m.predict(valid) for m in members], valid.target))
+            return honest, None
+        return honest, fused([m.predict(valid) for m in members], valid.target)
 
 
 def search_weights(predictions, target, parts: int = 20) -> np.ndarray:

@@ -6,7 +6,7 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +80,7 @@ def _partition_table(name: str, partitions: pd.DataFrame) -> pd.DataFrame:
     here = partitions.set_index("split")[["seconds", "clips"]].astype(float)
     here = here.reindex(["train", "validation", "test"])
     here.loc["sum"] = here.sum(skipna=False)
-    paper = pd.DataFrame([vars(claim) for claim in claims.rows(name)])
+    paper = pd.DataFrame(claims.rows(name))
     paper = paper.pivot(index="row", columns="quantity", values="value")
     paper = paper.loc[["Train", "Validation", "Test", "Sum"], ["duration", "samples"]]
     frame = paper.set_axis(["paper_seconds", "paper_clips"], axis=1).reset_index()
@@ -88,7 +88,7 @@ def _partition_table(name: str, partitions: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(status=np.where(frame["clips"].notna(), "counted here", NO_RESULT))
 
 
-def _row(name: str, claim: claims.Claim, results: Results) -> dict:
+def _row(name: str, claim, results: Results) -> dict:
     experiment = results.experiment_for(name, claim.row)
     reference = _ABOUT["reference"][name] or _BASELINE.get(claim.row, "")
     compared, delta = reference if reference != claim.row else "", claim.delta
@@ -189,13 +189,8 @@ def render_text(table: pd.DataFrame, width: int = 100) -> str:
     return "\n".join([*textwrap.wrap(table.attrs["caption"], width), "", *_aligned(shown)])
 
 
-def write(
-    tables: Mapping[str, pd.DataFrame], folder, endings: Sequence[str] = ("md", "tex", "csv")
-) -> list[Path]:
-    """NAME.md, NAME.tex and NAME.csv for each table into `folder`; returns the paths.
-
-    endings : among "md", "tex", "csv" (plain numbers) and "txt" (as `render_text`)
-    """
+def write(tables: Mapping[str, pd.DataFrame], folder) -> list[Path]:
+    """NAME.md, .tex, .csv (plain numbers) and .txt (`render_text`) of each table; the paths."""
     formats = {
         "md": _markdown,
         "tex": _latex,
@@ -204,9 +199,9 @@ def write(
     }
     written = []
     for name, frame in tables.items():
-        for ending in endings:
+        for ending, form in formats.items():
             written.append(Path(folder) / f"{name}.{ending}")
-            atomic_write(written[-1], formats[ending](frame))
+            atomic_write(written[-1], form(frame))
     return written
 
 

@@ -76,7 +76,7 @@ class Profile:
     workers: int | None = None  # processes for decoding and for training runs; None: one a core
     compile_vision: bool = False  # `torch.compile` the ViT when features are made; for a GPU
 
-    def encoder_configs(self, stage="start") -> dict:
+    def encoder_configs(self, stage="random") -> dict:
         """Configuration of the encoder of each role before any training here.
 
         Raises ValueError for the stage "paper_b" where the profile names no encoders of it.

@@ -29,7 +29,7 @@ from emilib.reader import CorpusReader
 from emilib.training import contrastive_pretraining, self_supervised
 
 ROLES = ("vision", "audio", "text")
-STAGES = ("start", "aligned", "one_way", "paper_b")  # of the encoders
+STAGES = ("random", "start", "aligned", "one_way", "paper_b")  # of the encoders
 ENCODERS = ("features/encoders.py", "features/loading.py")
 STAGE_ONE = ("training/contrastive_pretraining.py", "models/contrastive.py")
 
@@ -108,7 +108,7 @@ class Steps:
 
     def __iter__(self) -> Iterator[Step]:
         yield from (self.media, *self.starts.values(), *self.runs.values())
-        for stage in STAGES[: 3 if self.profile.taemi_encoders is None else 4]:
+        for stage in STAGES[: 4 if self.profile.taemi_encoders is None else 5]:
             yield self.features(stage)
         if self.reader.has_official:
             yield self.official
@@ -220,9 +220,9 @@ class Steps:
     def encoders(self, stage="aligned") -> dict:
         """Encoders "vision", "audio" and "text" as they are at one of STAGES.
 
-        "start", pretrained checkpoints or the self-supervised start; "aligned", after Stage I (the
-        text encoder of the run `StageOne.text_from`); "one_way", after Stage I with the loss of
-        Eq. 1 to the letter; "paper_b", the checkpoints of paper B.
+        "random", untrained; "start", pretrained checkpoints or the self-supervised start;
+        "aligned", after Stage I (the text encoder of the run `StageOne.text_from`); "one_way",
+        after Stage I with the loss of Eq. 1 to the letter; "paper_b", the checkpoints of paper B.
 
         Raises ValueError for another stage, or "paper_b" where the profile has none.
         """
@@ -230,7 +230,7 @@ class Steps:
 
         if stage not in STAGES:
             raise ValueError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
-        if stage == "paper_b":
+        if stage in ("random", "paper_b"):
             return {role: self.untrained(role, stage) for role in ROLES}
         if stage == "start":
             finish(list(self.starts.values()))
@@ -246,7 +246,7 @@ class Steps:
 
         return load_encoder(self.starts[role].folder()) if self.starts else self.untrained(role)
 
-    def untrained(self, role: str, stage="start"):
+    def untrained(self, role: str, stage="random"):
         """The encoder of a role from nothing, or from the checkpoint that the profile names."""
         from emilib.features import loading
 
@@ -267,7 +267,7 @@ class Steps:
         words = {"pool": p.text_pool, "max_tokens": p.max_tokens} if role == "text" else {}
         return words | p.encoder_configs(stage)[role]
 
-    def identity(self, role: str, stage="start") -> dict:
+    def identity(self, role: str, stage="random") -> dict:
         """What determines an encoder before training; for a checkpoint, its very weights."""
         config = self.profile.encoder_configs(stage)[role]
         if "checkpoint" not in config:

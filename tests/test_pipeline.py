@@ -150,7 +150,7 @@ def test_the_plan_counts_what_is_kept_and_makes_nothing(tmp_path):
     ("call", "words"),
     [
         (lambda w: w.features("theirs"), "expected ours, official or media"),
-        (lambda w: w.encoders("middle"), "expected one of start, aligned, one_way"),
+        (lambda w: w.encoders("middle"), "expected one of random, start, aligned"),
         (lambda w: w.results(["nothing"]), "no experiment"),
         (lambda w: Workspace("paper", home=w.home), "needs a corpus folder"),
         (lambda w: profiles.get("large"), "smoke, embedded, paper"),

@@ -124,7 +124,7 @@ def bench(
 ) -> None:
     """Time of a Stage II training step, or rates of the papers' encoders, with random weights.
 
-    A step stands beside a bare BiLSTM and Transformer; encoders beside the peak of this device.
+    A step stands beside a bare BiLSTM and Transformer.
 
     Example: python -m emilib bench --threads 1
 
@@ -143,11 +143,10 @@ def bench(
         return
     from emilib.features.rates import throughput
 
-    wanted = {"float32": None}.get(precision, precision)
-    found = throughput(repeats or 3, device, wanted, scale, compile)
+    wanted = {"default": {}, "float32": {"precision": None}, "bf16": {"precision": "bf16"}}
+    found = throughput(repeats or 3, device, scale, compile=compile, **wanted[precision])
     for row in found.itertuples():
-        rate = f"{row.rate:12.2f} {row.unit}/s"
-        print(f"{row.what:24s}{rate:34s}{row.tflops:9.3f} TFLOP/s  {row.share:6.1%} of the peak")
+        print(f"{row.what:24s}{row.rate:12.2f} {row.unit}/s")
     if out is not None:
         found.to_csv(out, index=False)
 

@@ -175,8 +175,6 @@ class Workspace:
             sets = [data.standardised(moments) for data in sets]
         # Standardised or not, these are other features.
         fingerprint = key(features=step.key, standardised=standardised)
-        for split, data in zip(layout.SPLITS, sets, strict=True):
-            data.known_as(f"{fingerprint} {split}")
         return FeatureSplits(*sets, fingerprint=fingerprint, name=kind, moments=moments)
 
     def _feature_set(self, split: str, stores: dict, dims: dict | None = None) -> FeatureSet:
@@ -200,8 +198,7 @@ class Workspace:
         for features in (cached.train, cached.validation, cached.test):
             waveforms = Rows(self.media["waveform"], features.ids)
             tokens = tokenizer(self.reader.texts(features.ids))
-            tokens = {name: ids.numpy() for name, ids in tokens.items()}
-            splits.append(MediaSet(features, waveforms, tokens, None, settings, cached.moments))
+            splits.append(MediaSet.of(features, waveforms, tokens, settings))
         return FeatureSplits(*splits, f"{cached.fingerprint} media", "media", cached.moments)
 
     def features_of(self, experiment: str) -> FeatureSplits:

@@ -5,24 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import transformers
 import whisper
 from safetensors.torch import save_file
-from transformers import (
-    BertConfig,
-    BertForPreTraining,
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    GteConfig,
-    GteForMaskedLM,
-    ViTConfig,
-    ViTImageProcessorPil,
-    ViTModel,
-    Wav2Vec2Config,
-    Wav2Vec2FeatureExtractor,
-    Wav2Vec2ForPreTraining,
-    Wav2Vec2Model,
-)
 
 from emilib.features import loading
 
@@ -47,39 +32,41 @@ TEXTS = ["I really admire what you did.", "oh no", "we did it, we did it!"]
 
 def clip_folder(folder):
     """Network of the vision half, and image processor; the file holds both halves."""
-    config = CLIPConfig(text_config={**SIZES, "vocab_size": 30}, vision_config={**SIZES, **PICTURE})
-    model = CLIPModel(config).eval()
+    parts = {"text_config": {**SIZES, "vocab_size": 30}, "vision_config": {**SIZES, **PICTURE}}
+    model = transformers.CLIPModel(transformers.CLIPConfig(**parts)).eval()
     model.save_pretrained(folder)
     crop = {"crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 32}}
-    processor = CLIPImageProcessorPil(**crop)
+    processor = transformers.CLIPImageProcessorPil(**crop)
     processor.save_pretrained(folder)
     return model.vision_model, processor
 
 
 def vit_folder(folder):
     """Network and image processor, whose settings are not the family's."""
-    model = ViTModel(ViTConfig(**SIZES, **PICTURE), add_pooling_layer=False).eval()
+    config = transformers.ViTConfig(**SIZES, **PICTURE)
+    model = transformers.ViTModel(config, add_pooling_layer=False).eval()
     model.save_pretrained(folder)
     colours = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}
-    processor = ViTImageProcessorPil(size={"height": 32, "width": 32}, resample=2, **colours)
+    size = {"height": 32, "width": 32}
+    processor = transformers.ViTImageProcessorPil(size=size, resample=2, **colours)
     processor.save_pretrained(folder)
     return model, processor
 
 
-def sound_folder(folder, normalise=True, **changes):
+def sound_folder(folder, normalise=True):
     """Network and feature extractor; as published, with the heads of pretraining beside it."""
-    model = Wav2Vec2ForPreTraining(Wav2Vec2Config(**{**SOUND, **changes})).eval()
+    model = transformers.Wav2Vec2ForPreTraining(transformers.Wav2Vec2Config(**SOUND)).eval()
     model.save_pretrained(folder)
-    extractor = Wav2Vec2FeatureExtractor(do_normalize=normalise, return_attention_mask=True)
+    options = {"do_normalize": normalise, "return_attention_mask": True}
+    extractor = transformers.Wav2Vec2FeatureExtractor(**options)
     extractor.save_pretrained(folder)
     return model.wav2vec2, extractor
 
 
-def emotion_folder(folder, legacy=False):
+def emotion_folder(folder):
     """Network and head weights, under their published names, without this project's class."""
-    Path(folder).mkdir(exist_ok=True)
-    config = Wav2Vec2Config(**SOUND, num_labels=3, final_dropout=0.1)
-    network = Wav2Vec2Model(config).eval()
+    config = transformers.Wav2Vec2Config(**SOUND, num_labels=3, final_dropout=0.1)
+    network = transformers.Wav2Vec2Model(config).eval()
     head = {
         "classifier.dense.weight": torch.randn(16, 16) * 0.5,
         "classifier.dense.bias": torch.randn(16),
@@ -87,36 +74,33 @@ def emotion_folder(folder, legacy=False):
         "classifier.out_proj.bias": torch.randn(3),
     }
     weights = {f"wav2vec2.{k}": v.contiguous() for k, v in network.state_dict().items()} | head
-    if legacy:  # the names of torch's older weight norm, and torch's older file
-        for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
-            long = f"parametrizations.weight.{new}"
-            weights = {key.replace(long, old): value for key, value in weights.items()}
-        torch.save(weights, Path(folder) / "pytorch_model.bin")
-    else:
-        save_file(weights, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+    transformers.Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
+    save_file(weights, Path(folder) / "model.safetensors", metadata={"format": "pt"})
     written = {**config.to_dict(), "architectures": ["Wav2Vec2ForSpeechClassification"]}
     (Path(folder) / "config.json").write_text(json.dumps(written))
-    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
     return network, head
 
 
-def text_folder(folder, model_class=BertForPreTraining, config_class=BertConfig):
+def text_folder(folder, kind="Bert", network="BertForPreTraining"):
     """Network with a tokenizer of the words of `TEXTS`."""
     tokenizer = loading.wordpiece(TEXTS, 80)
-    model = model_class(config_class(vocab_size=len(tokenizer), pad_token_id=0, **SIZES)).eval()
+    config = getattr(transformers, f"{kind}Config")
+    config = config(vocab_size=len(tokenizer), pad_token_id=0, **SIZES)
+    model = getattr(transformers, network)(config).eval()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model
 
 
 def gte_folder(folder):
-    return text_folder(folder, GteForMaskedLM, GteConfig)
+    return text_folder(folder, "Gte", "GteForMaskedLM")
 
 
 def whisper_file(path):
     """A random Whisper in openai-whisper's own file format; its context is the real one."""
     sizes = {"n_mels": 80, "n_audio_ctx": 1500, "n_vocab": 51865, "n_text_ctx": 24}
-    sizes |= {f"n_{half}_{name}": n for half in ("audio", "text") for name, n in WHISPER.items()}
+    width = {"state": 16, "head": 2, "layer": 1}
+    sizes |= {f"n_{half}_{name}": n for half in ("audio", "text") for name, n in width.items()}
     dims = whisper.model.ModelDimensions(**sizes)
     torch.manual_seed(0)
     model = whisper.model.Whisper(dims)
@@ -126,7 +110,6 @@ def whisper_file(path):
     return path
 
 
-WHISPER = {"state": 16, "head": 2, "layer": 1}
 MAKERS = {
     "openai/clip-vit-base-patch16": clip_folder,
     "google/vit-base-patch16-224-in21k": vit_folder,

@@ -2,8 +2,6 @@
 
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import small_checkpoints as small
@@ -11,8 +9,6 @@ import whisper
 
 from emilib import profiles
 from emilib.features import checkpoints, loading
-
-NETWORKS = [entry for entry in checkpoints.CHECKPOINTS if entry.role != "speech"]
 
 
 @pytest.fixture(autouse=True)
@@ -35,44 +31,32 @@ def test_the_table_is_complete():
     for entry in checkpoints.CHECKPOINTS:
         digits = 64 if entry.role == "speech" else 40
         assert not entry.revision or re.fullmatch(f"[0-9a-f]{{{digits}}}", entry.revision)
-        assert entry.megabytes > 100
-    assert [checkpoints.get(n).size for n in ("turbo", "bert-base-uncased")] == ["1.6 GB", "440 MB"]
     assert checkpoints.get("gpt2") is None
-
-
-def test_whispers_sum_and_file_are_those_of_its_address():
     turbo = checkpoints.get("turbo")
     assert f"/{turbo.revision}/{turbo.files}" in whisper._MODELS["turbo"]
-    for name, address in whisper._MODELS.items():
-        file = f"{checkpoints.WHISPER_FILES.get(name, name)}.pt"
-        assert file == address.rsplit("/", 1)[1]
 
 
 @pytest.mark.parametrize("below", [small.AUDEERING, small.AUDEERING.split("/")[1]])
 def test_weights_are_found_below_the_folder_of_the_environment(monkeypatch, tmp_path, below):
-    (tmp_path / below).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / below).mkdir(parents=True)
     small.emotion_folder(tmp_path / below)
     entry = checkpoints.get(small.AUDEERING)
-    assert checkpoints.available(entry.name) == "no"
+    assert not checkpoints.available(entry.name)
     assert checkpoints.locate(entry.name) == (entry.name, entry.revision)
     monkeypatch.setenv(checkpoints.WEIGHTS, str(tmp_path))
-    assert checkpoints.available(entry.name) == "folder"
+    assert checkpoints.available(entry.name)
     assert checkpoints.locate(entry.name) == (str(tmp_path / below), None)
     assert loading.pretrained("audio", entry.name).dim == 19
 
 
 def test_whispers_file_is_found_where_it_lies(tmp_path, monkeypatch):
     assert checkpoints.whisper_file() is None
-    places = [tmp_path / place for place in ("cache/whisper", "own/whisper", "own")]
     monkeypatch.setenv(checkpoints.WEIGHTS, str(tmp_path / "own"))
-    for place in places:  # the later wins
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "large-v3-turbo.pt").write_bytes(b"x")
-        for name in ("turbo", "large-v3-turbo", "large-v3-turbo.pt"):
-            assert checkpoints.whisper_file(name) == place / "large-v3-turbo.pt"
-    assert checkpoints.available("turbo") == "file"
-    assert checkpoints.whisper_file(str(places[0] / "large-v3-turbo.pt")).parent == places[0]
-    assert checkpoints.whisper_file("base") is None
+    for place in ("cache/whisper", "own/whisper", "own"):  # the later wins
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / "large-v3-turbo.pt").write_bytes(b"x")
+        assert checkpoints.whisper_file() == tmp_path / place / "large-v3-turbo.pt"
+    assert checkpoints.available("turbo")
 
 
 def test_identity_is_that_of_the_bytes(tmp_path):
@@ -86,19 +70,12 @@ def test_identity_is_that_of_the_bytes(tmp_path):
     assert checkpoints.identity(entry.name, "abc") == f"{entry.name}@abc"
 
 
-@pytest.mark.parametrize("entry", NETWORKS, ids=lambda entry: entry.name)
-def test_missing_weights_name_what_how_large_and_where(monkeypatch, tmp_path, entry):
-    monkeypatch.setenv(checkpoints.WEIGHTS, str(tmp_path / "weights"))
+@pytest.mark.parametrize("name", small.MAKERS)
+def test_missing_weights_name_what_how_large_and_where(name):
+    entry = checkpoints.get(name)
     with pytest.raises(ValueError) as error:
         loading.pretrained(entry.role, entry.name)
-    message = str(error.value)
-    place = f"$EMI_WEIGHTS/{entry.name}"
+    message, place = str(error.value), f"$EMI_WEIGHTS/{entry.name}"
     for word in (entry.size, entry.licence, entry.revision, *entry.files.split(), place):
         assert word in message
-    assert str(tmp_path / "weights") in message
     assert "\n" not in message
-
-
-def test_the_table_is_read_without_torch():
-    code = "import sys, emilib.features.checkpoints; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,7 +10,6 @@ import torch
 from emilib import profiles
 from emilib.features.extraction import extract
 from emilib.features.feature_set import FeatureSet
-from emilib.features.media_set import MediaSet
 from emilib.pipeline import Workspace
 from emilib.study import Recipe, fit
 from emilib.training.loop import predict
@@ -96,29 +95,6 @@ def test_a_batch_of_media_is_that_of_features_with_sound_and_words(workspace):
             np.testing.assert_array_equal(sound[real] * 32768, expected[: 12 * 16000])
     assert batch.input_ids.shape == batch.attention_mask.shape
     assert batch.attention_mask.sum(dim=1).max() == batch.input_ids.shape[1]
-
-
-def test_batches_come_in_the_order_of_features(workspace):
-    data = workspace.features("media").train
-    orders = []
-    for one in (data, data.features):
-        generator = torch.Generator().manual_seed(3)
-        batches = one.batches(4, shuffle=True, generator=generator)
-        orders.append([b.index.tolist() for b in batches])
-    assert orders[0] == orders[1]
-
-
-def test_one_clip_too_few_is_noticed(workspace):
-    data = workspace.features("media").train
-    with pytest.raises(ValueError, match="expected the same clips"):
-        MediaSet(
-            data.features,
-            data.waveforms,
-            {"input_ids": data.tokens["input_ids"][1:]},
-            None,
-            data.encoders,
-            data.moments,
-        )
 
 
 def test_a_batch_is_learnt_by_heart(workspace):

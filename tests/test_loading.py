@@ -1,25 +1,15 @@
 """Checkpoints in the published formats, small and random, against transformers called directly."""
 
 import json
-import math
 
-import numpy as np
 import pytest
 import small_checkpoints as small
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoTokenizer,
-    BertConfig,
-    BertModel,
-    GteModel,
-    Wav2Vec2Config,
-    Wav2Vec2FeatureExtractor,
-    Wav2Vec2ForSequenceClassification,
-)
 
 from emilib.features import checkpoints, loading
-from emilib.features.encoders import CLIP_MEAN, AudioEncoder, padded
+from emilib.features.encoders import padded
 from emilib.profiles import SMALL_AUDIO, SMALL_TEXT, SMALL_VISION
 
 ACCEPTANCE = [0.5460754, 0.6062266, 0.40431657]  # arousal, dominance, valence of a second of zeros
@@ -31,7 +21,11 @@ FOLDERS = {
     "bert": (small.text_folder, "text"),
     "gte": (small.gte_folder, "text"),
 }
-every_folder = pytest.mark.parametrize("kind", FOLDERS)
+SMALL = {
+    "small vision": lambda: loading.small_vision(SMALL_VISION, pool="mean"),
+    "small audio": lambda: loading.small_audio(SMALL_AUDIO),
+    "small text": lambda: loading.small_text(SMALL_TEXT, small.TEXTS, max_tokens=64),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -48,12 +42,6 @@ def pictures(height=32, width=32):
 def sounds():
     clips = [torch.randn(n) * 0.02 + 0.1 for n in (6000, 4000, 1500)]
     return clips, *padded(clips)
-
-
-def inputs(role, encoder):
-    if role == "text":
-        return tuple(encoder.tokens(small.TEXTS).values())
-    return (pictures(50, 60),) if role == "vision" else sounds()[1:]
 
 
 # ----------------------------------------------------------------------- what the networks give
@@ -87,37 +75,28 @@ def test_sound_gives_what_transformers_gives(tmp_path, normalise):
     arrays = [clip.numpy() for clip in clips]
     tensors = extractor(arrays, sampling_rate=16000, padding=True, return_tensors="pt")
     expected = model(**tensors).last_hidden_state
-    encoder = loading.pretrained("audio", tmp_path).eval()
-    hidden, steps = encoder(waveform, valid)
-    assert type(encoder) is AudioEncoder
+    hidden, steps = loading.pretrained("audio", tmp_path).eval()(waveform, valid)
     torch.testing.assert_close(hidden[steps], expected[steps], atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("legacy", [False, True], ids=["safetensors", "bin"])
-def test_emotion_logits_are_the_head_of_every_step(tmp_path, legacy):
-    network, head = small.emotion_folder(tmp_path, legacy)
+def test_emotion_logits_are_the_head_of_every_step(tmp_path):
+    network, head = small.emotion_folder(tmp_path)
+    w1, b1, w2, b2 = head.values()
     clips, waveform, valid = sounds()
     encoder = loading.pretrained("audio", tmp_path).eval()
     states, steps = encoder(waveform, valid)
     assert encoder.dim == states.shape[-1] == 16 + 3
-    w1, b1, w2, b2 = (value.double().numpy() for value in head.values())
     for row, sound in enumerate(clips):
         sound = (sound - sound.mean()) / torch.sqrt(sound.var(correction=0) + 1e-7)
         hidden = network(sound[None]).last_hidden_state[0]
-        torch.testing.assert_close(states[row, steps[row], :16], hidden, atol=1e-4, rtol=1e-4)
-        for step, state in enumerate(hidden.double().numpy()):
-            inner = [math.tanh(sum(w1[i] * state) + b1[i]) for i in range(16)]
-            logits = [sum(w2[k] * inner) + b2[k] for k in range(3)]
-            np.testing.assert_allclose(states[row, step, 16:], logits, atol=2e-4)
-    assert loading.pretrained("audio", tmp_path, emotion=False).dim == 16
+        logits = torch.tanh(hidden @ w1.T + b1) @ w2.T + b2
+        expected = torch.cat([hidden, logits], dim=1)
+        torch.testing.assert_close(states[row, steps[row]], expected, atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.weights
-@pytest.mark.skipif(
-    checkpoints.available(small.AUDEERING) == "no",
-    reason="needs the audeering weights",
-)
+@pytest.mark.skipif(not checkpoints.available(small.AUDEERING), reason="needs these weights")
 @torch.no_grad()
 def test_the_published_network_gives_its_published_values():
     encoder = loading.pretrained("audio", small.AUDEERING).eval()
@@ -128,74 +107,42 @@ def test_the_published_network_gives_its_published_values():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("kind", "plain"), [("bert", BertModel), ("gte", GteModel)])
+@pytest.mark.parametrize(("kind", "plain"), [("bert", "BertModel"), ("gte", "GteModel")])
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_words_give_what_transformers_gives(tmp_path, kind, plain, pool):
     FOLDERS[kind][0](tmp_path)
-    model = plain.from_pretrained(tmp_path, add_pooling_layer=False).eval()
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    model = getattr(transformers, plain).from_pretrained(tmp_path, add_pooling_layer=False).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     tokens = tokenizer(small.TEXTS, padding=True, return_tensors="pt")
     tokens.pop("token_type_ids", None)
     hidden = model(**tokens).last_hidden_state
     real = [h[m.bool()] for h, m in zip(hidden, tokens["attention_mask"], strict=True)]
     expected = torch.stack([h[0] if pool == "cls" else h.mean(dim=0) for h in real])
     encoder = loading.pretrained("text", tmp_path, pool=pool).eval()
-    torch.testing.assert_close(
-        encoder(**encoder.tokens(small.TEXTS)), expected, atol=1e-5, rtol=1e-4
-    )
-
-
-def test_the_old_names_in_berts_file_are_understood(tmp_path):
-    model = small.text_folder(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    for new, old in (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")):
-        weights = {key.replace(new, old): value + 0.1 for key, value in weights.items()}
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    norm = loading.pretrained("text", tmp_path).model.embeddings.LayerNorm.weight
-    torch.testing.assert_close(norm, model.bert.embeddings.LayerNorm.weight + 0.2)
-
-
-# ------------------------------------------------------------------------- saved and read back
+    ours = encoder(**encoder.tokens(small.TEXTS))
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", [*FOLDERS, "small vision", "small audio", "small text"])
-def test_saved_and_read_back_gives_the_same_features(tmp_path, kind):
+@pytest.mark.parametrize("kind", [*FOLDERS, *SMALL])
+def test_saved_and_read_back_gives_the_same_features(tmp_path, kind, monkeypatch):
+    monkeypatch.setenv("RANK", "1")  # each of several ranks saves what it has trained
+    monkeypatch.setenv("WORLD_SIZE", "2")
     if kind in FOLDERS:
         make, role = FOLDERS[kind]
         make(tmp_path)
         settings = {"pool": "mean", "shortest_edge": 40} if kind == "clip" else {}
         encoder = loading.pretrained(role, tmp_path, **settings)
     else:
-        role = kind.split()[1]
-        encoder = {
-            "vision": lambda: loading.small_vision(SMALL_VISION, pool="mean"),
-            "audio": lambda: loading.small_audio(SMALL_AUDIO),
-            "text": lambda: loading.small_text(SMALL_TEXT, small.TEXTS, max_tokens=64),
-        }[role]()
+        role, encoder = kind.split()[1], SMALL[kind]()
     loading.save_encoder(encoder, tmp_path / "again")
     again = loading.load_encoder(tmp_path / "again")
     assert type(again) is type(encoder)
     assert again.settings == encoder.settings
-    batch = inputs(role, encoder)
+    batch = {"vision": lambda: (pictures(50, 60),), "audio": lambda: sounds()[1:]}
+    batch = batch.get(role, lambda: tuple(encoder.tokens(small.TEXTS).values()))()
     first, second = encoder.eval()(*batch), again.eval()(*batch)
     assert torch.equal(*((pair[0] if role == "audio" else pair) for pair in (first, second)))
-    weights = again.state_dict()
-    assert all(torch.equal(weights[name], value) for name, value in encoder.state_dict().items())
-
-
-def test_each_of_several_ranks_saves_what_it_trained(tmp_path, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    loading.save_encoder(loading.small_vision(SMALL_VISION), tmp_path)
-    assert (tmp_path / "model.safetensors").exists()
-
-
-def test_without_a_preprocessor_file_the_family_decides(tmp_path):
-    small.clip_folder(tmp_path)
-    (tmp_path / "preprocessor_config.json").unlink()
-    settings = loading.pretrained("vision", tmp_path).settings
-    assert (settings["mean"], settings["resample"]) == (CLIP_MEAN, "bicubic")
 
 
 # ------------------------------------------------------------------------------ what is refused
@@ -205,15 +152,15 @@ def rewrite(path, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def refused(role, folder, match, **settings):
+def refused(role, folder, match):
     with pytest.raises(ValueError, match=match) as error:
-        loading.pretrained(role, folder, **settings)
+        loading.pretrained(role, folder)
     assert str(folder) in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("role", ["vision", "audio", "text"])
-@every_folder
+@pytest.mark.parametrize("kind", FOLDERS)
 def test_a_checkpoint_of_another_family_is_refused(tmp_path, kind, role):
     make, right = FOLDERS[kind]
     make(tmp_path)
@@ -225,32 +172,16 @@ def test_a_checkpoint_of_another_family_is_refused(tmp_path, kind, role):
         loading.load_encoder(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        ({"resample": 0}, "resample"),
-        ({"rescale_factor": 1.0}, "1/255"),
-        ({"do_rescale": 0}, "1/255"),
-    ],
-)
-def test_preprocessing_that_is_not_offered_is_refused(tmp_path, change, word):
-    small.vit_folder(tmp_path)
-    rewrite(tmp_path / "preprocessor_config.json", **change)
-    refused("vision", tmp_path, word)
-
-
 def test_another_sampling_rate_is_refused(tmp_path):
     small.sound_folder(tmp_path)
-    Wav2Vec2FeatureExtractor(sampling_rate=8000).save_pretrained(tmp_path)
+    transformers.Wav2Vec2FeatureExtractor(sampling_rate=8000).save_pretrained(tmp_path)
     refused("audio", tmp_path, "8000 Hz")
 
 
 def test_a_head_that_the_checkpoint_lacks_is_not_random(tmp_path):
     small.sound_folder(tmp_path)
-    refused("audio", tmp_path, r"lacks 4 .*classifier\.dense", emotion=True)
-    other = Wav2Vec2ForSequenceClassification(Wav2Vec2Config(**small.SOUND, num_labels=3))
-    other.save_pretrained(tmp_path)
-    refused("audio", tmp_path, "random", emotion=True)
+    rewrite(tmp_path / "config.json", architectures=["EmotionWav2Vec2"])
+    refused("audio", tmp_path, r"lacks 4 .*classifier\.dense")
 
 
 def test_code_of_a_checkpoint_is_never_run(tmp_path):
@@ -267,7 +198,7 @@ def test_code_of_a_checkpoint_is_never_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_damaged_and_incomplete_weights_are_refused(tmp_path):
+def test_missing_damaged_and_incomplete_files_are_refused(tmp_path):
     small.vit_folder(tmp_path)
     path = tmp_path / "model.safetensors"
     whole = path.read_bytes()
@@ -279,15 +210,9 @@ def test_damaged_and_incomplete_weights_are_refused(tmp_path):
     save_file(weights, path, metadata={"format": "pt"})
     refused("vision", tmp_path, r"lacks 1 .*embeddings\.cls_token")
     path.unlink()
-    refused("vision", tmp_path, "not .*on this machine|cannot be found")
-    refused("vision", tmp_path / "nothing", "put the checkpoint's folder on disk")
-
-
-def test_a_tokenizer_that_is_missing_or_of_another_network_is_refused(tmp_path):
-    small.text_folder(tmp_path, BertModel, BertConfig)
+    refused("vision", tmp_path, "missing")
+    refused("vision", tmp_path / "nothing", "name the folder of a checkpoint")
+    small.text_folder(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).unlink()
     refused("text", tmp_path, "tokenizer")
-    texts = [*small.TEXTS, "some words that the network has never seen"]
-    loading.wordpiece(texts, 200).save_pretrained(tmp_path)
-    refused("text", tmp_path, "take both from one checkpoint")

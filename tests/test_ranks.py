@@ -68,7 +68,7 @@ def produce(ids):
 ids = [f"{i:05d}" for i in range(50)]
 cache = Cache(sys.argv[1])
 kept = store.build(cache, "demo", {"a": 1}, ids, produce, ("x",), shard_size=8)["x"]
-assert kept.ids == ids and all(int(kept[i][0, 0]) == int(i) for i in ids)
+assert list(kept) == ids and all(int(kept[i][0, 0]) == int(i) for i in ids)
 with open(f"{sys.argv[1]}/{rank()}.json", "w") as stream:
     json.dump(made, stream)
 """

@@ -2,7 +2,7 @@
 
 Three modules hold a Hugging Face model and what surrounds it: resized and normalised pictures,
 masks over padded waveforms, tokens. The same classes serve the large pretrained checkpoints
-(`checkpoints.csv`) and the small networks of the embedded profile. No code of a checkpoint runs.
+(`checkpoints.csv`) and the small networks of the embedded profile.
 
 Dimension key: B clips or frames, S samples, T steps, D width.
 """
@@ -17,8 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from emilib import SAMPLE_RATE
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # google/vit-* and the small ViT
+HALF = (0.5, 0.5, 0.5)  # mean and std of google/vit-* and of the small ViT
 
 
 class VisionEncoder(nn.Module):
@@ -32,21 +31,10 @@ class VisionEncoder(nn.Module):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        pool="cls",
-        mean=HALF_MEAN,
-        std=HALF_STD,
-        resample="bicubic",
-        shortest_edge: int | None = None,
+        self, model, pool="cls", mean=HALF, std=HALF, resample="bicubic", shortest_edge=None
     ):
         super().__init__()
-        size = model.config.image_size
-        if shortest_edge is not None and shortest_edge < size:
-            raise ValueError(
-                f"shortest_edge: expected at least the network's {size} pixels, got {shortest_edge}"
-            )
-        self.model = _fused_attention(model)
+        self.model, self.dim = model, model.config.hidden_size
         self.settings = {
             "pool": _checked_pool(pool),
             "mean": tuple(mean),
@@ -56,10 +44,6 @@ class VisionEncoder(nn.Module):
         }
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
-
-    @property
-    def dim(self) -> int:
-        return self.model.config.hidden_size
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W) uint8, any size; returns (B, D)."""
@@ -88,7 +72,6 @@ def resize(images: Tensor, size: tuple[int, int], resample="bicubic") -> Tensor:
 
     On a CPU torch has a fast kernel for bytes; other devices get `resize_in_passes`. Either is
     within one grey level of Pillow, two in a pixel of ten thousand, where both passes meet a tie.
-    (Pillow 13 goes down first where the height shrinks more than the width; on noise that shows.)
     """
     if tuple(images.shape[-2:]) == tuple(size):
         return images
@@ -99,23 +82,12 @@ def resize(images: Tensor, size: tuple[int, int], resample="bicubic") -> Tensor:
 
 
 def resize_in_passes(images: Tensor, size: tuple[int, int], resample="bicubic") -> Tensor:
-    """As `resize`, in float: across, then down, each pass rounded to bytes as Pillow does.
-
-    In one pass, bicubic on noise was up to 31 grey levels off.
-    """
+    """As `resize`, in float: across, then down, each pass rounded to bytes as Pillow does."""
     images = images.float()
     for step in ((images.shape[-2], size[1]), size):
-        if tuple(images.shape[-2:]) != tuple(step):
-            images = F.interpolate(images, size=step, mode=resample, antialias=True)
-            images = images.round().clamp(0, 255)
+        images = F.interpolate(images, size=step, mode=resample, antialias=True)
+        images = images.round().clamp(0, 255)
     return images
-
-
-def _fused_attention(model: nn.Module) -> nn.Module:
-    """The model with torch's scaled dot product attention, where its class has it."""
-    if model._supports_sdpa:
-        model.set_attn_implementation("sdpa")
-    return model
 
 
 def _checked_pool(pool: str) -> str:
@@ -131,43 +103,42 @@ class AudioEncoder(nn.Module):
 
     normalise : bring each waveform to zero mean and unit variance, as the feature extractors of
         the large checkpoints do. This removes loudness; the small network goes without.
+
+    shortest : samples of one step, the least that the convolutions can take
+    stride : samples from one step to the next, 320 (20 ms) in the published networks
     """
 
     def __init__(self, model: nn.Module, normalise=True):
         super().__init__()
-        self.model = _fused_attention(model)
+        self.model, self.dim = model, getattr(model, "dim", model.config.hidden_size)
         self.settings = {"normalise": bool(normalise)}
-
-    @property
-    def dim(self) -> int:
-        return getattr(self.model, "dim", self.model.config.hidden_size)
-
-    @property
-    def shortest(self) -> int:
-        """Samples of one step: the least that the convolutions can take."""
-        length = 1
-        kernels, strides = self.model.config.conv_kernel, self.model.config.conv_stride
-        for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
-            length = (length - 1) * stride + kernel
-        return length
-
-    @property
-    def stride(self) -> int:
-        """Samples from one step to the next: 320 (20 ms) in the published networks."""
-        return math.prod(self.model.config.conv_stride)
+        kernels, strides = model.config.conv_kernel, model.config.conv_stride
+        self.stride, self.shortest = math.prod(strides), 1
+        for kernel, stride in zip(kernels[::-1], strides[::-1], strict=True):
+            self.shortest = (self.shortest - 1) * stride + kernel
 
     def steps(self, samples: Tensor) -> Tensor:
         """The number of hidden states for so many samples."""
         return self.model._get_feat_extract_output_lengths(samples)
 
-    def forward(self, waveform: Tensor, valid: Tensor, moments=None):
+    def forward(self, waveform: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """waveform (B, S) float, valid (B, S) bool; returns (B, T, D) and (B, T) bool.
-
-        moments : mean and variance (B, 2) of the whole waveforms to normalise by, where `waveform`
-            holds pieces of them; None takes those of each row
 
         Raises ValueError for a clip shorter than `shortest` samples.
         """
+        return self.encode(self.normalised(waveform, valid), valid)
+
+    def normalised(self, waveform: Tensor, valid: Tensor) -> Tensor:
+        """The waveform as the network takes it, where `normalise` is set."""
+        if not self.settings["normalise"]:
+            return waveform
+        count = valid.sum(dim=1, keepdim=True)
+        mean = (waveform * valid).sum(dim=1, keepdim=True) / count
+        variance = ((waveform - mean).square() * valid).sum(dim=1, keepdim=True) / count
+        return (waveform - mean) / torch.sqrt(variance + 1e-7)  # 1e-7 as in the HF extractor
+
+    def encode(self, waveform: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, of waveforms that are normalised already, or pieces of them."""
         lengths = valid.sum(dim=1)
         if int(lengths.min()) < self.shortest:
             raise ValueError(
@@ -176,21 +147,16 @@ class AudioEncoder(nn.Module):
                 "treat such a clip as having no audio"
             )
         if self.model.config.feat_extract_norm == "group" and not valid.all():
-            return self._one_by_one(waveform, valid, moments)
-        if self.settings["normalise"]:
-            waveform = _normalised(waveform, valid, moments)
+            # Group norm mixes padding into every step, masked or not: encode clip by clip.
+            rows = zip(waveform, valid, lengths, strict=True)
+            clips = [self.encode(wave[None, :n], real[None, :n]) for wave, real, n in rows]
+            return tuple(
+                pad_sequence([x[0] for x in part], batch_first=True)
+                for part in zip(*clips, strict=True)
+            )
         hidden = self.model(waveform * valid, attention_mask=valid.long()).last_hidden_state
         steps = torch.arange(hidden.shape[1], device=hidden.device)
         return hidden, steps < self.steps(lengths)[:, None]
-
-    def _one_by_one(self, waveform: Tensor, valid: Tensor, moments):
-        """Group norm mixes padding into every step, masked or not: encode without padding."""
-        clips = []
-        for row, length in enumerate(valid.sum(dim=1).tolist()):
-            own = None if moments is None else moments[row : row + 1]
-            clips.append(self(waveform[row : row + 1, :length], valid[row : row + 1, :length], own))
-        hidden = pad_sequence([states[0] for states, _ in clips], batch_first=True)
-        return hidden, pad_sequence([real[0] for _, real in clips], batch_first=True)
 
 
 def padded(waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -198,16 +164,6 @@ def padded(waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([len(w) for w in waveforms])
     values = pad_sequence(list(waveforms), batch_first=True)
     return values, torch.arange(values.shape[1]) < lengths[:, None]
-
-
-def _normalised(waveform: Tensor, valid: Tensor, moments) -> Tensor:
-    if moments is None:
-        count = valid.sum(dim=1, keepdim=True)
-        mean = (waveform * valid).sum(dim=1, keepdim=True) / count
-        variance = ((waveform - mean).square() * valid).sum(dim=1, keepdim=True) / count
-    else:
-        mean, variance = moments.to(waveform.dtype).split(1, dim=1)
-    return (waveform - mean) / torch.sqrt(variance + 1e-7)  # 1e-7 as in the HF extractor
 
 
 class EmotionHead(nn.Module):
@@ -234,19 +190,13 @@ class TextEncoder(nn.Module):
 
     def __init__(self, model: nn.Module, tokenizer, pool="cls", max_tokens=128):
         super().__init__()
-        self.model = _fused_attention(model)
-        self.tokenizer = tokenizer
+        self.model, self.tokenizer, self.dim = model, tokenizer, model.config.hidden_size
         self.settings = {"pool": _checked_pool(pool), "max_tokens": int(max_tokens)}
-
-    @property
-    def dim(self) -> int:
-        return self.model.config.hidden_size
 
     def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask`, (B, T) long, cut at `max_tokens`."""
-        longest = self.settings["max_tokens"]
         options = {"padding": True, "truncation": True, "return_tensors": "pt"}
-        encoded = self.tokenizer(list(texts), max_length=longest, **options)
+        encoded = self.tokenizer(list(texts), max_length=self.settings["max_tokens"], **options)
         return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -5,18 +5,13 @@ Dimension key: N clips, B clips of a batch, T steps, D width, E targets.
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from emilib import EMOTIONS, MODALITIES
 from emilib.features.store import Rows
-
-
-def target_names(count: int) -> tuple[str, ...]:
-    """Names of targets without a name: six are the emotions, others are numbered."""
-    return EMOTIONS if count == len(EMOTIONS) else tuple(f"target {i}" for i in range(count))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -37,38 +32,26 @@ class Batch:
         names = ("frames", "audio", "text", "frames_valid", "audio_valid", "present")
         return {name: getattr(self, name) for name in names}
 
+    def to(self, device) -> "Batch":
+        """The batch with every tensor on `device`; None leaves them where they are."""
+        if device is None:
+            return self
+        values = {n: None if x is None else x.to(device) for n, x in vars(self).items()}
+        return type(self)(**values)
+
     def __len__(self):
         return len(self.index)
-
-
-class Standardised(Sequence):
-    """Clips' (T, D) arrays, each column minus a mean, over a spread, when they are read.
-
-    raw : the arrays as they were, which may lie on a disk; mean, spread : (D,)
-    """
-
-    def __init__(self, raw: Sequence, mean: np.ndarray, spread: np.ndarray):
-        self.raw, self.mean, self.spread = raw, mean, spread
-
-    def __len__(self):
-        return len(self.raw)
-
-    def __getitem__(self, row: int) -> np.ndarray | None:
-        array = self.raw[row]
-        return None if array is None else ((array - self.mean) / self.spread).astype(np.float32)
-
-    def transform(self, values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """The same of a padded batch (B, T, D) on its device; padding is zero."""
-        mean, spread = (values.new_tensor(numbers) for numbers in (self.mean, self.spread))
-        return ((values - mean) / spread).masked_fill(~valid[..., None], 0.0)
 
 
 @dataclasses.dataclass(repr=False, eq=False)
 class FeatureSet:
     """Features and targets of N clips, of any width, from this project's encoders or not.
 
-    Build one with `from_arrays`. `present` (N, 3) bool says which of frames, audio and text each
-    clip has; `dims` gives the width of each modality the set has.
+    Build one with `from_arrays`. frames, audio and text are as they were passed; batches are
+    standardised by `scaling`, see `standardised`.
+
+    dims : width of each modality the set has
+    present : (N, 3) bool, which of frames, audio and text each clip has
     """
 
     ids: list[str]
@@ -78,14 +61,15 @@ class FeatureSet:
     target: np.ndarray | None
     dims: dict[str, int]
     names: tuple[str, ...] | None = None
+    scaling: dict[str, tuple[np.ndarray, np.ndarray]] | None = None
+
+    per_clip = ("ids", *MODALITIES, "target")  # what `select` picks from
 
     def __post_init__(self):
-        self.names = None if self.names is None else tuple(self.names)
-        self._fingerprint: str | None = None
         steps = np.zeros((len(self.ids), 3), int)
         for column, sequences in enumerate((self.frames, self.audio)):
             if sequences is not None:
-                steps[:, column] = [_length(sequences, row) for row in range(len(self))]
+                steps[:, column] = [0 if a is None else len(a) for a in sequences]
         if self.text is not None:
             steps[:, 2] = ~np.isnan(self.text).any(axis=1)
         self.present = steps > 0
@@ -93,50 +77,37 @@ class FeatureSet:
 
     @classmethod
     def from_arrays(
-        cls,
-        ids,
-        frames=None,
-        audio=None,
-        text=None,
-        target=None,
-        *,
-        frames_valid=None,
-        audio_valid=None,
-        names=None,
-        dims=None,
+        cls, ids, frames=None, audio=None, text=None, target=None, *, names=None, dims=None
     ) -> "FeatureSet":
         """A set from plain arrays.
 
         ids : N names
-        frames, audio : one (T, D) float array a clip, None where the clip lacks it; or None. One
-            padded (N, T, D) array will do, with a mask. `store.Rows` stay on their disk, and are
-            read a batch at a time.
+        frames, audio : one (T, D) float array a clip, None where the clip lacks it; or None. Of
+            padded arrays take the real steps: ``[x[mask] for x, mask in zip(frames, valid)]``.
+            `store.Rows` stay on their disk, and are read a batch at a time.
         text : (N, D) float, a row of NaN where the clip has no words; or None
         target : (N, E) float, in any range, or (N,) for a single target; or None
-        frames_valid, audio_valid : one (T,) bool mask a clip, True where a step is real; other
-            steps are left out, and a clip without a real step lacks the modality. None: all are
-        names : of the E targets; None: see `target_names`
+        names : of the E targets; None: the emotions where there are six, else numbered
         dims : widths of the modalities, as of another set's `dims`; then all clips may lack one
 
         Raises ValueError when the numbers of clips or the widths disagree, when all modalities
         are missing, or when a feature or target is not finite.
         """
         ids, widths = [str(i) for i in ids], dict(dims or {})
-        frames = _checked_sequences("frames", frames, frames_valid, len(ids), widths)
-        audio = _checked_sequences("audio", audio, audio_valid, len(ids), widths)
-        text = _checked_matrix("text", text, ids)
-        if target is not None and np.ndim(target) == 1:
-            target = np.asarray(target)[:, None]
-        target = _checked_matrix("target", target, ids)
-        if names is not None and target is not None and len(names) != target.shape[1]:
-            raise ValueError(
-                f"names: expected one for each of {target.shape[1]} targets, got {len(names)}"
-            )
-        columns = {"frames": frames, "audio": audio, "text": text}
-        widths["text"] = 0 if text is None else text.shape[1]
+        columns = {
+            "frames": _sequences("frames", frames, len(ids), widths),
+            "audio": _sequences("audio", audio, len(ids), widths),
+            "text": None if text is None else _matrix("text", np.asarray(text), ids),
+        }
+        if target is not None:
+            target = np.asarray(target, np.float64)
+            target = _matrix("target", target[:, None] if target.ndim == 1 else target, ids)
+            expected = f"one for each of {target.shape[1]} targets"
+            _expect(names is None or len(names) == target.shape[1], "names", expected, names)
+        widths["text"] = 0 if text is None else columns["text"].shape[1]
         widths = {m: widths[m] for m in MODALITIES if columns[m] is not None and widths[m]}
-        if ids and not widths:
-            raise ValueError("expected at least one of frames, audio and text, got none")
+        _expect(widths or not ids, "a set", "at least one of frames, audio and text", "none")
+        names = None if names is None else tuple(names)
         return cls(ids, **columns, target=target, dims=widths, names=names)
 
     def __len__(self):
@@ -144,7 +115,7 @@ class FeatureSet:
 
     def __repr__(self):
         widths = ", ".join(f"{name} {dim}" for name, dim in self.dims.items())
-        return f"FeatureSet({len(self)} clips: {widths}; {self.num_targets} targets)"
+        return f"{type(self).__name__}({len(self)} clips: {widths}; {self.num_targets} targets)"
 
     @property
     def num_targets(self) -> int:
@@ -153,7 +124,10 @@ class FeatureSet:
     @property
     def targets(self) -> tuple[str, ...]:
         """Names of the targets."""
-        return target_names(self.num_targets) if self.names is None else self.names
+        if self.names is not None:
+            return self.names
+        numbered = tuple(f"target {i}" for i in range(self.num_targets))
+        return EMOTIONS if len(numbered) == len(EMOTIONS) else numbered
 
     def with_target(self, target: np.ndarray) -> "FeatureSet":
         """The same clips and features with other numbers (N, E) as targets."""
@@ -161,93 +135,87 @@ class FeatureSet:
 
     def select(self, indices) -> "FeatureSet":
         """The clips at `indices` (integers or a bool mask), in that order."""
-        indices = np.asarray(indices)
-        indices = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(int)
-        names = ("ids", *MODALITIES, "target")
-        return dataclasses.replace(self, **{n: _pick(getattr(self, n), indices) for n in names})
+        rows = np.arange(len(self))[np.asarray(indices, None if len(indices) else int)]
+        columns = {name: getattr(self, name) for name in self.per_clip}
+        for name, values in columns.items():
+            if values is not None:
+                arrays = isinstance(values, np.ndarray)
+                columns[name] = values[rows] if arrays else [values[row] for row in rows]
+        return dataclasses.replace(self, **columns)
 
     def only(self, *modalities: str) -> "FeatureSet":
         """The same clips with only these modalities."""
-        unknown = set(modalities) - set(MODALITIES)
-        if unknown:
-            raise ValueError(f"expected modalities among {MODALITIES}, got {sorted(unknown)}")
         dims = {m: d for m, d in self.dims.items() if m in modalities}
-        if not dims and len(self):
-            raise ValueError(f"expected one of {sorted(self.dims)}, got {modalities}")
+        if (not dims and len(self)) or not set(modalities) <= set(MODALITIES):
+            raise ValueError(f"expected modalities out of {sorted(self.dims)}, got {modalities}")
         others = {m: None for m in MODALITIES if m not in modalities}
-        view = dataclasses.replace(self, **others, dims=dims)
-        if self._fingerprint is not None:
-            view.known_as(f"{self._fingerprint} {' '.join(sorted(dims))}")
-        return view
+        return dataclasses.replace(self, **others, dims=dims)
+
+    def scaled(self, modality: str, array: np.ndarray) -> np.ndarray:
+        """Features (..., D) of this set as models get them: standardised where the set is."""
+        if self.scaling is None:
+            return array
+        mean, spread = self.scaling[modality]
+        return ((array - mean) / spread).astype(np.float32)
 
     def moments(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Mean and standard deviation (D,) of each modality's columns, over all real steps."""
         result = {}
         for name in self.dims:
             pieces = [self.text[self.present[:, 2]]] if name == "text" else getattr(self, name)
-            # A clip at a time: all of them may be more than fits into memory.
-            count = sum(len(a) for a in pieces if a is not None)
-            mean = sum(a.sum(axis=0, dtype=np.float64) for a in pieces if a is not None) / count
-            squares = sum(((a - mean) ** 2).sum(axis=0) for a in pieces if a is not None)
-            spread = np.sqrt(squares / count)
-            # A constant column stays at its mean.
-            result[name] = (mean, np.where(spread > 0, spread, 1.0))
+
+            def each(name=name, pieces=pieces):  # one in memory at a time
+                return (self.scaled(name, array) for array in pieces if array is not None)
+
+            count = sum(len(a) for a in each())
+            mean = sum(a.sum(axis=0, dtype=np.float64) for a in each()) / count
+            spread = np.sqrt(sum(((a - mean) ** 2).sum(axis=0) for a in each()) / count)
+            result[name] = (mean, np.where(spread > 0, spread, 1.0))  # constant: stays at 0
         return result
 
     def standardised(self, moments: dict[str, tuple[np.ndarray, np.ndarray]]) -> "FeatureSet":
-        """Each column minus a mean, over a standard deviation: those of `moments` of other clips.
+        """Batches have each column minus a mean, over a standard deviation, of `moments`.
 
         Encoders' features have large constant parts; without this a fusion model spends its
         training on finding where the variation is. Take the moments of the training clips.
         """
-        unknown = set(self.dims) - set(moments)
-        if unknown:
-            raise ValueError(f"expected moments of {sorted(self.dims)}, got none of {unknown}")
-        columns = {m: Standardised(getattr(self, m), *moments[m]) for m in self.dims}
-        if "text" in columns:
-            columns["text"] = columns["text"][:]
-        return dataclasses.replace(self, **columns)
+        lacking = set(self.dims) - set(moments)
+        _expect(not lacking, "moments", f"those of {sorted(self.dims)}", f"none of {lacking}")
+        return dataclasses.replace(self, scaling=moments)
 
     def fingerprint(self) -> str:
-        """Hex digest of ids, features and targets: equal for equal content."""
-        if self._fingerprint is not None:  # kept: the features may be many gigabytes
-            return self._fingerprint
-        arrays = []
-        for sequences in (self.frames, self.audio):
-            if isinstance(sequences, Standardised):
-                arrays += [sequences.mean, sequences.spread]
-                sequences = sequences.raw
-            arrays += sequences or ()
-        digest = hashlib.sha256("\0".join(self.ids).encode())
-        for array in (*arrays, self.text, self.target):
-            digest.update(b"none" if array is None else repr(array.shape).encode())
-            if array is not None:
-                digest.update(np.ascontiguousarray(array).tobytes())
-        if self.names not in (None, EMOTIONS):
-            digest.update("\0".join(self.names).encode())
-        self._fingerprint = digest.hexdigest()[:32]
-        return self._fingerprint
-
-    def known_as(self, name: str) -> None:
-        """Take `name` for the fingerprint, where it contains all that determines the content."""
-        self._fingerprint = name
+        """Hex digest of ids, targets, text, and the frames and audio of up to 64 clips."""
+        facts = [self.ids, self.targets, self.dims, self._lengths.tolist()]
+        digest = hashlib.sha256(repr(facts).encode())
+        some = range(0, len(self), 1 + len(self) // 64)
+        arrays = [self.text, self.target, *(x for m in (self.scaling or {}).values() for x in m)]
+        arrays += [seq[row] for seq in (self.frames, self.audio) if seq is not None for row in some]
+        for array in arrays:
+            digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:32]
 
     def lengths(self) -> np.ndarray:
         """(N,) steps of the longest sequence of each clip, at least 1."""
         return self._lengths
 
-    def batches(
-        self, batch_size: int, shuffle=False, generator=None, device=None, bucket=True
-    ) -> Iterator[Batch]:
-        """The clips as batches of up to `batch_size`.
+    def batches(self, batch_size: int, shuffle=False, generator=None, device=None):
+        """Yield the clips as `Batch`es of up to `batch_size`, in their order.
 
-        shuffle : a new order each time, drawn from `generator` (torch.Generator) if there is one
-        bucket : when shuffling, group clips of similar length (padding a batch to 350 steps in
-            place of 600 halves the time of an LSTM); the batches come in random order. Without
-            shuffling the clips keep their order.
+        shuffle : a new order each time, drawn from `generator` (torch.Generator) if there is one.
+            A batch has clips of similar length (padding to 350 steps in place of 600 halves the
+            time of an LSTM); the batches come in random order
         """
-        for indices in batch_order(self.lengths(), batch_size, shuffle, generator, bucket):
-            yield self.batch(indices, device)
+        order, lengths = torch.arange(len(self)), torch.from_numpy(self._lengths)
+        if shuffle:
+            # Sorting within stretches of several batches keeps the draw random while clips of
+            # one batch have about one length.
+            parts = torch.randperm(len(self), generator=generator).split(8 * batch_size)
+            order = torch.cat([part[lengths[part].argsort(stable=True)] for part in parts])
+        batches = order.split(batch_size) if len(self) else ()
+        if shuffle:
+            batches = [batches[i] for i in torch.randperm(len(batches), generator=generator)]
+        for indices in batches:
+            yield self.batch(indices.numpy(), device)
 
     def batch(self, indices, device=None) -> Batch:
         """The clips at `indices` as one Batch on `device`."""
@@ -256,14 +224,33 @@ class FeatureSet:
         tensors = {"present": torch.from_numpy(present), "index": torch.from_numpy(indices).long()}
         for name in ("frames", "audio"):
             if getattr(self, name) is not None:
-                padded = _padded(getattr(self, name), indices, self.dims[name], device)
-                tensors[name], tensors[f"{name}_valid"] = padded
+                tensors[name], tensors[f"{name}_valid"] = self._padded(name, indices, device)
         if self.text is not None:
-            rows = np.where(present[:, 2:], self.text[indices], 0.0)
+            rows = np.where(present[:, 2:], self.scaled("text", self.text[indices]), 0.0)
             tensors["text"] = torch.from_numpy(rows.astype(np.float32))
         if self.target is not None:
             tensors["target"] = torch.from_numpy(self.target[indices].astype(np.float32))
-        return to_device(Batch(**tensors), device)
+        return Batch(**tensors).to(device)
+
+    def _padded(self, name: str, indices, device) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T, D) float32, zero where padded, and (B, T) bool; T is at least 1.
+
+        Half precision is widened, and features are standardised, on the device.
+        """
+        arrays = [getattr(self, name)[i] for i in indices]
+        lengths = np.array([0 if a is None else len(a) for a in arrays], int)
+        real = [a for a in arrays if a is not None]
+        mask = np.arange(lengths.max(initial=1)) < lengths[:, None]
+        half = all(a.dtype == np.float16 for a in real)
+        values = np.zeros((*mask.shape, self.dims[name]), np.float16 if half else np.float32)
+        if real:
+            values[mask] = np.concatenate(real)
+        values, valid = (torch.from_numpy(x).to(device) for x in (values, mask))
+        values = values.float()
+        if self.scaling is not None:
+            mean, spread = (values.new_tensor(moment) for moment in self.scaling[name])
+            values = ((values - mean) / spread).masked_fill(~valid[..., None], 0.0)
+        return values, valid
 
 
 @dataclasses.dataclass
@@ -283,137 +270,42 @@ class FeatureSplits:
     moments: dict | None = None
 
 
-def to_device(batch, device):
-    """The batch with every tensor on `device`; None leaves them where they are."""
-    if device is None:
-        return batch
-    tensors = {name: value for name, value in vars(batch).items() if value is not None}
-    moved = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
-    return dataclasses.replace(batch, **moved)
+def _expect(holds, where: str, expected: str, got) -> None:
+    if not holds:
+        raise ValueError(f"{where}: expected {expected}, got {got}")
 
 
-def batch_order(lengths, batch_size: int, shuffle, generator, bucket) -> list[np.ndarray]:
-    """Positions of the clips of each batch, of N clips of these lengths; see `batches`."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    order = np.arange(len(lengths))
-    if shuffle:
-        order = torch.randperm(len(lengths), generator=generator).numpy()
-    if shuffle and bucket:
-        # Sorting within stretches of several batches keeps the draw random while clips of
-        # one batch have about one length.
-        stretches = _cut(order, 8 * batch_size)
-        order = np.concatenate([p[np.argsort(lengths[p], kind="stable")] for p in stretches])
-    batches = _cut(order, batch_size)
-    if shuffle and bucket:
-        turn = torch.randperm(len(batches), generator=generator).tolist()
-        batches = [batches[i] for i in turn]
-    return batches
-
-
-def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
-    return [order[i : i + size] for i in range(0, len(order), size)]
-
-
-def _padded(sequences: Sequence, indices, dim: int, device):
-    """(B, T, D) float32, zero where padded, and (B, T) bool; T is at least 1.
-
-    Half precision is widened, and features are standardised, on the device.
-    """
-    scaled = isinstance(sequences, Standardised)
-    raw = sequences.raw if scaled else sequences
-    arrays = [raw[i] for i in indices]
-    lengths = np.array([0 if a is None else len(a) for a in arrays], int)
-    valid = np.arange(lengths.max(initial=1)) < lengths[:, None]
-    real = [a for a in arrays if a is not None]
-    half = all(a.dtype == np.float16 for a in real)
-    values = np.zeros((*valid.shape, dim), np.float16 if half else np.float32)
-    if real:
-        values[valid] = np.concatenate(real)
-    values = torch.from_numpy(values).to(device, non_blocking=True).float()
-    valid = torch.from_numpy(valid).to(device, non_blocking=True)
-    return (sequences.transform(values, valid) if scaled else values), valid
-
-
-def _length(sequence: Sequence, row: int) -> int:
-    """Steps of a clip, 0 for None; a sequence on a disk is not read."""
-    sequence = getattr(sequence, "raw", sequence)
-    if isinstance(sequence, Rows):
-        return sequence.length(row)
-    return 0 if sequence[row] is None else len(sequence[row])
-
-
-def _pick(sequence, rows: Sequence[int]):
-    if isinstance(sequence, Standardised):
-        return Standardised(_pick(sequence.raw, rows), sequence.mean, sequence.spread)
-    if isinstance(sequence, Rows):
-        return Rows(sequence.store, _pick(sequence.ids, rows), sequence.convert)
-    if isinstance(sequence, list):
-        return [sequence[row] for row in rows]
-    return sequence if sequence is None else sequence[rows]
-
-
-def _checked_sequences(name: str, arrays, valid, count: int, widths: dict):
-    """Float arrays (T, D) or None, without masked steps; `widths` gets D if it lacks it."""
+def _sequences(name: str, arrays, count: int, widths: dict):
+    """Float arrays (T, D) or None; `widths` gets D if it lacks it."""
     if arrays is None:
-        if valid is not None:
-            raise ValueError(f"{name}_valid: expected None where there is no {name}, got masks")
         return None
-    for what, values in ((name, arrays), (f"{name}_valid", valid)):
-        if values is not None and len(values) != count:
-            raise ValueError(f"{what}: expected one for each of {count} ids, got {len(values)}")
+    _expect(len(arrays) == count, name, f"one for each of {count} ids", len(arrays))
     checked: list = [None] * count
     for position, array in enumerate(arrays):
         if array is None:
             continue
-        array, where = np.asarray(array), f"{name}[{position}]: expected"
-        if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
-            got = f"{array.dtype} of shape {array.shape}"
-            raise ValueError(f"{where} a (T, D) float array or None, got {got}")
-        if valid is not None:
-            mask = np.asarray(valid[position])
-            if mask.dtype != bool or mask.shape != array.shape[:1]:
-                raise ValueError(
-                    f"{name}_valid[{position}]: expected ({len(array)},) bool, True where a step "
-                    f"is real, got {mask.dtype} of shape {mask.shape}"
-                )
-            array = array[mask]
+        array, where = np.asarray(array), f"{name}[{position}]"
+        right = array.ndim == 2 and np.issubdtype(array.dtype, np.floating)
+        got = f"{array.dtype} of shape {array.shape}"
+        _expect(right, where, "a (T, D) float array or None", got)
         width = widths.setdefault(name, array.shape[1])
-        if array.shape[1] != width:
-            raise ValueError(
-                f"{where} width {width} like the other clips, got {array.shape[1]}; one set holds "
-                "features of one encoder"
-            )
+        right = array.shape[1] == width
+        _expect(right, where, f"width {width} like the other clips", array.shape[1])
         # A store's features were checked when they were extracted; reading them may take long.
-        if not isinstance(arrays, Rows) and not np.isfinite(array).all():
-            raise ValueError(
-                f"{where} finite features, got NaN or infinity; use None for a clip without {name}"
-            )
+        finite = isinstance(arrays, Rows) or np.isfinite(array).all()
+        _expect(finite, where, f"finite features (None: no {name})", "NaN or infinity")
         checked[position] = array if len(array) else None
     if name not in widths:
         return None
-    return arrays if isinstance(arrays, Rows) and valid is None else checked
+    return arrays if isinstance(arrays, Rows) else checked
 
 
-def _checked_matrix(name: str, array, ids: Sequence[str]):
+def _matrix(name: str, array: np.ndarray, ids: Sequence[str]) -> np.ndarray:
     """(N, D) floats; finite but for rows of text that are all NaN."""
-    if array is None:
-        return None
-    array = np.asarray(array, dtype=np.float64 if name == "target" else None)
-    floats = np.issubdtype(array.dtype, np.floating)
-    if array.ndim != 2 or len(array) != len(ids) or not floats:
-        raise ValueError(
-            f"{name}: expected a ({len(ids)}, D) float array, one row an id, got {array.dtype} of "
-            f"shape {array.shape}"
-        )
-    bad = ~np.isfinite(array).all(axis=1)
-    if name == "text":
-        bad &= ~np.isnan(array).all(axis=1)
-    if bad.any():
-        row = int(bad.argmax())
-        hint = "use a row of NaN for a clip without words" if name == "text" else "leave it out"
-        raise ValueError(
-            f"{name}: expected finite numbers, got {array[row][~np.isfinite(array[row])][0]} for "
-            f"clip {ids[row]!r}; {hint}"
-        )
+    right = array.ndim == 2 and len(array) == len(ids) and np.issubdtype(array.dtype, np.floating)
+    got = f"{array.dtype} of shape {array.shape}"
+    _expect(right, name, f"a ({len(ids)}, D) float array, one row an id", got)
+    good = np.isfinite(array).all(axis=1) | ((name == "text") & np.isnan(array).all(axis=1))
+    bad = [id_ for id_, row in zip(ids, good, strict=True) if not row]
+    _expect(not bad, name, "finite numbers (text: a row of NaN for none)", f"others for {bad[:3]}")
     return array

@@ -1,25 +1,22 @@
 """The feature store: ragged arrays of many clips in memory-mapped safetensors shards.
 
 A shard holds the flat (ΣT, ...) values of some tens of clips, the lengths that cut them, and
-their ids. Features are kept in half precision, pictures as uint8, audio as int16. Shards are
-written atomically; those of an unfinished store survive a kill and are used again.
+their ids. Features are kept in half precision, pictures as uint8, audio as int16. Each shard is a
+step of the cache, so a kill loses none that is finished, and a damaged one is made again.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from emilib.cache import Cache, atomic_write, file_sum, rank, share, wait_until
+from emilib.cache import Cache, atomic_write, key, share, wait_until
 
 SHARD = 32  # clips
-# The dtypes of a shard, as safetensors and NumPy name them.
-DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "U8": "u1", "I16": "<i2", "I64": "<i8"}
 
 
 def write_shard(path, ids: Sequence[str], arrays: Sequence) -> None:
@@ -38,16 +35,17 @@ def write_shard(path, ids: Sequence[str], arrays: Sequence) -> None:
 
 
 class Store(Mapping):
-    """A folder of shards as a mapping from id to a (T, ...) array, or None for an empty slot.
+    """Shards as a mapping from id to a (T, ...) array, or None for an empty slot.
 
-    Arrays are mapped into memory when they are looked at. The order is that of writing.
+    paths : of the shards, in the order of the clips
+
+    Arrays are mapped into memory when they are looked at; changing one does not change the file.
     """
 
-    def __init__(self, folder):
-        self.folder = Path(folder)
+    def __init__(self, paths: Sequence):
         self._mapped: dict[Path, np.ndarray] = {}
         self._place: dict[str, tuple[Path, int, int]] = {}
-        for path in sorted(self.folder.glob("*.safetensors")):
+        for path in map(Path, paths):
             with safe_open(path, framework="np") as shard:
                 lengths = shard.get_tensor("lengths").tolist()
                 ids = json.loads(shard.metadata()["ids"])
@@ -55,10 +53,6 @@ class Store(Mapping):
             for id_, length in zip(ids, lengths, strict=True):
                 self._place[id_] = (path, start, length)
                 start += max(length, 0)
-
-    @property
-    def ids(self) -> list[str]:
-        return list(self._place)
 
     def __iter__(self):
         return iter(self._place)
@@ -75,26 +69,12 @@ class Store(Mapping):
         if length < 0:
             return None
         if path not in self._mapped:
-            self._mapped[path] = _map_values(path)
+            with safe_open(path, framework="pt") as shard:  # framework "np" would copy
+                self._mapped[path] = shard.get_tensor("values").numpy()
         return self._mapped[path][start : start + length]
 
     def __getstate__(self):
         return {**vars(self), "_mapped": {}}  # another process maps the files itself
-
-
-def _map_values(path: Path) -> np.ndarray:
-    """The flat values of a shard; writing to the result does not change the file.
-
-    safetensors itself copies each slice, and opens the file for it. The format is an 8-byte
-    length, so many bytes of JSON, then the numbers.
-    """
-    with open(path, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        entry = json.loads(stream.read(length))["values"]
-    dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
-    if 0 in shape:  # an empty file region cannot be mapped
-        return np.zeros(shape, dtype)
-    return np.asarray(np.memmap(path, dtype, "c", 8 + length + entry["data_offsets"][0], shape))
 
 
 class Rows(Sequence):
@@ -103,7 +83,7 @@ class Rows(Sequence):
     convert : applied to each array
     """
 
-    def __init__(self, store: Store, ids: Sequence[str], convert: Callable | None = None):
+    def __init__(self, store: Mapping, ids: Sequence[str], convert: Callable | None = None):
         self.store, self.ids, self.convert = store, list(ids), convert
 
     def __len__(self):
@@ -121,78 +101,42 @@ class Rows(Sequence):
 
 
 def build(
-    cache: Cache,
-    kind: str,
-    parts: dict,
-    ids: Sequence[str],
-    produce: Callable[[Sequence[str]], Iterator[dict]],
-    names: Sequence[str],
-    shard_size: int = SHARD,
-    progress: Callable[[int, int], None] | None = None,
+    cache: Cache, kind: str, parts: dict, ids, produce, names, shard_size=SHARD, progress=None
 ) -> dict[str, Store]:
     """The stores `names` of a step; missing shards are produced.
 
+    parts : all that determines it, the `ids` of its clips included
     produce : takes the ids of the missing shards, in order, and yields for each clip a dict from
         the names to an array or None. It is called once, so it can keep workers and batches
         going over shard borders.
+    progress : called with (clips done, clips in all) of this rank
 
-    A shard that was finished before a kill, and whose sum is right, is not produced again. With
-    several ranks each produces every world_size-th shard; rank 0 puts all of them together.
+    Several ranks produce every world_size-th shard each, and wait for those of the others.
     """
     shards = [list(ids[i : i + shard_size]) for i in range(0, len(ids), shard_size)]
+    keys = [{"of": parts, "shard": [number, shard_size]} for number in range(len(shards))]
+    mine = share(range(len(shards)))
+    missing = [number for number in mine if not cache.has(kind, keys[number])]
+    total, absent = (sum(len(shards[n]) for n in numbers) for numbers in (mine, missing))
 
-    def write_missing(scratch: Path) -> None:
-        mine = share(range(len(shards)))
-        missing = [i for i in mine if not _finished(scratch, i, names)]
-        if rank() != 0 and cache.has(kind, parts):
-            return  # rank 0 found all shards and has put them together
-        clips = produce([id_ for i in missing for id_ in shards[i]]) if missing else iter(())
-        total = sum(len(shards[i]) for i in mine)
-        done = total - sum(len(shards[i]) for i in missing)
-        for i in missing:
-            rows = []
-            for _ in shards[i]:
-                rows.append(next(clips))
-                done += 1
-                if progress:
-                    progress(done, total)
-            paths = {name: scratch / name / _file(i) for name in names}
-            for name, path in paths.items():
-                write_shard(path, shards[i], [row[name] for row in rows])
-            sums = {name: file_sum(path) for name, path in paths.items()}
-            atomic_write(scratch / f"{i:05d}.json", json.dumps(sums))
+    def counted(clips) -> Iterator[dict]:
+        for done, clip in enumerate(clips, total - absent + 1):
+            if progress is not None:
+                progress(done, total)
+            yield clip
 
-    def make(folder: Path) -> None:
-        scratch = cache.scratch(kind, parts)
-        write_missing(scratch)
-        for name in names:
-            (folder / name).mkdir()
-        for i in range(len(shards)):
-            wait_until(lambda i=i: _finished(scratch, i, names))
-            for name in names:
-                _link(scratch / name / _file(i), folder / name / _file(i))
+    clips = counted(produce([id_ for number in missing for id_ in shards[number]]))
+    for number in missing:
+        rows = list(islice(clips, len(shards[number])))
+        columns = {name: [row[name] for row in rows] for name in names}
 
-    if rank() != 0 and not cache.has(kind, parts):
-        write_missing(cache.scratch(kind, parts))
-    folder = cache.shared_step(kind, parts, make)
-    return {name: Store(folder / name) for name in names}
+        def write(folder: Path, ids=shards[number], columns=columns) -> None:
+            for name, arrays in columns.items():
+                write_shard(folder / f"{name}.safetensors", ids, arrays)
 
-
-def _file(number: int) -> str:
-    return f"{number:05d}.safetensors"
-
-
-def _finished(scratch: Path, number: int, names: Sequence[str]) -> bool:
-    try:
-        sums = json.loads((scratch / f"{number:05d}.json").read_text())
-        return all(file_sum(scratch / name / _file(number)) == sums[name] for name in names)
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
-        return False
-
-
-def _link(source: Path, target: Path) -> None:
-    """A hard link where the file system has them, otherwise a copy."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+        cache.step(kind, keys[number], write)
+    for parts_of_shard in keys:
+        wait_until(lambda own=parts_of_shard: cache.has(kind, own))
+    cache.shared_step(kind, parts, lambda folder: None)  # says that all shards are there
+    folders = [cache.folder(kind, key(**own)) for own in keys]
+    return {name: Store([f / f"{name}.safetensors" for f in folders]) for name in names}

@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from emilib import MODALITIES
 from emilib.cache import code_version
-from emilib.features.feature_set import FeatureSet, FeatureSplits, Standardised
+from emilib.features.feature_set import FeatureSet, FeatureSplits
 from emilib.features.store import Rows
 
 GREY = 128  # of what covers a face
@@ -64,11 +64,8 @@ def without(data: FeatureSet, modality: str, share: float = 1.0, seed: int = 0) 
     gone, values = chosen(len(data), share, seed), getattr(data, modality)
     if modality == "text":
         return dataclasses.replace(data, text=np.where(gone[:, None], np.nan, values))
-    raw = getattr(values, "raw", values)
-    raw = [None if lost else array for array, lost in zip(raw, gone, strict=True)]
-    if isinstance(values, Standardised):  # as when it is read: rounding stays the same
-        raw = Standardised(raw, values.mean, values.spread)
-    return dataclasses.replace(data, **{modality: raw})
+    values = [None if lost else array for array, lost in zip(values, gone, strict=True)]
+    return dataclasses.replace(data, **{modality: values})
 
 
 def wrong_words(data: FeatureSet, share: float = 1.0, seed: int = 0) -> FeatureSet:
@@ -138,5 +135,4 @@ def corrupted(
         return wrong_words(clean, corruption.level, seed)
     parts = {"corruption": corruption, "seed": seed, "code": code_version("study/corruptions.py")}
     encoded = encode(modality, lambda id_, medium: corrupt(corruption, id_, medium, seed), parts)
-    values = Standardised(Rows(encoded, clean.ids), *splits.moments[modality])
-    return dataclasses.replace(clean, **{modality: values})
+    return dataclasses.replace(clean, **{modality: Rows(encoded, clean.ids)})

@@ -31,12 +31,12 @@ def clip_statistics(data: FeatureSet, modality: str) -> np.ndarray:
     """
     width = data.dims[modality]
     if modality == "text":
-        return data.text.astype(np.float64)
+        return data.scaled("text", data.text).astype(np.float64)
     rows = np.full((len(data), width if modality == "frames" else 2 * width), np.nan)
     for row, steps in enumerate(getattr(data, modality)):
         if steps is None:
             continue
-        steps = steps.astype(np.float64)
+        steps = data.scaled(modality, steps).astype(np.float64)
         if modality == "frames":
             rows[row] = (steps - steps[0]).mean(axis=0)
         else:

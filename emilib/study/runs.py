@@ -44,7 +44,7 @@ def with_encoders(fusion: torch.nn.Module, data: MediaSet) -> torch.nn.Module:
     for role in ("audio", "text"):
         settings = dict(data.encoders[role])
         built.append(loading.pretrained(role, settings.pop("checkpoint"), **settings))
-    return EndToEnd(*built, fusion, moments=data.moments)
+    return EndToEnd(*built, fusion, moments=data.scaling)
 
 
 def run_one(experiment: Experiment, seed: int, splits: FeatureSplits, cache: Cache) -> Path:

@@ -13,7 +13,6 @@ import pandas as pd
 
 from emilib import environment, profiles, workers
 from emilib.cache import Cache, key, rank, wait_until
-from emilib.corpus import layout
 from emilib.features import transcripts as speech
 from emilib.features.feature_set import FeatureSet, FeatureSplits
 from emilib.features.media_set import MediaSet

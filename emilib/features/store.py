@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from emilib.cache import Cache, atomic_write, key, share, wait_until
+from emilib.cache import Cache, atomic_write, share, wait_until
 
 SHARD = 32  # clips
 
@@ -138,5 +138,5 @@ def build(
     for parts_of_shard in keys:
         wait_until(lambda own=parts_of_shard: cache.has(kind, own))
     cache.shared_step(kind, parts, lambda folder: None)  # says that all shards are there
-    folders = [cache.folder(kind, key(**own)) for own in keys]
+    folders = [cache.folder(kind, own) for own in keys]
     return {name: Store([f / f"{name}.safetensors" for f in folders]) for name in names}

@@ -228,7 +228,7 @@ BAD_TEXT = np.where(np.arange(60).reshape(10, 6) == 7, np.inf, 1.0)
         ({"audio": [np.zeros((2, 4), int)] * 10}, "float"),
         ({"text": np.zeros((9, 6))}, r"\(10, D\)"),
         ({"text": BAD_TEXT}, "'00001'"),
-        ({"target": np.full((10, 2), np.nan)}, "nan"),
+        ({"target": np.full((10, 2), np.nan)}, "finite"),
         ({"target": np.zeros((10, 2, 1))}, "target"),
         ({"names": ["one"]}, "names"),
         ({"frames": None, "audio": None, "text": None}, "at least one of"),

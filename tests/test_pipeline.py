@@ -31,7 +31,7 @@ def test_pretraining_sees_no_clip_that_is_judged_later(workspace):
 def test_media_follow_the_defects_of_the_clips(workspace):
     frames, waveform = workspace.media["frames"], workspace.media["waveform"]
     clips = workspace.clips.set_index("id")
-    assert frames.ids == clips.index.tolist()
+    assert list(frames) == clips.index.tolist()
     assert any(frames[i] is None for i in frames.ids), "a clip of this corpus has no face"
     for id_ in frames.ids:
         faces = clips.loc[id_, "faces"]

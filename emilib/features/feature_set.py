@@ -103,7 +103,9 @@ class FeatureSet:
             target = np.asarray(target, np.float64)
             target = _matrix("target", target[:, None] if target.ndim == 1 else target, ids)
             expected = f"one for each of {target.shape[1]} targets"
-            _expect(names is None or len(names) == target.shape[1], "names", expected, names)
+            _expect(
+                names is None or len(names) == target.shape[1], "names", expected, len(names or ())
+            )
         widths["text"] = 0 if text is None else columns["text"].shape[1]
         widths = {m: widths[m] for m in MODALITIES if columns[m] is not None and widths[m]}
         _expect(widths or not ids, "a set", "at least one of frames, audio and text", "none")

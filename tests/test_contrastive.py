@@ -7,15 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from emilib.models.contrastive import (
-    ContrastivePair,
-    alignment,
-    contrastive_loss,
-    recall_at,
-    sgdr,
-    text_groups,
-    uniformity,
-)
+from emilib.models import contrastive
+from emilib.models.contrastive import ContrastivePair, contrastive_loss, recall_at
 
 GROUPS = torch.tensor([3, 1, 3, 2, 1, 3])
 
@@ -26,36 +19,30 @@ def embeddings(clips=6, width=4, seed=0):
     return nn.functional.normalize(sides, dim=-1).unbind()
 
 
-def naive_loss(media, text, scale, symmetric, groups=None):
+def eq1(queries, keys, scale, groups=None):
     """Eq. 1 by two loops; clips of an equal transcript stay out of each other's denominator."""
-    clips = len(media)
-
-    def direction(queries, keys):
-        total = 0.0
-        for i in range(clips):
-            denominator = 0.0
-            for j in range(clips):
-                if j == i or groups is None or groups[i] != groups[j]:
-                    denominator = denominator + torch.exp(scale * (queries[i] * keys[j]).sum())
-            total = total - torch.log(torch.exp(scale * (queries[i] * keys[i]).sum()) / denominator)
-        return total / clips
-
-    loss = direction(media, text)
-    return (loss + direction(text, media)) / 2 if symmetric else loss
+    total = 0.0
+    for i, query in enumerate(queries):
+        terms = [torch.exp(scale * (query * key).sum()) for key in keys]
+        left = [
+            t for j, t in enumerate(terms) if j == i or groups is None or groups[i] != groups[j]
+        ]
+        total = total - torch.log(terms[i] / sum(left))
+    return total / len(queries)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("groups", [None, GROUPS])
 def test_loss_and_gradient_are_those_of_a_double_loop(symmetric, groups):
     leaves = [*embeddings(), torch.tensor(9.0, dtype=torch.float64)]
-    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
-    got = contrastive_loss(*leaves, symmetric=symmetric, same_text=groups)
-    expected = naive_loss(*leaves, symmetric, groups)
-    torch.testing.assert_close(got, expected)
-    for mine, other in zip(
-        torch.autograd.grad(got, leaves), torch.autograd.grad(expected, leaves), strict=True
-    ):
-        torch.testing.assert_close(mine, other)
+    media, text, scale = leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    loss = contrastive_loss(*leaves, symmetric=symmetric, same_text=groups)
+    expected = eq1(media, text, scale, groups)
+    if symmetric:
+        expected = (expected + eq1(text, media, scale, groups)) / 2
+    torch.testing.assert_close(loss, expected)
+    slopes = [torch.autograd.grad(value, leaves) for value in (loss, expected)]
+    torch.testing.assert_close(*slopes)
 
 
 def test_loss_does_not_lose_precision_under_autocast():
@@ -66,15 +53,9 @@ def test_loss_does_not_lose_precision_under_autocast():
 
 
 def test_text_groups_ignore_case_and_spacing_only():
-    groups = text_groups(["Well done!", " well  DONE!", "well done", "", "  "])
-    assert groups.dtype == torch.long
-    assert (groups[:, None] == groups).int().tolist() == [
-        [1, 1, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [0, 0, 1, 0, 0],
-        [0, 0, 0, 1, 1],
-        [0, 0, 0, 1, 1],
-    ]
+    groups = contrastive.text_groups(["Well done!", " well  DONE!", "well done", "", "  "])
+    kinds = torch.tensor([0, 0, 1, 2, 2])
+    assert torch.equal(groups[:, None] == groups, kinds[:, None] == kinds)
 
 
 def test_pair_pools_projects_and_normalises():
@@ -86,20 +67,19 @@ def test_pair_pools_projects_and_normalises():
     # Clip 1 has three steps in two segments: steps 0 and 1, and step 2.
     pooled = torch.stack([states[0].mean(0), (states[1, :2].mean(0) + states[1, 2]) / 2])
     expected = pooled @ pair.media_head.weight.T
-    expected = expected / expected.norm(dim=-1, keepdim=True)
-    torch.testing.assert_close(media, expected)
+    torch.testing.assert_close(media, expected / expected.norm(dim=-1, keepdim=True))
     torch.testing.assert_close(text.norm(dim=-1), torch.ones(2))
     torch.testing.assert_close(scale, torch.tensor(1 / 0.07))
     torch.testing.assert_close(pair(pooled, torch.randn(2, 5))[0], media)  # pooled before
+    with pytest.raises(ValueError, match="real step in every clip"):
+        pair(states, torch.randn(2, 5), valid & valid[:, 3:4])
 
 
 def test_scale_is_bounded_and_can_come_back():
     pair = ContrastivePair(6, 5)
-    with torch.no_grad():
-        pair.log_scale.fill_(20.0)
-    scale = pair.logit_scale
-    torch.testing.assert_close(scale, torch.tensor(100.0))
-    scale.backward()
+    pair.log_scale.data.fill_(20.0)
+    pair.logit_scale.backward()
+    torch.testing.assert_close(pair.logit_scale, torch.tensor(100.0))
     assert pair.log_scale.grad > 0
 
 
@@ -113,40 +93,23 @@ def test_recall_is_that_of_sorted_lists(groups, k):
         own = [j for j in range(6) if j == i or (groups is not None and groups[i] == groups[j])]
         hits += any(j in own for j in nearest)
     assert recall_at(media, text, k, groups) == pytest.approx(hits / 6)
-
-
-def test_recall_of_collapsed_embeddings_is_zero():
     same = torch.ones(5, 3) / math.sqrt(3)
-    assert recall_at(same, same, 4) == 0
-    assert recall_at(torch.eye(5), torch.eye(5), 1) == 1
+    assert recall_at(same, same, 4) == 0, "collapsed"
 
 
 def test_alignment_and_uniformity_are_those_of_loops():
     x, y = embeddings()
     distances = [float(((x[i] - y[i]) ** 2).sum()) for i in range(6)]
-    assert alignment(x, y) == pytest.approx(np.mean(distances))
+    assert contrastive.alignment(x, y) == pytest.approx(np.mean(distances))
     kernel = [math.exp(-2 * float(((x[i] - x[j]) ** 2).sum())) for i in range(6) for j in range(i)]
-    assert uniformity(x) == pytest.approx(math.log(np.mean(kernel)))
-    assert uniformity(torch.ones(4, 3)) == 0
+    assert contrastive.uniformity(x) == pytest.approx(math.log(np.mean(kernel)))
 
 
-def test_sgdr_is_equation_10_at_every_step_and_keeps_momentum():
-    weight = nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.SGD([weight], lr=1e-5, momentum=0.9)
-    schedule = sgdr(optimizer, steps_per_epoch=7, cycle_epochs=10, lr_min=1e-7)
-    momentum = torch.zeros(3)
+def test_sgdr_is_equation_10_at_every_step():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(3))], lr=1e-5)
+    schedule = contrastive.sgdr(optimizer, steps_per_epoch=7, cycle_epochs=10, lr_min=1e-7)
     for step in range(25 * 7):
         expected = 1e-7 + 0.5 * (1e-5 - 1e-7) * (1 + math.cos(step % 70 / 70 * math.pi))
         assert optimizer.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-9), step
-        weight.grad = torch.full((3,), float(step % 5))
         optimizer.step()
         schedule.step()
-        momentum = 0.9 * momentum + step % 5
-        torch.testing.assert_close(optimizer.state[weight]["momentum_buffer"], momentum)
-
-
-def test_sides_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"\[3, 3\]"):
-        contrastive_loss(torch.zeros(2, 3), torch.zeros(3, 3), 1.0)
-    with pytest.raises(ValueError, match="real step in every clip"):
-        ContrastivePair(6, 5)(torch.zeros(2, 3, 6), torch.zeros(2, 5), torch.zeros(2, 3).bool())

@@ -5,23 +5,19 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from test_models import batch
 from torch import nn
 
 from emilib import MODALITIES
-from emilib.models.inputs import masked_mean, stand_in
 from emilib.models.taemi import MAX_AUDIO, TAEMI, CrossAttention, SelfAttention
 
 DIMS = {"frames_dim": 6, "audio_dim": 7, "text_dim": 5}
-LENGTHS = {"frames": torch.tensor([4, 1, 6, 3]), "audio": torch.tensor([2, 9, 5, 1])}
-VALID = {n: torch.arange(int(x.max())) < x[:, None] for n, x in LENGTHS.items()}
+AUDIO_LENGTHS = [2, 9, 5, 1]
+VALID = {name: batch()[f"{name}_valid"] for name in ("frames", "audio")}
 
 
-def batch():
-    torch.manual_seed(0)
-    data = {"frames": torch.randn(4, 6, 6), "audio": torch.randn(4, 9, 7)}
-    masks = {f"{name}_valid": valid for name, valid in VALID.items()}
-    present = torch.ones(4, 3, dtype=torch.bool)
-    return {**data, "text": torch.randn(4, 5), **masks, "present": present}
+def complete():
+    return batch([[1, 1, 1]] * 4)
 
 
 def small(**settings):
@@ -44,7 +40,7 @@ def test_cross_attention_is_scaled_dot_product_attention():
     query, context, valid = torch.randn(4, 5), torch.randn(4, 9, 7), VALID["audio"]
     answer, attention = layer(query, context, valid)
     norm_q, norm_k = F.layer_norm(query, (5,)), F.layer_norm(context, (7,))
-    for clip, steps in enumerate(LENGTHS["audio"]):
+    for clip, steps in enumerate(AUDIO_LENGTHS):
         q = layer.query(norm_q[clip]).view(3, 1, 4)
         k = layer.key(norm_k[clip, :steps]).view(-1, 3, 4).transpose(0, 1)
         v = layer.value(context[clip, :steps]).view(-1, 3, 4).transpose(0, 1)
@@ -53,17 +49,6 @@ def test_cross_attention_is_scaled_dot_product_attention():
         scores = (q @ k.transpose(1, 2)).squeeze(1) / 2.0  # sqrt(12 / 3)
         torch.testing.assert_close(attention[clip, :, :steps], scores.softmax(-1))
         assert (attention[clip, :, steps:] == 0).all()
-
-
-def test_cross_attention_over_nothing_is_finite_with_finite_gradients():
-    layer = CrossAttention(5, 7, 8, 2)
-    context = torch.randn(2, 3, 7, requires_grad=True)
-    answer, attention = layer(torch.randn(2, 5), context, torch.tensor([[False] * 3, [True] * 3]))
-    answer.sum().backward()
-    assert (attention[0] == 0).all()
-    torch.testing.assert_close(answer[0], layer.output.bias)
-    assert torch.isfinite(context.grad).all()
-    assert (context.grad[0] == 0).all()
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
@@ -81,35 +66,24 @@ def test_self_attention_is_torchs_layer(norm):
     torch.testing.assert_close(layer(x, valid)[valid], expected[valid])
 
 
-@pytest.mark.parametrize(
-    ("settings", "width"),
-    [
-        ({}, 768 + 512 + 512),
-        ({"projection": False, "self_attention": False, "attention_norm": True}, 1792),
-        ({"text_in_fusion": "projected"}, 1536),
-        ({"fusion": "concat"}, 1536),
-        ({"fusion": "self_attention"}, 1536),
-        ({"fusion": "concat", "text_in_fusion": "raw"}, 1792),
-        ({"anchor": "audio"}, 1536),
-    ],
-)
-def test_width_of_f_is_the_papers(settings, width):
+def test_width_of_f_is_the_papers():
+    wide = [{}, {"projection": False}, {"fusion": "concat", "text_in_fusion": "raw"}]
+    narrow = [{"fusion": name} for name in ("concat", "self_attention")]
+    narrow += [{"text_in_fusion": "projected"}, {"anchor": "audio"}]
     with torch.device("meta"):
-        model = TAEMI(**settings)
-    assert model.fused_dim == model.head[0].in_features == width
-    assert model.head[3].out_features == 6
-    assert {layer.output.out_features for layer in model.cross_attention.values()} <= {512}
+        assert {TAEMI(**settings).head[0].in_features for settings in wide} == {768 + 512 + 512}
+        assert {TAEMI(**settings).fused_dim for settings in narrow} == {1536}
     assert MAX_AUDIO == 599
 
 
 @pytest.mark.parametrize("anchor", MODALITIES)
 def test_f_is_the_anchor_and_what_the_others_answer(anchor):
-    model, data = small(anchor=anchor), batch()
+    model, data = small(anchor=anchor), complete()
     data["present"][2] = False
     f, out = fused(model, data)
     x = {name: model.projection[name](data[name]) for name in MODALITIES}
     x["text"], valid = x["text"][:, None], VALID | {"text": torch.ones(4, 1, dtype=torch.bool)}
-    for name in LENGTHS:
+    for name in VALID:
         x[name] = model.self_attention[name](x[name], valid[name])
     query = torch.stack(
         [steps[v].mean(0) for steps, v in zip(x[anchor], valid[anchor], strict=True)]
@@ -127,7 +101,7 @@ def test_f_is_the_anchor_and_what_the_others_answer(anchor):
 
 @pytest.mark.parametrize("fusion", ["concat", "self_attention"])
 def test_fusion_without_cross_attention_concatenates_means(fusion):
-    model, data = small(fusion=fusion), batch()
+    model, data = small(fusion=fusion), complete()
     parts = [model.projection["text"](data["text"])]
     for name in ("audio", "frames"):
         x = model.projection[name](data[name])
@@ -150,7 +124,7 @@ SUBSETS = [s for n in (1, 2, 3) for s in itertools.combinations(MODALITIES, n)]
 @pytest.mark.parametrize("subset", SUBSETS, ids="+".join)
 def test_a_missing_modality_is_its_token(subset, settings):
     """Leaving a modality out equals giving its token (or zero) as a sequence of one step."""
-    model, data = small(**settings), batch()
+    model, data = small(**settings), complete()
     by_hand = {k: v.clone() for k, v in data.items()}
     for column, name in enumerate(MODALITIES):
         if name in subset:
@@ -167,32 +141,14 @@ def test_a_missing_modality_is_its_token(subset, settings):
     torch.testing.assert_close(model(**data).intensity, model(**by_hand).intensity)
 
 
-def test_tokens_are_drawn_small():
-    torch.manual_seed(0)
-    assert TAEMI(width=8).missing["text"].std().item() == pytest.approx(0.02, rel=0.15)
-
-
-def replaced(model, count=20_000):
-    """(B, 3) where modality dropout put a token, read off the sequences after it."""
-    seen = {}
-    hooks = [
-        layer.register_forward_pre_hook(
-            lambda _, args, name=name: seen.update({name: args[0].abs().sum((1, 2)) > 0})
-        )
-        for name, layer in model.projection.items()
-    ]
-    model(torch.zeros(count, 1, 6), torch.zeros(count, 1, 7), torch.zeros(count, 5))
-    for hook in hooks:
-        hook.remove()
-    return torch.stack([seen[name] for name in MODALITIES], dim=1)
-
-
 def test_modality_dropout_has_its_frequency_is_independent_and_repeats_with_its_seed():
-    model = small().train()
-    draws = []
+    model, draws = small().train(), []
+    present = torch.ones(20_000, 3, dtype=torch.bool)
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
-        draws.append(replaced(model))
+        left, tokens = model.drop(present)
+        assert torch.equal(left, ~tokens)
+        draws.append(tokens)
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     dropped = draws[0].double()
@@ -200,26 +156,14 @@ def test_modality_dropout_has_its_frequency_is_independent_and_repeats_with_its_
     together = dropped.T @ dropped / len(dropped)
     for a, b in itertools.combinations(range(3), 2):
         assert abs(together[a, b] - 0.01) < 4 * (0.01 * 0.99 / len(dropped)) ** 0.5
-    assert not replaced(model.eval()).any()
-    assert not replaced(small(modality_dropout=0.0).train()).any()
+    for still in (model.eval(), small(modality_dropout=0.0).train()):
+        assert not still.drop(present)[1].any()
 
 
-@pytest.mark.parametrize("explicit", [MODALITIES, ("frames", "text")], ids=len)
-def test_all_three_dropped_is_three_tokens(explicit):
+def test_all_three_dropped_is_three_tokens_also_where_a_lacking_modality_is_zeros():
     settings = {"dropout": 0.0, "attention_dropout": 0.0}
-    model = small(**settings, explicit_missing=explicit, modality_dropout=1 - 1e-9)
-    data = batch()
+    model = small(**settings, explicit_missing=("frames", "text"), modality_dropout=1 - 1e-9)
+    data = complete()
     dropped = model.train()(**data).intensity
-    # what a model with every token explicit makes of a clip that has nothing
-    data["present"][:] = False
+    data["present"][:] = False  # every token is explicit by default
     torch.testing.assert_close(dropped, small(**settings)(**data).intensity)
-
-
-def test_masked_mean_and_stand_in():
-    x = torch.arange(12.0).view(2, 3, 2)
-    valid = torch.tensor([[True, True, False], [False, False, False]])
-    torch.testing.assert_close(masked_mean(x, valid), torch.tensor([[1.0, 2.0], [0.0, 0.0]]))
-    y, real = stand_in(x, valid, torch.tensor([True, False]), torch.tensor([7.0, 8.0]))
-    assert torch.equal(y[0], x[0])
-    assert y[1].tolist() == [[7, 8], [0, 0], [0, 0]]
-    assert real.tolist() == [[True, True, False], [True, False, False]]

@@ -112,13 +112,6 @@ def test_the_release_is_taemi_in_the_form_of_its_release():
     assert experiment.recipe.clip_by == "value"
 
 
-def test_fine_tuned_rows_serve_the_tables_in_place_of_the_frozen_ones():
-    listed = all_experiments(dataclasses.replace(PROFILE, taemi_fine_tune=True))
-    assert listed["taemi"].rows == ()
-    tuned = listed["taemi_tuned"]
-    assert (tuned.features, tuned.rows) == ("media", LISTED["taemi"].rows)
-
-
 def test_the_leak_of_savchenko_is_its_own_number(tmp_path):
     pair = [LISTED["savchenko_2025"], LISTED["savchenko_2025_leaked"]]
     validation = FEATURES["ours"].train.select(range(12))
@@ -199,17 +192,6 @@ def test_only_what_is_missing_or_changed_is_trained(tmp_path, trained, monkeypat
 
 class Killed(BaseException):
     pass
-
-
-def test_a_killed_study_keeps_what_was_finished(tmp_path, trained):
-    def kill(done, total):
-        if done == 2:
-            raise Killed
-
-    with pytest.raises(Killed):
-        run([LINEAR, GRU], (0, 1), FEATURES, Cache(tmp_path), workers=1, progress=kill)
-    run([LINEAR, GRU], (0, 1), FEATURES, Cache(tmp_path), workers=1)
-    assert len(trained) == 4, "two before the kill, two after"
 
 
 def test_a_killed_run_goes_on_from_its_last_epoch(tmp_path, monkeypatch):

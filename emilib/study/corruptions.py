@@ -1,8 +1,6 @@
 """Features and media that are changed on purpose: a modality missing, noisy, covered or wrong.
 
-Sound and frames are corrupted as media and go through the frozen encoders again.
-
-Dimension key: N clips, T steps, S samples of a waveform or pixels of a side.
+Dimension key: T steps, S samples of a waveform or pixels of a side.
 """
 
 import dataclasses
@@ -18,16 +16,10 @@ from emilib.features.feature_set import FeatureSet, FeatureSplits
 from emilib.features.store import Rows
 
 GREY = 128  # of what covers a face
-# How a level reads. Shares are of the clips for the first and the last, of the picture's side for
-# the blur, of its area for the cover, of a clip's frames for the noise.
-KINDS = {
-    "missing": "{level:.0%}",
-    "white noise": "{level:g} dB",
-    "blur": "{level:.1%}",
-    "covered": "{level:.0%}",
-    "lost to noise": "{level:.0%}",
-    "wrong words": "{level:.0%}",
-}
+# How a level reads: a share of the clips, of the picture's area for the cover and of its side for
+# the blur, of a clip's frames where some are lost.
+KINDS = dict.fromkeys(("missing", "covered", "lost to noise", "wrong words"), "{level:.0%}")
+KINDS |= {"white noise": "{level:g} dB", "blur": "{level:.1%}"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +35,14 @@ class Corruption:
 
 
 MISSING = tuple(Corruption("missing", m, share) for m in MODALITIES for share in (0.25, 0.5, 1.0))
-SPOILT = (
-    *(Corruption("white noise", "audio", snr) for snr in (20.0, 10.0, 0.0)),
-    *(Corruption("blur", "frames", share) for share in (0.03, 0.06)),
-    *(Corruption("covered", "frames", share) for share in (0.25, 0.5)),
-    *(Corruption("lost to noise", "frames", share) for share in (0.25, 0.5)),
-    *(Corruption("wrong words", "text", share) for share in (0.25, 0.5, 1.0)),
-)
+_LEVELS = {
+    ("white noise", "audio"): (20.0, 10.0, 0.0),
+    ("blur", "frames"): (0.03, 0.06),
+    ("covered", "frames"): (0.25, 0.5),
+    ("lost to noise", "frames"): (0.25, 0.5),
+    ("wrong words", "text"): (0.25, 0.5, 1.0),
+}
+SPOILT = tuple(Corruption(*what, level) for what, levels in _LEVELS.items() for level in levels)
 
 
 def chosen(count: int, share: float, seed: int = 0) -> np.ndarray:
@@ -77,10 +70,7 @@ def wrong_words(data: FeatureSet, share: float = 1.0, seed: int = 0) -> FeatureS
 
 
 def with_noise(waveform: np.ndarray, snr: float, generator: np.random.Generator) -> np.ndarray:
-    """(S,) int16 with white Gaussian noise, `snr` dB below the power of the whole clip.
-
-    What leaves the range of 16 bits is clipped, as a recorder does.
-    """
+    """(S,) int16 with white Gaussian noise, `snr` dB below the whole clip's power, clipped."""
     signal = waveform.astype(np.float64)
     deviation = np.sqrt(np.mean(signal**2) / 10 ** (snr / 10)) if len(signal) else 0.0
     noisy = signal + generator.normal(0.0, deviation, len(signal))
@@ -125,8 +115,8 @@ def corrupted(
 ) -> FeatureSet:
     """The validation clips with one modality corrupted, standardised as fusion models get them.
 
-    encode(modality, corrupt, parts) : features by id of validation clips whose media went through
-        ``corrupt(id, medium)``, as the encoder gives them; `parts` is all that determines `corrupt`
+    encode(modality, corrupt, parts) : encoded features by id of the clips whose media went through
+        ``corrupt(id, medium)``; `parts` is all that determines `corrupt`
     """
     clean, modality = splits.validation, corruption.modality
     if corruption.kind == "missing":

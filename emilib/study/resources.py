@@ -1,10 +1,9 @@
 """What a run of a profile takes: operations, disk, memory and hours, before it starts.
 
 resources.csv holds a formula for each stage. Operations are counted from the sizes of the published
-networks, a multiplication with its addition as two; hours follow from a rate that a GPU is assumed
-to sustain. None was measured on a GPU. A training step is a forward pass and a backward pass of
-twice its operations. Training keeps 24 bytes a parameter in Stage I, whose gradients are summed in
-double precision, and 16 in fine-tuning; of sound about 68 bytes a token, width and layer.
+networks, a multiplication with its addition as two, three forward passes a training step; hours
+follow from a rate that a GPU is assumed to sustain. Training keeps 24 bytes a parameter in Stage I,
+16 in fine-tuning, and of sound about 68 bytes a token, width and layer.
 """
 
 from pathlib import Path
@@ -25,10 +24,8 @@ def transformer(layers: int, width: int, tokens: float) -> float:
 
 
 def wav2vec2(seconds: float, clips: float, layers: int = 24) -> float:
-    """Operations of a wav2vec2-large (12 layers: paper B's) for clips that last `seconds` in all.
-
-    50 hidden states a second; its convolutions have 512 channels at 3,200, 1,600, ... 50 steps.
-    """
+    """Operations of a wav2vec2-large (12 layers: paper B's) for clips of `seconds` in all."""
+    # 50 hidden states a second; its convolutions have 512 channels at 3,200, 1,600, ... 50 steps.
     front = 2 * 512**2 * (3 * (1600 + 800 + 400 + 200) + 2 * (100 + 50)) + 2 * 512 * 10 * 3200
     return clips * transformer(layers, 1024, 50 * seconds / clips) + front * seconds
 
@@ -54,15 +51,14 @@ def estimate(profile, partitions: pd.DataFrame, transcribe: float = 0.0, cores: 
     known |= {"frames": frames, "silent": transcribe, "cores": cores, "lstm": LSTM}
     known |= {"vit": VIT, "bert": BERT, "whisper": WHISPER, "activations": 68 * 50 * 1024 / 1e9}
     known |= {"wav2vec2_all": wav2vec2(seconds, clips), "wav2vec2_train": wav2vec2(heard, train)}
-    known["emotion_all"] = wav2vec2(seconds, clips, 12)
-    known["emotion_train"] = wav2vec2(heard, train, 12)
+    known |= {"emotion_all": wav2vec2(seconds, clips, 12)}
+    known |= {"emotion_train": wav2vec2(heard, train, 12), "passes": 4 if plan.chunk else 3}
     known |= {"hours_of_media": seconds / 3600, "decoding": seconds / DECODING / 3600 / cores}
     known |= {"windows": max(1.0, seconds / clips / 30), "again": bool(profile.stored_frames) * 1.0}
     known["stored"] = min(profile.stored_frames or frames, frames / clips) * clips
     known["side"] = (profile.visual == "faces" and profile.face_size) or profile.image_size
     known |= {"shown": min(8, profile.stored_frames or 8), "epochs": plan.epochs}
     known |= {"batch": plan.chunk or plan.batch_size, "window": plan.audio_seconds}
-    known |= {"passes": 4 if plan.chunk else 3}  # chunks are embedded twice
     known["longest"] = profile.max_seconds or heard / train
     trained = [e for e in all_experiments(profile).values() if e.model is not None]
     for kind in ("fused", "tuned"):

@@ -50,10 +50,7 @@ class Outcome:
 
 @dataclasses.dataclass
 class Results:
-    """Outcomes by name of experiment. `names` are those that have one.
-
-    lacking : why an experiment can't be trained on this corpus, by name
-    """
+    """Outcomes by name of experiment; `lacking` says why others can't be trained on this corpus."""
 
     experiments: Mapping[str, Experiment]
     outcomes: dict[str, Outcome]

@@ -1,7 +1,7 @@
 """Tables of both papers, the paper's number beside the one trained here.
 
 `table` makes a DataFrame of plain numbers from results; `display` makes the text a person reads;
-`write` keeps both. All are pure functions: nothing here trains, and no number is typed in.
+`write` keeps both. Nothing here trains, and no number is typed in.
 """
 
 import math
@@ -54,8 +54,7 @@ def table(
     partitions : for A1 and B1; columns `split` ("train", "validation", "test"), `clips`, `seconds`
 
     Of result tables: here is the mean over seeds, sd their spread, low and high a 95 % bootstrap
-    interval over validation clips, reference the row of the differences delta_*; B2 also has what
-    is specified, inferred and unknown of a system.
+    interval over validation clips, reference the row of the differences delta_*.
     """
     rows = claims.rows(name)
     if name in PARTITION_TABLES:
@@ -131,10 +130,9 @@ def _caption(name: str, corpus: str, results: Results | None) -> str:
 
 
 def complete(tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Rows of all tables that lack a number, as "B2, Yu 2024: no result"; empty when none.
+    """Rows of all tables, there or not, that lack a number, as "B2, Yu 2024: no result".
 
-    A row that can't be trained on its corpus, and says why, lacks nothing. The rows are those of
-    `claims`: a row that a table leaves out, and a table that is not there, are reported as well.
+    A row that can't be trained on its corpus, and says why, lacks nothing.
     """
     missing = []
     for name in claims.TABLES:

@@ -82,7 +82,10 @@ def test_every_row_has_one_experiment():
             serving = [e for e in LISTED.values() if (table, claim.row) in e.rows]
             assert len(serving) == 1, (table, claim.row)
     assert all(e.model or e.members for e in LISTED.values())
-    assert all(name == e.name for name, e in LISTED.items())
+    tuned = all_experiments(dataclasses.replace(PROFILE, taemi_fine_tune=True))
+    assert tuned["taemi"].rows == (), "fine-tuned rows serve in place of the frozen ones"
+    assert tuned["taemi_tuned"].features == "media"
+    assert tuned["taemi_tuned"].rows == LISTED["taemi"].rows
 
 
 @pytest.mark.parametrize(

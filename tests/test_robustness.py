@@ -69,8 +69,6 @@ def test_wrong_words_are_another_clips():
     assert (wrong[present] != DATA.text[present]).any(axis=1).all(), "every clip has other words"
     order = np.lexsort(wrong[present].T), np.lexsort(DATA.text[present].T)
     np.testing.assert_array_equal(wrong[present][order[0]], DATA.text[present][order[1]])
-    some = corruptions.wrong_words(DATA, 0.25).text
-    assert (some[present] != DATA.text[present]).any(axis=1).sum() == round(0.25 * present.sum())
 
 
 @pytest.mark.parametrize("snr", [20.0, 0.0, -10.0])
@@ -82,13 +80,8 @@ def test_noise_has_the_power_that_is_asked_for(snr):
     measured = 10 * np.log10(np.mean(sound.astype(float) ** 2) / np.mean(noise**2))
     assert measured == pytest.approx(snr, abs=0.05)
     assert abs(np.corrcoef(noise[1:], noise[:-1])[0, 1]) < 0.01, "white"
-
-
-def test_silence_stays_silent_and_loud_noise_is_clipped():
-    draw = np.random.default_rng(0)
-    assert not corruptions.with_noise(np.zeros(500, np.int16), 0.0, draw).any()
-    assert len(corruptions.with_noise(np.zeros(0, np.int16), 0.0, draw)) == 0
-    loud = corruptions.with_noise(np.full(5000, 30_000, np.int16), 0.0, draw)
+    assert not corruptions.with_noise(np.zeros(500, np.int16), snr, np.random.default_rng(0)).any()
+    loud = corruptions.with_noise(np.full(5000, 30_000, np.int16), 0.0, np.random.default_rng(0))
     assert (loud.min(), loud.max()) == (-32768, 32767)
 
 
@@ -286,12 +279,10 @@ def test_models_are_measured_once_and_predict_of_clean_clips_what_they_did(tmp_p
     measured = robustness.measure(results, queries, corpus.validation, cache)
     missing = corruptions.without(corpus.splits.validation, "frames", MISSING[0].level)
     for name in names:
-        clean = measured.intensity[None, name]
+        clean, damaged = (measured.intensity[c, name] for c in (None, NOISES[0]))
         np.testing.assert_allclose(clean, results[name].predictions, atol=1e-5)
-        for seed in (0, 1):
-            expected = predict(results.model(name, seed), missing)
-            actual = measured.intensity[NOISES[0], name][seed]
-            np.testing.assert_allclose(actual, expected, atol=1e-5)
+        expected = [predict(results.model(name, seed), missing) for seed in (0, 1)]
+        np.testing.assert_allclose(damaged, expected, atol=1e-5)
     again = robustness.measure(results, queries, None, cache)  # nobody needs the clips any more
     for pair, predictions in measured.intensity.items():
         np.testing.assert_array_equal(again.intensity[pair], predictions)

@@ -8,7 +8,6 @@ from fractions import Fraction
 
 import av
 import numpy as np
-import psutil
 import pytest
 from conftest import damage, noise, sine, write_media
 from scipy.signal import resample_poly
@@ -58,8 +57,6 @@ def test_frames_are_those_of_a_brute_force_choice(tmp_path, fps, rhythm):
 def test_no_rate_keeps_every_frame(tmp_path):
     path = write_media(tmp_path / "a.mp4", np.arange(13) / 25)
     np.testing.assert_array_equal(decode(path, fps=None).images, [i for _, i in all_frames(path)])
-    with pytest.raises(ValueError, match="fps"):
-        decode(path, fps=0)
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
@@ -69,8 +66,7 @@ def test_a_lying_rate_field_changes_nothing(tmp_path, suffix):
     lies = {"rate": 1000, "clock": Fraction(1, 1000)}
     lying = decode(write_media(tmp_path / f"b.{suffix}", times, **lies))
     assert lying.declared_fps == pytest.approx(1000)
-    assert honest.declared_fps == pytest.approx(25, rel=0.05)
-    assert lying.measured_fps == pytest.approx(25)
+    assert honest.declared_fps == pytest.approx(25) == lying.measured_fps
     assert honest.duration == pytest.approx(lying.duration) == pytest.approx(1.6)
     np.testing.assert_allclose(lying.times, honest.times, atol=1e-6)
 
@@ -84,8 +80,7 @@ def test_missing_time_stamps_are_made_up_and_counted(tmp_path):
 
 def test_time_begins_with_the_file(tmp_path):
     path = write_media(tmp_path / "a.mpg", np.arange(50) / 25, codec="mpeg1video")
-    with av.open(str(path)) as container:
-        assert container.start_time > 100_000  # a program stream begins late
+    assert all_frames(path)[0][0] > 0.1  # a program stream begins late
     np.testing.assert_allclose(decode(path).times, np.arange(10) / 5, atol=1e-6)
 
 
@@ -249,9 +244,6 @@ def test_sound_only_and_picture_only(tmp_path):
     assert decode(path, frames=False).images is None
     assert decode(path).problems == []
     assert stated_seconds(path) == pytest.approx(1, abs=0.1)
-    silent = write_media(tmp_path / "b.mp4", [0, 0.04])
-    assert decode(silent, frames=False).waveform is None
-    assert "no sound track" in decode(silent).problems
 
 
 @pytest.mark.parametrize(
@@ -260,40 +252,24 @@ def test_sound_only_and_picture_only(tmp_path):
         (None, "no file"),
         (b"", "empty"),
         (b"Dear diary, this is no video.\n" * 50, "FFmpeg"),
-        (bytes(range(256)) * 8, "FFmpeg"),
+        (b"trak", "neither picture nor sound"),
     ],
 )
 def test_no_media(tmp_path, content, word):
+    path = tmp_path / "bad.mp4"
+    if content == b"trak":  # a container without a stream
+        write_media(path, np.arange(5) / 25)
+        content = path.read_bytes().replace(b"trak", b"free")
     if content is not None:
-        (tmp_path / "bad.mp4").write_bytes(content)
+        path.write_bytes(content)
     for read in (decode, stated_seconds):
         with pytest.raises(MediaError, match=rf"(?s)(?=.*{word}).*bad\.mp4"):
-            read(tmp_path / "bad.mp4")
-
-
-def test_a_container_without_a_stream_is_no_media(tmp_path):
-    path = write_media(tmp_path / "a.mp4", np.arange(5) / 25)
-    path.write_bytes(path.read_bytes().replace(b"trak", b"free"))
-    with pytest.raises(MediaError, match="neither picture nor sound"):
-        decode(path)
+            read(path)
 
 
 def test_a_colon_in_the_name_is_no_address(tmp_path):
     path = shutil.move(write_media(tmp_path / "a.mp4", [0, 0.2]), tmp_path / "http:x.mp4")
     assert len(decode(path).images) == 2
-
-
-def test_files_are_closed(tmp_path):
-    good = write_media(tmp_path / "a.mp4", np.arange(10) / 25, sine(440, 1))
-    (tmp_path / "bad.mp4").write_bytes(b"no video" * 40)
-    process = psutil.Process(os.getpid())
-    decode(good)
-    before = process.num_fds()
-    for _ in range(50):
-        decode(good, size=16, max_seconds=0.2)
-        with pytest.raises(MediaError):
-            decode(tmp_path / "bad.mp4")
-    assert process.num_fds() == before
 
 
 def test_loudness_of_known_waveforms():

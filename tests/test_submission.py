@@ -15,10 +15,7 @@ from hypothesis.extra.numpy import arrays
 from emilib import __main__ as command_line
 from emilib import profiles, submission
 from emilib.corpus.layout import EMOTIONS
-from emilib.features import FeatureSet
-from emilib.models import for_features
 from emilib.pipeline import Workspace
-from emilib.study import experiments, results
 
 HEADER = "Filename,Admiration,Amusement,Determination,Empathic Pain,Excitement,Joy"
 IDS = ["12660", "12661", "12662", "12663"]
@@ -70,9 +67,9 @@ def test_what_is_no_submission_is_not_written(tmp_path, ids, shape, expected, wo
 # ------------------------------------------------------------------ validate
 
 
-def written(tmp_path, lines, encoding="utf-8", end="\n"):
+def written(tmp_path, lines, end="\n"):
     path = tmp_path / "s.csv"
-    path.write_bytes(end.join([*lines, ""]).encode(encoding))
+    path.write_bytes(end.join([*lines, ""]).encode())
     return path
 
 
@@ -96,15 +93,10 @@ def columns(*order):
     ("lines", "line", "word"),
     [
         (columns(0, 1, 2, 3, 5, 6), 1, "Empathic Pain"),
-        ([HEADER + ",Anger", *(r + ",0" for r in ROWS)], 1, "Anger"),
         (columns(0, 2, 1, 3, 4, 5, 6), 1, "Filename,Amusement,Admiration"),
-        ([HEADER.replace("Joy", "Admiration"), *ROWS], 1, "Excitement,Admiration"),
-        ([HEADER.lower(), *ROWS], 1, "filename"),
         (ROWS, 1, "12660,0.05"),
         (changed(1, 0, "661"), 3, "five digits .*got '661'"),
-        (changed(1, 0, "12661.0"), 3, "five digits .*got '12661.0'"),
         (changed(1, 0, "١٢٦٦١"), 3, "five digits as 12660"),
-        (changed(1, 0, "clip"), 3, "five digits as 12660, got 'clip'"),
         (changed(1, 0, "12660"), 3, "12660 again"),
         *((changed(2, 4, v), 4, f"Empathic Pain, got '{v}'") for v in ("much", "0_1", "", "NaN")),
         *((changed(2, 4, v), 4, f"0 to 1 .* got '{v}'") for v in ("-inf", "1.0001", "-1e-3")),
@@ -137,19 +129,12 @@ def test_every_bad_cell_is_named_once(cells):
     )
 
 
-def test_what_is_no_text_file(tmp_path):
-    (tmp_path / "empty.csv").write_bytes(b"")
-    (tmp_path / "blank.csv").write_bytes(b"\n \n")
-    for name, word in (
-        ("none", "no file"),
-        (".", "no file"),
-        ("empty", "CSV"),
-        ("blank", "CSV"),
-    ):
-        (sentence,) = submission.validate(tmp_path / (name if name == "." else f"{name}.csv"))
-        assert word in sentence
-    (sentence,) = submission.validate(written(tmp_path, [HEADER, ROWS[0], "12661,é"], "latin1"))
-    assert "utf-8" in sentence
+@pytest.mark.parametrize("content", [None, b"", b"\n \n", (HEADER + "\n12661,é").encode("latin1")])
+def test_what_is_no_csv(tmp_path, content):
+    if content is not None:
+        (tmp_path / "s.csv").write_bytes(content)
+    (sentence,) = submission.validate(tmp_path / "s.csv")
+    assert "no file" in sentence if content is None else "no readable CSV" in sentence
 
 
 @pytest.mark.parametrize(
@@ -175,15 +160,11 @@ def corpus(tmp_path_factory):
     """Official features alone. Of the test clips 12661 is damaged, and 12662 has no file at all."""
     folder = tmp_path_factory.mktemp("corpus")
     draw = np.random.default_rng(0)
-    splits = {
-        "train": [f"{i:05d}" for i in range(12)],
-        "valid": [f"{i:05d}" for i in range(12, 20)],
-        "test": IDS,
-    }
-    for split, ids in splits.items():
-        table = pd.DataFrame(draw.random((len(ids), 6)).round(2), columns=EMOTIONS)
-        table.insert(0, "Filename", ids)
-        table.to_csv(folder / f"{split}_split.csv", index=False)
+    splits = {"train": range(12), "valid": range(12, 20), "test": range(12660, 12664)}
+    for split, numbers in splits.items():
+        ids = [f"{number:05d}" for number in numbers]
+        table = pd.DataFrame(draw.random((len(ids), 6)).round(2), ids, EMOTIONS)
+        table.to_csv(folder / f"{split}_split.csv", index_label="Filename")
         root = folder / "test_data" if split == "test" else folder
         for name, width in (("vit", 5), ("wav2vec2", 3)):
             (root / name).mkdir(parents=True, exist_ok=True)
@@ -245,20 +226,9 @@ def test_every_test_clip_has_a_row_whatever_is_broken(emilib, corpus, tmp_path, 
 def test_problems_are_printed_and_the_exit_code_says_so(emilib, tmp_path):
     path = written(tmp_path, [HEADER, *(f"{i:05d},2,2,2,2,2,2" for i in range(9))])
     code, out, err = emilib("submit", "--check", path)
-    assert code == 1
-    assert out.count("\n") == 20
-    assert err == f"emilib: {path} is no valid submission, problems: 54\n"
-    code, out, err = emilib("submit", "--check", tmp_path / "none.csv")
-    assert code == 1
-    assert err.endswith("problems: 1\n")
-
-
-def test_the_command_must_be_understood(emilib):
-    assert emilib("submit")[0] == 2
-    assert emilib("submit", "--run", "taemi", "--check", "s.csv")[0] == 2
-    code, out, _ = emilib("submit", "--help")
-    assert code == 0
-    assert out.count("Example: python -m emilib submit") == 2
+    assert (code, out.count("\n")) == (1, 21)
+    assert out.endswith("and 34 more\n")
+    assert err == f"emilib: {path} is no valid submission: 54 problems\n"
 
 
 @pytest.mark.parametrize(
@@ -287,36 +257,3 @@ def test_a_corpus_without_test_clips_is_refused(emilib, corpus, tmp_path):
     assert re.fullmatch(r"emilib: The corpus in .*bare has no test clips; expected .*\.\n", err)
     with pytest.raises(ValueError, match="has no test clips"):
         submission.validate(written(tmp_path, [HEADER, *ROWS]), bare)
-
-
-def test_a_run_without_test_predictions_is_refused(corpus, tmp_path, monkeypatch):
-    workspace = Workspace("smoke", corpus, tmp_path)
-    done = results.Outcome(None, (0,), [], [], [], [], np.zeros((1, 0, 6)), [], 0, [], [], [])
-    monkeypatch.setattr(workspace, "results", lambda names: {names[0]: done})
-    with pytest.raises(ValueError, match="taemi: expected predictions for 4 test clips"):
-        submission.make(workspace, "taemi", tmp_path / "s.csv")
-
-
-# ------------------------------------------------------------------ models and damaged clips
-
-
-def test_every_model_answers_for_a_clip_of_which_nothing_can_be_read():
-    draw = np.random.default_rng(1)
-    frames = [draw.normal(size=(7, 8)), None, None, draw.normal(size=(1, 8))]
-    audio = [draw.normal(size=(20, 6)), None, draw.normal(size=(1, 6)), None]
-    text = draw.normal(size=(4, 10))
-    text[1:3] = np.nan
-    data = FeatureSet.from_arrays(IDS, frames, audio, text, target=np.zeros((4, 6)))
-    assert data.present.tolist() == [[1, 1, 1], [0, 0, 0], [0, 1, 0], [1, 0, 1]]
-    listed = experiments.all_experiments(profiles.get("smoke"))
-    trained = [e for e in listed.values() if e.model is not None]
-    assert len(trained) > 20
-    for experiment in trained:
-        inputs = data.only(*experiment.modalities)
-        if experiment.model == "Savchenko2025":  # its settings are those of the search for weights
-            experiment = dataclasses.replace(experiment, model_args={})
-        model = for_features(experiment.model, inputs, **experiment.model_args).eval()
-        [batch] = inputs.batches(4)
-        intensity = model(**batch.inputs()).intensity
-        assert intensity.shape == (4, 6), experiment.name
-        assert intensity.isfinite().all(), experiment.name

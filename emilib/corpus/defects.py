@@ -1,8 +1,8 @@
 """What is broken in a corpus folder, a row a defect; and how long its clips are."""
 
 import math
-from dataclasses import dataclass, field
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -48,7 +48,7 @@ def report(table, most=6):
     """The defects of `audit` as text: clips a defect, what it means, and at most `most` ids."""
     lines = [f"{table.attrs['clips']} clips, {table['id'].nunique()} ids with a defect"]
     for defect, meaning in DEFECTS.items():
-        ids = table.loc[table["defect"] == defect, "id"].drop_duplicates().tolist()
+        ids = table.loc[table["defect"] == defect, "id"].unique().tolist()
         lines.append(f"{len(ids):6d}  {defect:20s}  {meaning}")
         if ids:
             more = f" and {len(ids) - most} more (all: --ids)" if len(ids) > most else ""
@@ -63,8 +63,8 @@ def durations(clips, workers=None):
     clips : a DataFrame of `emilib.corpus.read`. Returns a Series of floats indexed by id.
     """
     pairs = zip(clips["video"], clips["audio"], strict=True)
-    seconds = list(ordered_map(_seconds, pairs, workers))
-    return pd.Series(seconds, index=clips["id"], name="seconds", dtype=float)
+    seconds = ordered_map(_seconds, pairs, workers)
+    return pd.Series(list(seconds), clips["id"], dtype=float, name="seconds")
 
 
 def _seconds(paths):
@@ -76,32 +76,13 @@ def _seconds(paths):
     return math.nan
 
 
-@dataclass
-class _Evidence:
-    """The files of one clip, opened.
-
-    clip : its row of the table; usual : {column: whether other clips of the split have such a file}
-    errors : sentences about media that don't open; decoded, timing : of the video
-    waveform : of the sound file, or else of the video
-    features : of the organisers by column, a sentence in place of what can't be read
-    """
-
-    clip: dict
-    usual: dict
-    errors: list = field(default_factory=list)
-    decoded: media.Media | None = None
-    timing: dict | None = None
-    waveform: np.ndarray | None = None
-    face_sizes: list = field(default_factory=list)
-    features: dict = field(default_factory=dict)
-
-
 def _audit_clip(job):
     """Rows of one clip, and the widths of its official features."""
-    seen = _Evidence(*job)
-    clip = seen.clip
+    clip, usual = job  # usual: column -> whether other clips of the split have such a file
     if not any(clip[column] for column in layout.FILE_COLUMNS if column != "transcript"):
         return [], {}  # a row without files is one defect, not five
+    seen = SimpleNamespace(clip=clip, usual=usual, errors=[], features={})
+    seen.waveform = seen.decoded = seen.timing = None
     try:
         if clip["audio"]:
             seen.waveform = media.decode(clip["audio"], frames=False).waveform
@@ -121,13 +102,9 @@ def _audit_clip(job):
             seen.features[column] = load_features(clip[column])
         except media.MediaError as error:
             seen.features[column] = str(error)
-    rows = [
-        (clip["id"], clip["split"], _name(check), detail)
-        for check in CLIP_CHECKS
-        for detail in check(seen)
-    ]
-    arrays = {k: v for k, v in seen.features.items() if isinstance(v, np.ndarray)}
-    return rows, {column: array.shape[1] for column, array in arrays.items()}
+    details = [(_name(check), detail) for check in CLIP_CHECKS for detail in check(seen)]
+    widths = {k: v.shape[1] for k, v in seen.features.items() if isinstance(v, np.ndarray)}
+    return [(clip["id"], clip["split"], *detail) for detail in details], widths
 
 
 # ---- the defects of one clip: each is a function whose docstring tells what it is ---------------
@@ -233,9 +210,6 @@ DEFECTS = {_name(check): check.__doc__ for check in CLIP_CHECKS} | {
     "duplicate id": "an id with several rows in the split files; the first one counts",
     "missing id": "a row without any file, or files without a row",
 }
-
-
-# ---- the defects of the corpus: those of its tables come from `read_with_findings` --------------
 
 
 def _outside_range(clips):

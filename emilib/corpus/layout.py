@@ -63,16 +63,14 @@ def read_layout(folder, strict):
     rows = clips[["split", *EMOTIONS]]
     clips = clips[first_rows(clips, clips["id"], rows, places, findings, strict)]
     clips = clips.reset_index(drop=True)
-    for column in FILE_COLUMNS:
+    ids, spare = set(clips["id"]), {}
+    for column, (name, _) in SOURCES.items():
         paths = [files[s][column].get(i) for s, i in zip(clips["split"], clips["id"], strict=True)]
         clips[column] = pd.Series(paths, dtype=object)
+        for id_ in set().union(*(files[split][column] for split in SPLITS)) - ids:
+            spare.setdefault(id_, []).append(name)
     clips["transcript"] = pd.Series(map(text_of, clips["transcript"]), dtype=object)
-    spare = {}
-    for split in SPLITS:
-        for column, paths in files[split].items():
-            for name in paths.keys() - set(clips["id"]):
-                spare.setdefault(name, {})[SOURCES[column][0]] = None
-    unlisted = {name: f"only in {', '.join(spare[name])}" for name in sorted(spare)}
+    unlisted = {id_: f"only in {', '.join(spare[id_])}" for id_ in sorted(spare)}
     return finished(clips, folder, EMOTIONS, findings, unlisted, "a split file", strict)
 
 
@@ -113,10 +111,9 @@ def shortened(names, most=5):
 
 
 def face_paths(folder):
-    """The face crops of one clip in numeric order: 2.jpg comes before 10.jpg.
+    """Paths of the face crops of one clip in numeric order, 2.jpg before 10.jpg; [] without any.
 
     folder : face_images/ID, or None. Anything whose name is not a number (Thumbs.db) is left out.
-    Returns a list of Paths, empty for None or where there is no folder.
     """
     if folder is None or not Path(folder).is_dir():
         return []
@@ -128,14 +125,13 @@ def entries(folder, suffixes):
     """{id: path} of one folder; of two files with one id the more usual suffix wins."""
     if not folder.is_dir():
         return {}
+    paths = [path for path in folder.iterdir() if path.name[0] != "."]
     if suffixes is None:
-        return {path.name: str(path) for path in folder.iterdir() if path.is_dir()}
-    ranked = [
-        (suffixes.index(path.suffix.lower()), str(path), path.stem)
-        for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and path.name[0] != "."
-    ]
-    return {stem: path for _, path, stem in sorted(ranked, reverse=True)}
+        return {path.name: str(path) for path in paths if path.is_dir()}
+    rank = {suffix: n for n, suffix in enumerate(reversed(suffixes))}  # the last one stays
+    paths = [path for path in paths if path.suffix.lower() in rank]
+    paths.sort(key=lambda path: (rank[path.suffix.lower()], path.name))
+    return {path.stem: str(path) for path in paths}
 
 
 def text_of(path):
@@ -155,8 +151,8 @@ def read_rows(path):
         table = pd.read_csv(path, skipinitialspace=True, skip_blank_lines=False, **options)
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise CorpusError(
-            f"{path} is no readable CSV ({str(error).strip()}); expected UTF-8 text with commas; "
-            "put text that holds a comma in double quotes."
+            f"{path} is no readable CSV ({str(error).strip()}); expected UTF-8 text with commas, "
+            "and in double quotes what holds a comma."
         ) from error
     table = table.fillna("")
     breaks = table.apply(lambda column: column.str.count("\n")).sum(axis=1)  # within quotes
@@ -212,29 +208,25 @@ def _index(folder, split):
 def _split_table(folder, split, files, findings, strict):
     """id, split, the six labels of one split file (of the folders for a test set without one)."""
     path = folder / SPLIT_FILES[split]
-    if path.is_file():
-        table = read_rows(path)
-        if missing := [name for name in COLUMNS if name not in table.columns]:
-            raise CorpusError(
-                f"{path} has the header {','.join(table.columns)!r}, without {', '.join(missing)}; "
-                f"expected {HEADER}."
-            )
-        known = set().union(*files.values())
-        ids = [_id(name, known, f"{path}, line {line}") for line, name in table["Filename"].items()]
-    elif split == "test":
+    if split == "test" and not path.is_file():
         inside = folder / "test_data"
         kinds = (SOURCES[column] for column in ("video", "audio", "faces"))
         ids = sorted(set().union(*(entries(inside / name, kind) for name, kind in kinds)))
-        table = pd.DataFrame(index=range(len(ids)))
-    else:
+        return pd.DataFrame({"id": ids, "split": split, **dict.fromkeys(EMOTIONS, np.nan)})
+    if not path.is_file():
         raise CorpusError(
             f"{path} is missing; a corpus folder holds {SPLIT_FILES['train']} and "
             f"{SPLIT_FILES['validation']} with the header {HEADER}."
         )
+    table = read_rows(path)
+    if missing := [name for name in COLUMNS if name not in table.columns]:
+        raise CorpusError(f"{path} lacks the columns {', '.join(missing)}; expected {HEADER}.")
+    known = set().union(*files.values())
+    ids = [_id(name, known, f"{path}, line {line}") for line, name in table["Filename"].items()]
     clips = pd.DataFrame({"id": ids, "split": split}, table.index, dtype=object)
-    for name in EMOTIONS:
-        labelled = split != "test"
-        clips[name] = numbers(table[name], path, clips, findings, strict) if labelled else np.nan
+    for name in EMOTIONS:  # whatever a test file says are no labels
+        labels = table.loc[clips["split"] != "test", name]
+        clips[name] = numbers(labels, path, clips, findings, strict)
     return clips
 
 

@@ -6,7 +6,7 @@ and reading continues behind them.
 
 import math
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +31,7 @@ UPRIGHT = (1, 0, 0, 1)
 
 
 class MediaError(ValueError):
-    """A file without anything to decode; the message names the file and the reason."""
+    """A file that can't be read; the message names the file and the reason."""
 
 
 @dataclass
@@ -61,52 +61,43 @@ class Media:
     problems: list[str] = field(default_factory=list)
 
 
-def decode(path, fps=5.0, size=None, frames=True, sound=True, max_seconds=None, threads=1):
+def decode(path, fps=5.0, size=None, frames=True, sound=True, max_seconds=None):
     """Frames at `fps` and the waveform of a file.
 
-    Frame choice: time is cut into slots [k / fps, (k + 1) / fps) from the file's beginning, and
-    the first undamaged frame of each slot is kept, by its presentation time stamp. A slot without
-    a frame stays empty; nothing is repeated, and `times` holds when each kept frame was shown.
-    Rate fields are not used, except to make up the time of a frame that has no stamp, or one not
-    after its predecessor's (`problems` counts them).
+    Time is cut into slots [k / fps, (k + 1) / fps) from the file's beginning, and the first
+    undamaged frame of each slot is kept, by its presentation time stamp; an empty slot stays empty.
+    A frame without a stamp, or with one not after its predecessor's, follows it by the stated rate.
 
     fps : frames a second to keep; None keeps all
     size : S gives the middle S x S square of the upright image whose shorter side is S, as CLIP
         and its relatives expect it; None keeps the file's size
     frames, sound : False leaves the picture or the sound out
-    max_seconds : decode no further than this. Memory is what is kept, whatever the file's length:
-        fps * seconds * H * W * 3 bytes and 64 kB a second of sound, for a moment both twice
-    threads : of the video decoder; 0 takes all cores
+    max_seconds : decode no further than this
 
     Returns a Media. Raises MediaError where the file is missing, encrypted or no media file, or
     holds neither a frame nor a sample of what was requested.
     """
     if fps is not None and not fps > 0:
         raise ValueError(f"fps: expected a number above 0 or None, got {fps!r}")
-    media, limit = Media(), math.inf if max_seconds is None else float(max_seconds)
+    media, limit = Media(), math.inf if max_seconds is None else max_seconds
     with open_media(path) as container:
         video, audio = first_streams(container)
         media.declared_fps = stated_rate(video)
         if frames and video is not None:
-            video.codec_context.thread_count = threads
-            video.codec_context.thread_type = "AUTO"
+            video.codec_context.thread_count = 1  # what is painted over damage depends on it
             _decode_pictures(media, container, video, fps, size, limit)
-        if not media.duration > 0:
-            stated = _stated_duration(container)
+        elif frames:
+            media.problems.append("no picture")
     if sound and audio is not None:
         with open_media(path) as container:
             _decode_sound(media, container, first_streams(container)[1], limit)
-    if frames and media.images is None:
-        lost = "no frame of the picture could be decoded"
-        media.problems.append("no picture" if video is None else lost)
-    if sound and media.waveform is None:
-        lost = "no sample of the sound track could be decoded"
-        media.problems.append("no sound track" if audio is None else lost)
+    elif sound:
+        media.problems.append("no sound track")
     tried = (frames and video is not None) or (sound and audio is not None)
     if tried and media.images is None and media.waveform is None:
         raise MediaError(f"Nothing in {path} could be decoded: {'; '.join(media.problems)}.")
     if not media.duration > 0:
-        media.duration = stated
+        media.duration = stated_seconds(path)
     return media
 
 
@@ -131,13 +122,10 @@ def _decode_pictures(media, container, stream, fps, size, limit):
         if here <= slot:
             continue
         slot, matrix = here, _display_matrix(frame)
-        if matrix is None:
-            counts["no quarter turn"] += 1
-        elif matrix != UPRIGHT:
-            media.rotation = frame.rotation
+        media.rotation = media.rotation if matrix == UPRIGHT else frame.rotation
         shape = (frame.height, frame.width) if size or shape is None else shape
         times.append(time)
-        images.append(_upright(frame, matrix or UPRIGHT, shape, size, reformatter))
+        images.append(_upright(frame, matrix, shape, size, reformatter))
     if len(shown) > 1:
         media.measured_fps = (len(shown) - 1) / (shown[-1] - shown[0])
     if shown:
@@ -147,23 +135,23 @@ def _decode_pictures(media, container, stream, fps, size, limit):
         media.images, media.times = np.stack(images), np.array(times)
     media.damaged += counts["damaged"]
     sentences = {
-        "damaged": f"{counts['damaged']} damaged frames of {len(shown)} left out",
-        "made up": f"{counts['made up']} frames had no usable time stamp; they were placed "
-        f"{step:.4f} s apart by the stated rate",
-        "no quarter turn": "the display matrix is no quarter turn and was not applied",
-        "unread": f"{counts['unread']} places of the file could not be read",
+        f"{counts['damaged']} damaged frames of {len(shown)} left out": counts["damaged"],
+        f"{counts['made up']} frames had no usable time stamp; they were placed {step:.4f} s apart "
+        "by the stated rate": counts["made up"],
+        f"{counts['unread']} places of the file could not be read": counts["unread"],
+        "no frame of the picture could be decoded": not images,
     }
-    media.problems += [sentence for name, sentence in sentences.items() if counts[name]]
+    media.problems += [sentence for sentence, holds in sentences.items() if holds]
 
 
 def _display_matrix(frame):
-    """(a, b, c, d) of x' = a x + c y, y' = b x + d y; None where it is no quarter turn."""
+    """(a, b, c, d) of x' = a x + c y, y' = b x + d y; UPRIGHT where it is no quarter turn."""
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return UPRIGHT
     values = np.rint(np.frombuffer(bytes(data), dtype="<i4")[[0, 1, 3, 4]] / 65536)
     matrix = tuple(int(value) for value in values)
-    return matrix if tuple(map(abs, matrix)) in (UPRIGHT, (0, 1, 1, 0)) else None
+    return matrix if tuple(map(abs, matrix)) in (UPRIGHT, (0, 1, 1, 0)) else UPRIGHT
 
 
 def _upright(frame, matrix, shape, size, reformatter):
@@ -226,8 +214,9 @@ def _decode_sound(media, container, stream, limit):
         f"{counts['damaged']} damaged pieces of sound left out": counts["damaged"],
         f"{filled:.2f} s without sound filled with silence": filled,
         f"{counts['unread']} places of the sound could not be read": counts["unread"],
+        "no sample of the sound track could be decoded": not pieces,
     }
-    media.problems += [sentence for sentence, count in sentences.items() if count]
+    media.problems += [sentence for sentence, holds in sentences.items() if holds]
 
 
 def as_int16(waveform):
@@ -236,27 +225,23 @@ def as_int16(waveform):
 
 
 def loudness(waveform, sample_rate):
-    """Level of the loudest 50 ms in dB below full scale (0 dB = a constant 1); -inf for zeros.
-
-    waveform : (S,) float; silence fills up a last piece of less than 50 ms.
-    """
+    """Level of the loudest 50 ms of (S,) in dB below full scale (0 dB = a constant 1), or -inf."""
     if not len(waveform):
         return -math.inf
-    piece = max(1, sample_rate // 20)
+    piece = sample_rate // 20
     energy = np.add.reduceat(np.square(waveform, dtype=np.float64), range(0, len(waveform), piece))
-    power = (energy / piece).max()
+    power = energy.max() / piece
     return 10 * math.log10(power) if power > 0 else -math.inf
 
 
 def face_frames(folder, seconds, fps=5.0, size=None):
     """Face crops of a clip at `fps`, from its folder of numbered pictures.
 
-    Crops come at an even rate (about 30 a second in Hume-Vidmimic2), but no file states it: it is
-    their number over `seconds`, the clip's length. NaN seconds stand for FACE_RATE.
+    No file states the crops' rate: it is their number over `seconds`, the clip's length, or
+    FACE_RATE where that is NaN.
     size : side of the square in pixels, None keeps the first picture's; fps : None keeps all
 
-    Returns (T, H, W, 3) uint8, or None where no picture of the folder can be read; an unreadable
-    one is left out.
+    Returns (T, H, W, 3) uint8 without unreadable pictures, or None where there is no other.
     """
     paths = face_paths(folder)
     length = seconds if np.isfinite(seconds) and seconds > 0 else len(paths) / FACE_RATE
@@ -281,13 +266,9 @@ def sound_of(paths):
     paths : the audio and the video path; what is no str is passed over
     """
     for path in paths:
-        if isinstance(path, str):
-            try:
-                waveform = decode(path, frames=False).waveform
-            except MediaError:
-                continue  # the audit names unreadable files
-            if waveform is not None:
-                return waveform
+        with suppress(MediaError):  # the audit names unreadable files
+            if isinstance(path, str) and (media := decode(path, frames=False)).waveform is not None:
+                return media.waveform
     return None
 
 
@@ -297,10 +278,9 @@ def sound_of(paths):
 @contextmanager
 def open_media(path):
     """An open container, closed in every case; what FFmpeg can't open is a MediaError."""
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise MediaError(f"There is no file {path}; expected a video or sound file.")
-    if path.stat().st_size == 0:
+    if Path(path).stat().st_size == 0:
         raise MediaError(f"{path} is empty (0 bytes); expected a video or sound file.")
     try:
         # "file:" keeps a name with a colon in it from being taken for a network address
@@ -331,8 +311,7 @@ def first_streams(container):
 def packets(container, streams, counts):
     """All packets of the streams; counts["unread"] counts what fails, reading continues behind it.
 
-    Raises MediaError for an encrypted file: FFmpeg decodes it without a word, and some of the
-    noise passes for sound.
+    Raises MediaError for an encrypted file, which FFmpeg would decode to noise without a word.
     """
     while counts["unread"] < READ_ERRORS:
         try:
@@ -358,20 +337,15 @@ def _frames(container, stream, counts):
 
 
 def stated_rate(video):
-    """Frames a second by a video's own header, or else by its container; NaN for none."""
+    """Frames a second by the header of a video stream, or else by the container; NaN for none."""
     return float((video and (video.codec_context.framerate or video.guessed_rate)) or math.nan)
-
-
-def _stated_duration(container):
-    """Seconds by the container's header, NaN where it has none."""
-    return math.nan if container.duration is None else container.duration / av.time_base
 
 
 def stated_seconds(path):
     """Seconds a file claims to last, nothing decoded; NaN for no claim. Raises MediaError."""
     with open_media(path) as container:
         first_streams(container)
-        return _stated_duration(container)
+        return math.nan if container.duration is None else container.duration / av.time_base
 
 
 def timing(path):
@@ -392,13 +366,15 @@ def timing(path):
                     length = float((packet.duration or 0) * packet.time_base)
                     spans[packet.stream.index].append((start, start + length))
         lengths = [max(end for _, end in span) - min(span)[0] for span in spans.values() if span]
-        facts = {"seconds": max(lengths, default=_stated_duration(container))}
-        facts |= {"declared": math.nan, "measured": math.nan, "frames": 0, "missing": 0}
-        if (video := streams[0]).type == "video":
-            starts = [start for start, _ in spans[video.index]]
-            if len(starts) > 1 and max(starts) > min(starts):
-                facts["measured"] = (len(starts) - 1) / (max(starts) - min(starts))
-            facts["declared"] = stated_rate(video)
-            facts["frames"] = max(video.frames, counts["video"])
-            facts["missing"] = facts["frames"] - counts["video"]
-    return facts
+        video = streams[0] if streams[0].type == "video" else None
+        starts = [start for start, _ in spans[video.index]] if video is not None else [0.0]
+        frames = max(video.frames, counts["video"]) if video is not None else 0
+        declared = stated_rate(video)
+    length = max(starts, default=0.0) - min(starts, default=0.0)
+    return {
+        "seconds": max(lengths) if lengths else stated_seconds(path),
+        "declared": declared,
+        "measured": (len(starts) - 1) / length if length > 0 else math.nan,
+        "frames": frames,
+        "missing": frames - counts["video"],
+    }

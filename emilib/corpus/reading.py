@@ -8,16 +8,12 @@ def read(folder, strict=True):
 
     folder : a folder in the layout of `emilib.corpus.layout`, or one of videos with a CSV of
         your own (see `emilib.corpus.user_dataset`); of several CSVs the path of the one meant
-    strict : False reads on where a row contradicts itself: a label that is not a number
-        becomes NaN, and the first of several rows with one id counts. `audit` lists them.
+    strict : False reads on where a row contradicts itself; `audit` lists them
 
     Returns a DataFrame with the columns id, split, video, audio, faces, official_vision,
     official_audio (paths as str, or None), transcript (str, None without a text file), and the
-    targets as floats (NaN for test clips, whatever their CSV says): the six EMOTIONS, or the
-    columns of your CSV. `attrs["targets"]` names them, `attrs["folder"]` is the folder,
-    `attrs["notes"]` a list of sentences about ids without files and files without id.
-    Files are found by `Filename`, which is read as text: `00012`, `00012.mp4`, or `12` where the
-    file on the disk is called 00012.
+    targets as floats (NaN for test clips): the six EMOTIONS, or the columns of your CSV. Its attrs
+    are "targets", "folder", and "notes", sentences about ids without files and files without id.
     Raises CorpusError: no such folder, no CSV, wrong header; when strict also training or
     validation clips of which none has a file, a label that is not a number, and one id with two
     different rows.

@@ -25,19 +25,9 @@ from pathlib import Path
 import pandas as pd
 
 from emilib.corpus import layout
-from emilib.corpus.layout import (
-    MEDIA_SUFFIXES,
-    SOURCES,
-    SPLIT_FILES,
-    VIDEO_SUFFIXES,
-    CorpusError,
-)
+from emilib.corpus.layout import MEDIA_SUFFIXES, SOURCES, SPLIT_FILES, VIDEO_SUFFIXES, CorpusError
 
-SPECIAL = {
-    "split": ("split",),
-    "group": ("group", "speaker", "person", "subject"),
-    "text": ("text", "transcript"),
-}
+GROUP, TEXT = ("group", "speaker", "person", "subject"), ("text", "transcript")
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -47,37 +37,31 @@ VALIDATION_SHARE = 0.2  # of the clips, where no column says which
 MOST_VALIDATION = 0.35  # a group that would bring more than this stays in training
 SPLIT_SEED = 0
 # A target with one of these names would stand twice in the table of clips.
-_TAKEN = {"id", "split", "seconds", *layout.FILE_COLUMNS}
+_TAKEN = {"id", "seconds", *layout.FILE_COLUMNS}
 _EXAMPLE = "file,valence,arousal"
 
 
-def table_of(source) -> Path | None:
-    """The CSV of an own data set; None for a folder in the real layout.
+def table_of(source):
+    """The path of the CSV of an own data set; None for a folder in the real layout.
 
     source : a folder, or a CSV in one
 
-    Raises CorpusError: no such place, a folder without a CSV, or with several and none of the
-    real layout.
+    Raises CorpusError for a folder with no CSV, or with several and none of the real layout.
     """
     source = Path(source)
-    if source.is_file():
-        if source.suffix.lower() != ".csv":
-            raise CorpusError(f"Expected a corpus folder or a CSV in it, got the file {source}.")
+    if source.suffix.lower() == ".csv" and source.is_file():
         return source
-    if not source.is_dir() or any((source / name).is_file() for name in SPLIT_FILES.values()):
-        return None  # `layout` explains what is wrong with it
-    tables = sorted(p for p in source.iterdir() if p.suffix.lower() == ".csv" and p.is_file())
-    if len(tables) == 1:
+    if source.is_dir() and not any((source / name).is_file() for name in SPLIT_FILES.values()):
+        tables = sorted(path for path in source.iterdir() if path.suffix.lower() == ".csv")
+        if len(tables) != 1:
+            names = layout.shortened([path.name for path in tables])
+            raise CorpusError(
+                f"{source}: expected {' and '.join(list(SPLIT_FILES.values())[:2])}, or one CSV of "
+                f"your own that begins with {_EXAMPLE}, got {len(tables)} CSVs ({names}); of "
+                "several name the one that lists the clips, as in --corpus folder/labels.csv"
+            )
         return tables[0]
-    if not tables:
-        raise CorpusError(
-            f"{source} has no CSV; expected {SPLIT_FILES['train']} and {SPLIT_FILES['validation']},"
-            f" or one CSV of your own that begins with {_EXAMPLE}."
-        )
-    raise CorpusError(
-        f"{source} has {len(tables)} CSVs ({layout.shortened([p.name for p in tables])}); name the "
-        f"one that lists the clips, as in --corpus {tables[0]}."
-    )
+    return None  # `layout` explains what is wrong with it
 
 
 def read_table(table, strict=False):
@@ -87,18 +71,16 @@ def read_table(table, strict=False):
     ambiguous, where training or validation would have no clip; when strict also for a target that
     is not a number, a target that never changes in training, and a file with two different rows.
     """
-    table, findings = Path(table), []
-    folder, rows = table.parent, layout.read_rows(table)
+    folder, rows, findings = Path(table).parent, layout.read_rows(table), []
     if rows.empty:
-        raise CorpusError(
-            f"{table} names no clip; expected a header such as {_EXAMPLE}, then a row a clip."
-        )
+        raise CorpusError(f"{table} names no clip; expected {_EXAMPLE}, then a row a clip.")
     special, targets = _columns(table, rows.columns)
     places = [f"{table}, line {line}" for line in rows.index]
     index = _media_below(folder)
     pairs = [_find(cell, where, index) for cell, where in zip(rows.iloc[:, 0], places, strict=True)]
     clips = pd.DataFrame(pairs, rows.index, ["id", "path"], dtype=object).assign(split="")
-    used = {path.as_posix() for path in clips["path"].dropna()}
+    every = {path.as_posix() for paths in index.values() for path in paths}
+    unused = sorted(every - {path.as_posix() for path in clips["path"].dropna()})
     keys = clips["path"].where(clips["path"].notna(), clips["id"])
     first = layout.first_rows(clips, keys, rows.iloc[:, 1:], places, findings, strict)
     rows, clips = rows[first], clips[first].copy()
@@ -120,38 +102,26 @@ def read_table(table, strict=False):
     labelled, training = clips["split"] != "test", clips["split"] == "train"
     for name in targets:
         clips[name] = layout.numbers(rows.loc[labelled, name], table, clips, findings, strict)
-        seen = clips.loc[training, name]
-        if strict and len(seen) > 1 and seen.nunique() == 1:
-            raise CorpusError(
-                f"{table}: {name} is {seen.iloc[0]:g} in every training clip, so there is nothing "
-                "to learn; remove the column."
-            )
-    every = {path.as_posix() for paths in index.values() for path in paths}
-    unlisted = {os.path.splitext(path)[0]: f"only the file {path}" for path in sorted(every - used)}
-    return layout.finished(clips, folder, targets, findings, unlisted, table.name, strict)
+        if strict and training.sum() > 1 and clips.loc[training, name].nunique() == 1:
+            raise CorpusError(f"{table}: {name} is constant in training; remove the column.")
+    unlisted = {os.path.splitext(path)[0]: f"only the file {path}" for path in unused}
+    return layout.finished(clips, folder, targets, findings, unlisted, Path(table).name, strict)
 
 
 def _columns(table, head):
     """{"split", "group", "text": column or None}, and the names of the targets."""
-    names = [name for name in head[1:] if pd.isna(pd.to_numeric(name, errors="coerce"))]
-    if len(head) > 1 and not names:
-        raise CorpusError(f"{table} has no header; expected a first line such as {_EXAMPLE}.")
-    if len(set(head)) < len(head) or "" in head:
-        raise CorpusError(f"{table} has the header {[*head]}; expected a name of its own a column.")
-    special = {}
-    for meaning, names in SPECIAL.items():
-        same = [name for name in head[1:] if name.lower() in names]
-        if len(same) > 1:
-            raise CorpusError(
-                f"{table} has the columns {' and '.join(same)}, which mean the same; keep one."
-            )
-        special[meaning] = same[0] if same else None
+    numeric = pd.to_numeric(pd.Series(head[1:]), errors="coerce").notna()
+    if "" in head or head.has_duplicates or numeric.any():
+        raise CorpusError(
+            f"{table}: expected a header such as {_EXAMPLE} with a name of its own for each column,"
+            f" got {','.join(head)}"
+        )
+    special = {"split": ("split",), "group": GROUP, "text": TEXT}
+    for meaning, names in special.items():
+        special[meaning] = next((name for name in head[1:] if name.lower() in names), None)
     targets = [name for name in head[1:] if name not in special.values()]
     if not targets:
-        raise CorpusError(
-            f"{table} has the header {','.join(head)}, without a target; expected the file first, "
-            f"then a column of numbers a target, as in {_EXAMPLE}."
-        )
+        raise CorpusError(f"{table}: expected a column of numbers a target, as in {_EXAMPLE}.")
     if taken := [name for name in targets if name.lower() in _TAKEN]:
         raise CorpusError(f"{table} calls a target {taken[0]!r}, a name used here; rename it.")
     return special, targets
@@ -198,10 +168,8 @@ def _splits(table, rows, ids, special, targets):
         cells = rows[special["split"]]
         splits = cells.str.lower().map(SPLIT_NAMES)
         for line in splits.index[splits.isna()]:
-            raise CorpusError(
-                f"{table}, line {line}: expected split train, validation (valid, val, dev) or "
-                f"test, got {cells[line]!r}."
-            )
+            expected = f"split {', '.join(SPLIT_NAMES)}"
+            raise CorpusError(f"{table}, line {line}: expected {expected}; got {cells[line]!r}")
     for split in ("train", "validation"):
         if split not in set(splits):
             raise CorpusError(
@@ -219,8 +187,8 @@ def _drawn(table, rows, groups, targets):
     sizes = Counter(groups[labelled])
     if len(sizes) < 2:
         raise CorpusError(
-            f"{table} has {len(sizes)} group{'s' * (len(sizes) != 1)} of labelled clips, which "
-            "can't be shared out between training and validation; add a column split."
+            f"{table}: expected labelled clips of two groups or more, to share them out between "
+            f"training and validation, got {len(sizes)} group; add a column split."
         )
     names, total, count, chosen = sorted(sizes), sum(sizes.values()), 0, set()
     random.Random(SPLIT_SEED).shuffle(names)
@@ -228,7 +196,6 @@ def _drawn(table, rows, groups, targets):
         if count < VALIDATION_SHARE * total and count + sizes[name] <= MOST_VALIDATION * total:
             chosen.add(name)
             count += sizes[name]
-    if not chosen:  # few and large groups
-        chosen = {min(names, key=sizes.get)}
+    chosen = chosen or {min(names, key=sizes.get)}  # few and large groups
     splits = groups.isin(chosen).map({True: "validation", False: "train"})
     return splits.where(labelled, "test")

@@ -226,9 +226,8 @@ def test_every_test_clip_has_a_row_whatever_is_broken(emilib, corpus, tmp_path, 
 def test_problems_are_printed_and_the_exit_code_says_so(emilib, tmp_path):
     path = written(tmp_path, [HEADER, *(f"{i:05d},2,2,2,2,2,2" for i in range(9))])
     code, out, err = emilib("submit", "--check", path)
-    assert (code, out.count("\n")) == (1, 21)
-    assert out.endswith("and 34 more\n")
-    assert err == f"emilib: {path} is no valid submission: 54 problems\n"
+    assert (code, out.count("\n")) == (1, 20)
+    assert err == f"emilib: {path} is no valid submission, problems: 54\n"
 
 
 @pytest.mark.parametrize(

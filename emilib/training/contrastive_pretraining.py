@@ -6,6 +6,7 @@ heads, and neither sees a label. Stage II takes the encoders from here, not the 
 
 import atexit
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -180,14 +181,12 @@ def _gradient(media, text, pair, parameters, clips, rows, plan: StageOne, draw, 
     device, vision = pair.log_scale.device, isinstance(media, VisionEncoder)
     sequence = clips.frames if vision else clips.waveforms
     texts = [clips.texts[row] for row in rows]
-    groups = text_groups(texts).to(device)
+    eq1 = {"symmetric": plan.symmetric, "same_text": text_groups(texts).to(device)}
+    loss_of = functools.partial(contrastive_loss, **eq1)
     longest = None if vision else round(plan.audio_seconds * SAMPLE_RATE)
     cuts = [_cut(_length(sequence, row), longest, draw) for row in rows]
     size = plan.chunk or math.ceil(len(rows) / world_size())
     chunks = [range(i, min(i + size, len(rows))) for i in range(0, len(rows), size)]
-
-    def loss_of(media: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-        return contrastive_loss(media, text, scale, plan.symmetric, groups)
 
     def embed(number: int) -> tuple[Tensor, Tensor]:
         if len(chunks) > 1:

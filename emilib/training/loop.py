@@ -36,19 +36,16 @@ class TargetScale:
     """Standardised targets y' of targets y: y = shift + factor y'.
 
     The papers' learning rates are for labels in [0, 1], and the error of wide targets would drown
-    that of others. So `fit` standardises each target that leaves [0, 1], by the training clips;
-    the others keep shift 0 and factor 1. ρ is the same. shift, factor : (E,) float64
+    that of others. So `fit` standardises each target that leaves [0, 1]. ρ is the same.
     """
 
-    shift: np.ndarray
+    shift: np.ndarray  # (E,) float64
     factor: np.ndarray
 
     @classmethod
     def of(cls, target: np.ndarray, by: str = "sd") -> "TargetScale | None":
-        """The scale of training targets (N, E); None where all lie within [0, 1].
-
-        by : "sd", mean 0 and deviation 1; "range", from 0 to 1, for models that end in a sigmoid
-        """
+        """The scale of training targets (N, E): to mean 0 and "sd" 1, or the "range" [0, 1] for
+        models that end in a sigmoid; None where all targets lie within [0, 1]."""
         low, high = target.min(axis=0), target.max(axis=0)
         wide = (low < 0) | (high > 1)
         if not wide.any():
@@ -79,21 +76,16 @@ class TargetScale:
 class Result:
     """A trained model.
 
-    model : in evaluation mode, with the averaged weights where the recipe has EMA
     history : a row an epoch: epoch, step, lr, loss, rho and "rho <target>" (NaN without
         validation data), seconds
-    epoch : the epoch the weights are of, counted from 1
-    seconds : training time, of all parts of a resumed run
-    parameters : number of trained parameters
-    scale : turns the model's outputs into targets; None where they are targets already
     """
 
-    model: nn.Module
+    model: nn.Module  # in evaluation mode, with the averaged weights where the recipe has EMA
     history: pd.DataFrame
-    epoch: int
-    seconds: float
-    parameters: int
-    scale: TargetScale | None = None
+    epoch: int  # that the weights are of, counted from 1
+    seconds: float  # of all parts of a resumed run
+    parameters: int  # that are trained
+    scale: TargetScale | None = None  # turns outputs into targets; None where they are targets
 
     def predict(self, data: FeatureSet, batch_size: int = 64) -> np.ndarray:
         """(N, E) predictions in the order of `data` and the range of the targets: not clipped."""
@@ -106,21 +98,17 @@ def fit(
 ) -> Result:
     """Train `model` in place and return it with its history.
 
-    Targets that leave [0, 1] are standardised for the training, see `TargetScale`; the result
-    predicts in their own range.
-
     model : an initialised nn.Module; `seed` draws the order of the clips and the dropout
     train, valid : FeatureSet; `valid` is for the history, early stopping and the best epoch, None
-        trains all epochs and keeps the last weights
-    recipe : Recipe, None takes its defaults
+        trains all epochs and keeps the last weights; recipe : Recipe, None takes its defaults
     checkpoint : folder; a killed run resumes after its last finished epoch
     device : None is the first GPU where there is one, else the CPU
     progress : True draws a bar with loss and ρ; a function is called with each epoch's record,
         while `model` holds the weights of that epoch as trained, not averaged
 
-    Raises ValueError for data without clips or targets, `valid` of other widths or targets, a
-    model of another number of targets, a checkpoint of another run; RuntimeError when the loss is
-    not finite.
+    Targets that leave [0, 1] are standardised for the training, see `TargetScale`. Raises
+    ValueError for data without clips or targets, `valid` of other widths or targets, a model of
+    another number of targets, a checkpoint of another run; RuntimeError for a loss of NaN.
     """
     check_data(train, valid)
     recipe, scale = recipe or Recipe(), TargetScale.of(train.target)
@@ -128,8 +116,7 @@ def fit(
     device = torch.device(workers.device() if device is None else device)
     gpus = [device.index or 0] if device.type == "cuda" else []
     trained = [p for p in model.to(device).parameters() if p.requires_grad]
-    settings = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": True}
-    optimizer = torch.optim.AdamW(trained, **settings)
+    optimizer = torch.optim.AdamW(trained, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     steps = math.ceil(math.ceil(len(train) / recipe.batch_size) / recipe.accumulate)
     schedule = optimisation.make_schedule(optimizer, recipe, steps)
     half = HALF.get(recipe.mixed_precision) if gpus else None
@@ -145,7 +132,8 @@ def fit(
     identity = key(recipe=recipe, seed=seed, data=data)
     history, best, best_epoch = load_state(checkpoint, identity, parts) or ([], None, 0)
 
-    with reporter(progress, recipe.epochs) as report:
+    plain = contextlib.nullcontext(progress or (lambda record: None))
+    with epoch_bar(recipe.epochs) if progress is True else plain as report:
         for record in history:  # epochs before this run was killed
             report(dict(record))
         for epoch in range(len(history) + 1, recipe.epochs + 1):
@@ -219,12 +207,6 @@ def _train(model, batches, recipe: Recipe, half, average, optimizer, schedule, s
             average.update_parameters(model)  # Eq. 11
     losses = torch.stack(losses).double().cpu().numpy()  # read once: a GPU need not wait each step
     return float(np.average(losses, weights=sizes)), float(lr)
-
-
-def reporter(progress, total: int):
-    """Context manager of the function that takes each record; arguments as `progress` of `fit`."""
-    plain = contextlib.nullcontext(progress or (lambda record: None))
-    return epoch_bar(total) if progress is True else plain
 
 
 def predict(model: nn.Module, data: FeatureSet, batch_size: int = 64) -> np.ndarray:

@@ -49,10 +49,9 @@ def make_schedule(optimizer, recipe: Recipe, steps_per_epoch: int):
 
 
 def save_state(checkpoint, identity: str, parts: list, rest: tuple) -> None:
-    """Write an unfinished run into the folder `checkpoint`, where there is one.
+    """Write an unfinished run into the folder `checkpoint`, where there is one, on the first rank.
 
     parts : modules, optimisers and others with a `state_dict`; rest : plain data and tensors
-    A kill leaves the old file or the new one. Of several ranks the first writes.
     """
     if checkpoint is None or rank() != 0:
         return

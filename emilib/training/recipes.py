@@ -18,14 +18,6 @@ class Recipe:
 
     schedule : of every step. "constant"; "warmup_cosine", linear from 0 over `warmup_epochs`, then
         cosine to 0; "sgdr", Eq. 10 of A: cosine from `lr` to `min_lr`, cycles of `cycle_epochs`
-    clip, clip_by : the gradient's total norm, or each of its values, is held to `clip`; None: not
-    patience : epochs without a better validation ρ before training stops; None: never
-    keep : which epoch's weights the result has, of the best validation ρ or the last
-    ema_decay : γ of Eq. 11 of A; validation and result use the averaged weights; None: off
-    ema_warmup : γ at step t is min(ema_decay, (1 + t) / (10 + t)), for short runs
-    mixed_precision : autocast on a GPU, with gradient scaling for "fp16"; nothing on a CPU
-    loss : "mse", or "1-pearson", one minus the batch's mean ρ
-    accumulate : batches whose gradients make one step
     """
 
     epochs: int = 30
@@ -36,15 +28,15 @@ class Recipe:
     warmup_epochs: float = 1.0
     cycle_epochs: int = 10
     min_lr: float = 1e-7
-    clip: float | None = None
-    clip_by: str = "norm"
-    patience: int | None = None
-    keep: str = "best"
-    ema_decay: float | None = None
-    ema_warmup: bool = False
-    mixed_precision: str | None = None
-    loss: str = "mse"
-    accumulate: int = 1
+    clip: float | None = None  # bound of the gradient; None: it is not clipped
+    clip_by: str = "norm"  # what is bounded: its total norm, or "value", each of its values
+    patience: int | None = None  # epochs without a better validation ρ before training stops
+    keep: str = "best"  # the result has the weights of the best validation ρ, or the "last"
+    ema_decay: float | None = None  # γ of Eq. 11 of A; validation and result use the average
+    ema_warmup: bool = False  # γ at step t is min(ema_decay, (1 + t) / (10 + t)), for short runs
+    mixed_precision: str | None = None  # autocast on a GPU; "fp16" also scales gradients
+    loss: str = "mse"  # or "1-pearson", one minus the batch's mean ρ
+    accumulate: int = 1  # batches whose gradients make one step
 
     def __post_init__(self):
         for name, choices in _CHOICES.items():

@@ -65,9 +65,7 @@ def log_mel(waveform: Tensor, hop: int, bands: int) -> Tensor:
 def warm_audio(encoder: AudioEncoder, clips, plan: WarmStart, seed: int, progress=None):
     """Learn to hear: predict the log-mel energies of every step from sound with masked stretches.
 
-    clips : (S,) float waveforms, none shorter than `encoder.shortest`
-
-    Returns the loss at each step, as a share of the variance of the energies.
+    clips : (S,) float waveforms, none shorter than `encoder.shortest`; returns as `warm_vision`
     """
     generator = torch.Generator().manual_seed(seed)
     decoder, model = nn.Linear(encoder.dim, plan.mel_bands), encoder.model

@@ -1,6 +1,7 @@
 """Pretraining against plain loops, single clips, restarts and Eq. 10."""
 
 import dataclasses
+import functools
 import math
 from copy import deepcopy
 
@@ -12,26 +13,17 @@ from hypothesis import strategies as st
 
 from emilib.features.encoders import AudioEncoder, padded
 from emilib.features.loading import small_audio, small_text, small_vision
-from emilib.models.contrastive import ContrastivePair, contrastive_loss, recall_at
+from emilib.models.contrastive import ContrastivePair, contrastive_loss
+from emilib.profiles import SMALL_AUDIO
+from emilib.training import contrastive_pretraining as stage_one
 from emilib.training import self_supervised as pretraining
-from emilib.training.contrastive_pretraining import (
-    Clips,
-    chunked_gradient,
-    drawn_frames,
-    encoded_frames,
-    pretrain,
-    usable,
-)
+from emilib.training.contrastive_pretraining import Clips, pretrain, usable
 from emilib.training.loop import one_thread
 from emilib.training.recipes import StageOne, WarmStart
 from emilib.training.self_supervised import log_mel, warm_audio, warm_text, warm_vision
 
-SIZE = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-}
+SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+SIZE["intermediate_size"] = 32
 WORDS = ["what a lovely surprise", "this is far too hard", "we won the game", "i am so sorry"]
 COLOURS = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)]
 PLAN = StageOne(
@@ -59,19 +51,8 @@ def vision():
 
 def audio() -> AudioEncoder:
     conv = {"conv_dim": (8, 8), "conv_kernel": (40, 16), "conv_stride": (20, 16)}
-    return small_audio(
-        {
-            **SIZE,
-            **conv,
-            "conv_bias": True,
-            "feat_extract_norm": "layer",
-            "do_stable_layer_norm": True,
-            "num_conv_pos_embeddings": 4,
-            "num_conv_pos_embedding_groups": 4,
-            "mask_time_prob": 0.0,
-            "layerdrop": 0.0,
-        }
-    )
+    positions = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 4}
+    return small_audio({**SMALL_AUDIO, **SIZE, **conv, **positions})
 
 
 def text():
@@ -94,17 +75,13 @@ def clips(count=9, seed=0) -> Clips:
     frames, waveforms, texts = [], [], []
     for i in range(count):
         sentence = i % len(WORDS)
-        steps = 3 + i
-        noise = torch.randint(0, 20, (steps, 3, 16, 16), generator=generator)
+        noise = torch.randint(0, 20, (3 + i, 3, 16, 16), generator=generator)
         colour = torch.tensor(COLOURS[sentence]).view(3, 1, 1)
         frames.append((200 * colour + noise).to(torch.uint8))
         sound = torch.randn(4000 + 900 * i, generator=generator)
         waveforms.append(0.02 * 3.0**sentence * sound)
         texts.append(WORDS[sentence])
     return Clips([f"{i:05d}" for i in range(count)], frames, waveforms, texts)
-
-
-# ----------------------------------------------------------------------- the sound's energies
 
 
 def naive_log_mel(waveform, hop, bands, size=1024, rate=16000):
@@ -137,20 +114,9 @@ def test_log_mel_is_that_of_loops(hop, bands):
         np.testing.assert_allclose(row, naive_log_mel(sound, hop, bands), atol=2e-3)
 
 
-# -------------------------------------------------------------------- the self-supervised start
-
-SHORT = WarmStart(
-    vision_steps=60,
-    vision_batch=16,
-    audio_steps=60,
-    audio_batch=4,
-    audio_seconds=0.25,
-    text_steps=60,
-    text_batch=8,
-    lr=3e-3,
-    change_size=4,
-    mel_bands=16,
-)
+STEPS = dict.fromkeys(("vision_steps", "audio_steps", "text_steps"), 60)
+BATCHES = {"vision_batch": 16, "audio_batch": 4, "text_batch": 8}
+SHORT = WarmStart(**STEPS, **BATCHES, audio_seconds=0.25, lr=3e-3, change_size=4, mel_bands=16)
 
 
 def moving_squares(count=6, steps=8):
@@ -201,9 +167,6 @@ def test_masked_sound_does_not_reach_the_prediction(monkeypatch):
     assert losses[0] == losses[1]
 
 
-# ----------------------------------------------------------------------------------- one batch
-
-
 def test_no_label_can_get_in():
     assert {f.name for f in dataclasses.fields(Clips)} == {"ids", "frames", "waveforms", "texts"}
 
@@ -218,7 +181,7 @@ def test_clips_without_words_or_media_are_left_out():
 
 @given(count=st.integers(1, 3000), seed=st.integers(0, 99))
 def test_drawn_frames_are_one_of_each_stretch(count, seed):
-    picked = drawn_frames(count, torch.Generator().manual_seed(seed))
+    picked = stage_one.drawn_frames(count, torch.Generator().manual_seed(seed))
     stretches = min(8, count)
     assert len(picked) == stretches
     for k, frame in enumerate(picked):
@@ -228,7 +191,7 @@ def test_drawn_frames_are_one_of_each_stretch(count, seed):
 def test_encoded_frames_are_those_of_single_clips():
     looker = vision().eval()
     frames = clips(4).frames  # of 3 to 6 frames
-    hidden, valid = encoded_frames(looker, frames)
+    hidden, valid = stage_one.encoded_frames(looker, frames)
     assert hidden.shape == (4, 6, looker.dim)
     assert valid.sum(1).tolist() == [3, 4, 5, 6]
     for clip, row, real in zip(frames, hidden, valid, strict=True):
@@ -266,12 +229,10 @@ def test_the_loss_is_equation_1_and_duplicates_are_not_negatives(side, symmetric
     assert step["logit_scale"] == pytest.approx(1 / 0.07, rel=0.01)
     with torch.no_grad():
         media.eval()
-        rows = []
-        for frames, sound in zip(some.frames, some.waveforms, strict=True):
-            if side == "frames":
-                rows.append(pair.embed_media(media(frames)[None]))
-            else:
-                rows.append(pair.embed_media(*media(*padded([sound]))))
+        if side == "frames":
+            rows = [pair.embed_media(media(frames)[None]) for frames in some.frames]
+        else:
+            rows = [pair.embed_media(*media(*padded([sound]))) for sound in some.waveforms]
         rows = torch.cat(rows).numpy()
         sentences = pair.embed_text(words(**words.tokens(some.texts))).numpy()
         scale = pair.logit_scale.item()
@@ -281,12 +242,7 @@ def test_the_loss_is_equation_1_and_duplicates_are_not_negatives(side, symmetric
     assert abs(blind - step["loss"]) > 0.05  # with duplicates as negatives it is another number
 
 
-@given(
-    rows=st.integers(1, 9),
-    chunk=st.integers(1, 9),
-    symmetric=st.booleans(),
-    duplicates=st.booleans(),
-)
+@given(st.integers(1, 9), st.integers(1, 9), st.booleans(), st.booleans())
 @settings(max_examples=30, deadline=None)
 def test_chunks_give_the_gradient_of_the_whole_batch(rows, chunk, symmetric, duplicates):
     torch.manual_seed(rows)
@@ -302,13 +258,9 @@ def test_chunks_give_the_gradient_of_the_whole_batch(rows, chunk, symmetric, dup
         part = slice(chunks[number].start, chunks[number].stop)
         return chunked(media[part], words[part])[:2]
 
-    got = chunked_gradient(
-        embed,
-        chunks,
-        chunked,
-        lambda *embeddings: contrastive_loss(*embeddings, symmetric, groups),
-        list(chunked.parameters()),
-    )
+    loss_of = functools.partial(contrastive_loss, symmetric=symmetric, same_text=groups)
+    parameters = list(chunked.parameters())
+    got = stage_one.chunked_gradient(embed, chunks, chunked, loss_of, parameters)
     assert got == pytest.approx(loss.item(), rel=1e-5, abs=1e-6)
     for a, b in zip(whole.parameters(), chunked.parameters(), strict=True):
         torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-6)
@@ -328,9 +280,6 @@ def test_a_run_in_chunks_is_the_run_of_whole_batches(side):
         history = pretrain(media, words, clips(), plan, seed=0).history
         losses.append([row["loss"] for row in history])
     np.testing.assert_allclose(losses[1], losses[0], rtol=2e-3)
-
-
-# ------------------------------------------------------------------------------------ the run
 
 
 @pytest.mark.parametrize("side", ["frames", "audio"])
@@ -359,25 +308,6 @@ def test_a_killed_run_goes_on_to_the_same_bits(side, tmp_path):
         assert same(getattr(resumed, name), getattr(whole, name)), name
 
 
-def test_a_checkpoint_of_another_run_is_refused_and_a_damaged_one_removed(tmp_path):
-    short, steps = dataclasses.replace(PLAN, epochs=1), []
-
-    def run(seed):
-        steps.clear()
-        report = {"progress": lambda done, total: steps.append(done)}
-        pretrain(vision(), text(), clips(), short, seed, checkpoint=tmp_path, **report)
-
-    run(seed=0)
-    with pytest.raises(ValueError, match="another run"):
-        run(seed=1)
-    run(seed=0)
-    assert steps == []
-    path = tmp_path / "epoch.pt"
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
-    run(seed=0)
-    assert steps == [1, 2]
-
-
 @pytest.mark.parametrize("trained", [True, False])
 def test_given_encoders_and_the_callers_draws_stay_as_they_are(trained):
     plan = dataclasses.replace(PLAN, epochs=1, train_encoders=trained)
@@ -393,23 +323,3 @@ def test_given_encoders_and_the_callers_draws_stay_as_they_are(trained):
         assert same(result, module) != trained
         assert not result.training
     assert not same(done.pair, initial_pair(media.dim, words.dim, plan, seed=0))
-
-
-def test_sentences_find_their_pictures():
-    some = clips(16)
-    # Long enough to leave the plateau on which two of the four sentences are taken for one.
-    plan = dataclasses.replace(PLAN, epochs=150, cycle_epochs=150, lr_max=1e-3, batch_size=8)
-    done = pretrain(vision(), text(), some, plan, seed=0)
-    with torch.no_grad():
-        hidden = [done.media(f) for f in some.frames]
-        media = torch.cat([done.pair.embed_media(h[None]) for h in hidden])
-        words = done.pair.embed_text(done.text(**done.text.tokens(some.texts)))
-    own = torch.tensor([WORDS.index(t) for t in some.texts])
-    assert recall_at(media, words, 1, own) == 1.0  # a quarter by chance
-
-
-def test_too_few_clips_say_what_is_missing():
-    some = clips(3)
-    some.texts[:2] = "", ""
-    with pytest.raises(ValueError, match="2 clips with audio"):
-        pretrain(audio(), text(), some, PLAN, seed=0)

@@ -61,11 +61,9 @@ def audit(
 
 
 def features(
-    source: Source = DEFAULT,
-    kind: Literal["ours", "official"] = "ours",
-    compile: Annotated[bool, arg(help="the ViT, with torch.compile; for a GPU")] = False,
+    source: Source = DEFAULT, kind: Literal["ours", "official"] = "ours", compile: bool = False
 ) -> None:
-    """Features of all clips into the store, made where they are missing."""
+    """Features of all clips into the store; --compile takes the ViT through torch.compile."""
     workspace = source.workspace()
     workspace.profile = dataclasses.replace(workspace.profile, compile_vision=compile)
     splits = workspace.features(kind)
@@ -81,11 +79,8 @@ def pretrain(source: Source = DEFAULT) -> None:
         print(f"{side:8s}{len(history)} steps, loss {history[-1]['loss']:.3f}")
 
 
-def run(
-    *names: Annotated[Positional[str], arg(help="experiments, all of them without a name")],
-    source: Source = DEFAULT,
-) -> None:
-    """Train experiments where they are missing; prints mean ρ on validation over the seeds."""
+def run(*names: Positional[str], source: Source = DEFAULT) -> None:
+    """Train experiments, all of them without a name; prints mean ρ on validation over the seeds."""
     workspace = source.workspace()
     results = workspace.results(names or None)
     print(f"# {workspace.corpus_name}, {len(workspace.profile.seeds)} seeds")
@@ -95,11 +90,8 @@ def run(
         print(f"{name:24s}{estimate.value:8.4f}{spread}")
 
 
-def tables(
-    *names: Annotated[Positional[str], arg(help="A1 ... B4, all of them without a name")],
-    source: Source = DEFAULT,
-) -> None:
-    """Every table of both papers, reported beside measured; trains what is missing."""
+def tables(*names: Positional[str], source: Source = DEFAULT) -> None:
+    """Tables A1 ... B4, all without a name, reported beside measured; trains what is missing."""
     from emilib.study.tables import render_text
 
     known = source.workspace().tables()
@@ -109,15 +101,11 @@ def tables(
 
 
 def bench(
-    what: Annotated[
-        Literal["training", "features"], arg(help="a Stage II step, or the encoders")
-    ] = "training",
-    repeats: Annotated[int | None, arg(help="timed runs; 9 of a step, 3 else")] = None,
+    what: Literal["training", "features"] = "training",
+    repeats: Annotated[int, arg(help="timed runs")] = 5,
     threads: Annotated[int | None, arg(help="of torch; default: its own")] = None,
     device: str | None = None,
-    precision: Annotated[
-        Literal["default", "float32", "bf16"], arg(help="of the encoders")
-    ] = "default",
+    precision: Literal["default", "float32", "bf16"] = "default",
     scale: Annotated[float, arg(help="of the encoders' batches; small on a CPU")] = 1.0,
     compile: Annotated[bool, arg(help="the ViT, with torch.compile")] = False,
     out: Annotated[Path | None, arg(help="write the encoders' table to FILE")] = None,
@@ -125,10 +113,6 @@ def bench(
     """Time of a Stage II training step, or rates of the papers' encoders, with random weights.
 
     A step stands beside a bare BiLSTM and Transformer.
-
-    Example: python -m emilib bench --threads 1
-
-    Example: python -m emilib bench --what features --scale 0.03 --repeats 1
     """
     import torch
 
@@ -138,13 +122,13 @@ def bench(
     if what == "training":
         from emilib.study.bench import stage_two
 
-        for row in stage_two(repeats or 9, device).itertuples():
+        for row in stage_two(repeats, device).itertuples():
             print(f"{row.what:42s}{1000 * row.seconds:9.1f} ms  x {row.ratio:.3f}")
         return
     from emilib.features.rates import throughput
 
     wanted = {"default": {}, "float32": {"precision": None}, "bf16": {"precision": "bf16"}}
-    found = throughput(repeats or 3, device, scale, compile=compile, **wanted[precision])
+    found = throughput(repeats, device, scale, compile=compile, **wanted[precision])
     for row in found.itertuples():
         print(f"{row.what:24s}{row.rate:12.2f} {row.unit}/s")
     if out is not None:
@@ -170,15 +154,11 @@ def predict(
     predict_files(clips, model, text, window, step, json, csv, picture)
 
 
-def export(
-    experiment: Annotated[Positional[str], arg(help="as in `run`: taemi, ...")],
-    folder: Positional[Path],
-    source: Source = DEFAULT,
-) -> None:
-    """Write a trained experiment into FOLDER for `predict`; trains it where it is missing."""
+def export(name: Positional[str], folder: Positional[Path], source: Source = DEFAULT) -> None:
+    """Write an experiment of `run` into FOLDER for `predict`; trains it where it is missing."""
     from emilib.export import predictor_of
 
-    print(predictor_of(source.workspace(), experiment).save_pretrained(folder))
+    print(predictor_of(source.workspace(), name).save_pretrained(folder))
 
 
 _RunOrCheck = tyro.conf.create_mutex_group(required=True)
@@ -190,9 +170,8 @@ def submit(
     source: Source = DEFAULT,
     out: Annotated[Path, arg(help="CSV to write")] = Path("submission.csv"),
 ) -> None:
-    """The challenge's CSV of a run, trained where it is missing: a row for every test clip.
+    """The challenge's CSV of a run, the mean over its seeds, a row for every test clip.
 
-    Values are means over the seeds. Prints the CSV's path; the exit code is 1 if it has a problem.
     With --check nothing is made, and problems go to stdout; --corpus then names the test clips.
 
     Example: python -m emilib submit --run taemi --corpus DIR --out submission.csv
@@ -201,13 +180,10 @@ def submit(
     """
     from emilib import submission
 
-    if check is not None:
-        sentences, path, stream = submission.validate(check, source.corpus), check, sys.stdout
+    if check is None:
+        sentences, path, stream = submission.make(source.workspace(), run, out), out, sys.stderr
     else:
-        workspace, path, stream = source.workspace(), out, sys.stderr
-        sentences = submission.make(workspace, run, out)
-        seeds = len(workspace.profile.seeds)
-        print(f"{run}, {workspace.corpus_name}: mean of {seeds} seeds", file=stream)
+        sentences, path, stream = submission.validate(check, source.corpus), check, sys.stdout
     for sentence in sentences[:20]:
         print(sentence, file=stream)
     if wrong := len(submission.problems(sentences)):
@@ -219,7 +195,7 @@ COMMANDS = (corpus, audit, features, pretrain, run, tables, export, predict, sub
 
 
 def main() -> int:
-    """Run the command of `sys.argv`; returns the exit code."""
+    """Run the command of `sys.argv`; the exit code."""
     commands = {command.__name__: command for command in COMMANDS}
     options = {"description": __doc__, "config": (tyro.conf.OmitArgPrefixes,)}
     try:

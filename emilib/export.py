@@ -43,14 +43,9 @@ def predictor_of(workspace, experiment: str, device=None) -> EmiPredictor:
         "encoders": encoders,
         "version": __version__,
     }
-    return EmiPredictor(
-        workspace.encoders(*stage),
-        {seed: results.model(experiment, seed) for seed in profile.seeds},
-        workspace.features(kind, *stage).moments,
-        MediaSettings(profile.fps, profile.image_size, profile.visual, int(profile.audio_every)),
-        facts,
-        chosen.modalities,
-        outcome.targets,
-        outcome.scale,
-        device=device,
-    )
+    models = {seed: results.model(experiment, seed) for seed in profile.seeds}
+    encoders, moments = workspace.encoders(*stage), workspace.features(kind, *stage).moments
+    every = int(profile.audio_every)
+    media = MediaSettings(profile.fps, profile.image_size, profile.visual, every)
+    about = (chosen.modalities, outcome.targets, outcome.scale)
+    return EmiPredictor(encoders, models, moments, media, facts, *about, device)

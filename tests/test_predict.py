@@ -18,6 +18,7 @@ from emilib import EMOTIONS, SAMPLE_RATE, profiles
 from emilib import __main__ as command_line
 from emilib.corpus.media import MediaError
 from emilib.export import predictor_of
+from emilib.models import TAEMI
 from emilib.pipeline import Workspace
 from emilib.plots import predict_plots, style
 from emilib.predict import Clip, EmiPredictor
@@ -57,18 +58,21 @@ def folder(predictor, tmp_path_factory):
 
 
 def make_video(path, seconds=3.0, picture=True, sound=True, fps=10):
-    """A file whose grey level and pitch rise with time, so that no two moments are alike."""
-    count = round(seconds * fps)
+    """A file in which no two moments are alike."""
+    wave = np.random.default_rng(0).normal(0, 0.1, (1, round(seconds * SAMPLE_RATE)))
+    times = np.arange(round(seconds * fps)) / fps if picture else ()
+    return write_media(path, times, wave if sound else None, rate=fps, codec="mpeg4", options={})
 
-    def rising(number, height, width):
-        image = np.full((height, width, 3), 255 * number // count, np.uint8)
-        image[:, : width * number // count] = (30, 200, 90)
-        return image
 
-    time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-    wave = 0.3 * np.sin(2 * np.pi * (200 + 30 * time) * time)[None] if sound else None
-    times = np.arange(count) / fps if picture else ()
-    return write_media(path, times, wave, rate=fps, make=rising, codec="mpeg4", options={})
+def copied(source, path, kinds=("video", "audio"), **options):
+    """Streams of a file in another one."""
+    with av.open(str(source)) as old, av.open(str(path), "w", options=options) as new:
+        streams = {s: new.add_stream_from_template(s) for s in old.streams if s.type in kinds}
+        for packet in old.demux(*streams):
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream]
+                new.mux(packet)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -82,21 +86,21 @@ def long_video(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory):
+def mixed(tmp_path_factory, video):
     base = tmp_path_factory.mktemp("mixed")
     (base / "zero.mp4").touch()
-    (base / "text.mp4").write_text("these are words, not a video\n" * 40)
+    key = "00112233445566778899aabbccddeeff"
+    locked = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": key, "encryption_kid": key}
     return {
         "both": make_video(base / "both.mp4", 2.0),
         "mute": make_video(base / "mute.mp4", 2.5, sound=False),
         "blind": make_video(base / "blind.mp4", 3.0, picture=False),
         "zero": base / "zero.mp4",
-        "text": base / "text.mp4",
         "none": base / "none.mp4",
+        "locked": copied(
+            video, base / "locked.mp4", **locked
+        ),  # half of its noise passes for sound
     }
-
-
-# --------------------------------------------------------------- the same as the corpus's own path
 
 
 def test_prediction_equals_the_workspaces_features_and_models(workspace, predictor):
@@ -106,27 +110,21 @@ def test_prediction_equals_the_workspaces_features_and_models(workspace, predict
     clip = Clip(row["video"], row["audio"], row["faces"], row["transcript"])
     [prediction] = predictor.predictions(clip)
     results = workspace.results(["taemi"])
-    expected = [
-        predict_features(results.model("taemi", seed), data)[position]
-        for seed in workspace.profile.seeds
-    ]
+    models = [results.model("taemi", seed) for seed in workspace.profile.seeds]
+    expected = [predict_features(model, data)[position] for model in models]
     # Features are kept in half precision, and a batch's padding moves their last bit.
     np.testing.assert_allclose(prediction.intensity[:, 0], expected, atol=2e-3)
     assert np.std(expected) > 5e-3
-    table = predictor.predict(clip)
+    row = predictor.predict(clip).iloc[0]
     mean, spread = np.mean(expected, axis=0).clip(0, 1), np.std(expected, axis=0, ddof=1)
-    np.testing.assert_allclose(table[E].to_numpy(float)[0], mean, atol=2e-3)
-    np.testing.assert_allclose(table[SPREADS].to_numpy(float)[0], spread, atol=3e-3)
-    assert table[["missing", "status"]].to_numpy().tolist() == [["", "ok"]]
+    np.testing.assert_allclose(row[E].astype(float), mean, atol=2e-3)
+    np.testing.assert_allclose(row[SPREADS].astype(float), spread, atol=3e-3)
 
 
-@pytest.mark.parametrize("name", ["baseline_average", "vit_baseline", "savchenko_2025_leaked", "x"])
-def test_experiments_that_no_video_can_be_given_to_are_refused(workspace, name):
-    with pytest.raises(ValueError, match=f"got '{name}'"):
-        predictor_of(workspace, name)
-
-
-# ------------------------------------------------------------------------------------------ folders
+def test_experiments_that_no_video_can_be_given_to_are_refused(workspace):
+    for name in ("baseline_average", "vit_baseline", "savchenko_2025_leaked", "x"):
+        with pytest.raises(ValueError, match=f"got '{name}'"):
+            predictor_of(workspace, name)
 
 
 def test_a_saved_predictor_gives_identical_numbers(predictor, folder, video):
@@ -141,14 +139,11 @@ def test_the_folder_holds_no_pickle_and_says_what_it_is(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".json", ".safetensors", ".md"}
     assert len({path.stat().st_mode for path in files}) == 1
-    card, config = (
-        (folder / "README.md").read_text(),
-        json.loads((folder / "config.json").read_text()),
-    )
-    rho = f"{config['facts']['rho']:.3f} ± {config['facts']['rho_sd']:.3f}"
-    emotions = [f"| {e} | {r:.3f} |\n" for e, r in config["facts"]["rho_of_each"].items()]
-    parts = ("drawn faces and synthetic voices", "license: mit", "seeds 0, 1", "| vision |")
-    for part in (*parts, "10 train", rho, *emotions):
+    card, config = (folder / "README.md").read_text(), (folder / "config.json").read_text()
+    facts = json.loads(config)["facts"]
+    emotions = [f"| {e} | {r:.3f} |\n" for e, r in facts["rho_of_each"].items()]
+    parts = [f"{facts['rho']:.3f} ± {facts['rho_sd']:.3f}", "license: mit", "seeds 0, 1"]
+    for part in (*parts, "drawn faces and synthetic voices", "| vision |", "10 train", *emotions):
         assert part in card
     assert "Whisper" not in card, "advice for the machine that wrote it"
 
@@ -159,26 +154,23 @@ def edit(path, **changes):
     path.write_text(json.dumps({k: v for k, v in entries.items() if v is not None}))
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda f: (f / "moments.safetensors").unlink(), "moments.safetensors"),
-        (lambda f: (f / "seed-1/model.safetensors").unlink(), "seed-1"),
-        (lambda f: (f / "seed-1/model.safetensors").write_bytes(b"\0" * 40), "header"),
-        (lambda f: edit(f / "config.json", seeds=None), "seeds"),
-        (lambda f: edit(f / "config.json", format=7), "format.*7"),
-        (lambda f: edit(f / "config.json", kind="other"), "kind.*other"),
-        (lambda f: edit(f / "config.json", model="build"), "'build'"),
-        (
-            lambda f: (f / "audio/model.safetensors").rename(f / "audio/m.bin"),
-            "safetensors in audio",
-        ),
-        (shutil.rmtree, "expected the folder"),
-    ],
-)
-def test_folders_that_are_no_plain_whole_predictor_are_refused(folder, tmp_path, spoil, message):
+SPOILT = {
+    "moments.safetensors": lambda f: (f / "moments.safetensors").unlink(),
+    "seed-1": lambda f: (f / "seed-1/model.safetensors").unlink(),
+    "header": lambda f: (f / "seed-1/model.safetensors").write_bytes(b"\0" * 40),
+    "seeds": lambda f: edit(f / "config.json", seeds=None),
+    "format.*7": lambda f: edit(f / "config.json", format=7),
+    "kind.*other": lambda f: edit(f / "config.json", kind="other"),
+    "attribute": lambda f: edit(f / "config.json", model="build"),
+    "safetensors in audio": lambda f: (f / "audio/model.safetensors").rename(f / "audio/m.bin"),
+    "expected the folder": shutil.rmtree,
+}
+
+
+@pytest.mark.parametrize("message", SPOILT)
+def test_folders_that_are_no_plain_whole_predictor_are_refused(folder, tmp_path, message):
     copy = shutil.copytree(folder, tmp_path / "copy")
-    spoil(copy)
+    SPOILT[message](copy)
     with pytest.raises(ValueError, match=message):
         EmiPredictor.from_pretrained(copy)
 
@@ -191,9 +183,6 @@ def test_no_code_of_a_folder_runs(folder, tmp_path):
     assert list(EmiPredictor.from_pretrained(copy).models) == [0, 1]
 
 
-# ------------------------------------------------------------------------- several clips, bad clips
-
-
 def test_each_bad_file_is_a_row_with_its_reason_and_the_others_go_on(predictor, mixed):
     table = predictor.predict(list(mixed.values())).set_index(np.array(list(mixed)))
     assert table["status"].tolist() == ["ok"] * 3 + ["failed"] * 3
@@ -201,13 +190,12 @@ def test_each_bad_file_is_a_row_with_its_reason_and_the_others_go_on(predictor, 
     assert table["problems"].tolist()[:3] == ["", "no sound track", "no picture"]
     assert table[E].iloc[:3].to_numpy(float).min() >= 0
     assert table[E].iloc[3:].isna().all(axis=None)
-    for name, reason in (("zero", "empty"), ("text", "no media file"), ("none", "no file")):
+    for name, reason in (("zero", "empty"), ("none", "no file"), ("locked", "encrypted")):
         assert reason in table.loc[name, "reason"]
     assert "drawn faces and synthetic voices" in table.attrs["note"]
-    assert "no face detector" in table.loc["both", "notes"]
-    assert "Whisper's weights are not on this machine" in table.loc["both", "notes"]
-    with pytest.raises(MediaError, match="empty"):
-        predictor.without(mixed["zero"])
+    for method in (predictor.without, predictor.over_time, predictor.look):
+        with pytest.raises(MediaError, match="empty"):
+            method(mixed["zero"])
 
 
 def test_order_company_and_workers_change_no_number(predictor, mixed, monkeypatch):
@@ -224,61 +212,32 @@ def test_the_number_of_threads_changes_no_number(predictor, video):
     for threads in (1, 2):
         torch.set_num_threads(threads)
         intensity.append(next(predictor.predictions([video], text="So good.")).intensity)
-        assert torch.get_num_threads() == threads
     torch.set_num_threads(before)
     np.testing.assert_array_equal(*intensity)
 
 
-def test_an_encrypted_file_is_refused(video, tmp_path, predictor):
-    """FFmpeg decodes it without a word; half of the noise would pass for sound."""
-    key = "00112233445566778899aabbccddeeff"
-    options = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": key, "encryption_kid": key}
-    path = tmp_path / "locked.mp4"
-    with av.open(str(video)) as source, av.open(str(path), "w", options=options) as locked:
-        streams = {s.index: locked.add_stream_from_template(s) for s in source.streams}
-        for packet in source.demux():
-            if packet.dts is not None:
-                packet.stream = streams[packet.stream.index]
-                locked.mux(packet)
-    table = predictor.predict([path, video])
-    assert table["status"].tolist() == ["failed", "ok"]
-    assert "encrypted" in table["reason"][0]
-
-
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    "arguments",
     [
-        ({"paths": ["a.mp4", "b.mp4"], "text": "words"}, "2 clips and 1 text"),
-        ({"paths": ["a.mp4"], "text": ["a", "b"]}, "1 clips and 2 text"),
-        ({"paths": []}, "at least one"),
-        ({"paths": "a.mp4", "window": 0.5}, "got 0.5"),
-        ({"paths": "a.mp4", "window": 90}, "got 90"),
-        ({"paths": "a.mp4", "step": 13}, "and 13"),
+        {"paths": ["a.mp4", "b.mp4"], "text": "words"},
+        {"paths": ["a.mp4"], "text": ["a", "b"]},
+        {"paths": []},
+        {"paths": "a.mp4", "window": 0.5},
+        {"paths": "a.mp4", "window": 90},
+        {"paths": "a.mp4", "step": 13},
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(predictor, arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_arguments_that_make_no_sense_are_refused(predictor, arguments):
+    with pytest.raises(ValueError, match="expected"):
         predictor.predict(**arguments)
-    with pytest.raises(ValueError, match="video or an audio"):
-        Clip(None)
-
-
-# ------------------------------------------------------------------------- modalities and attention
 
 
 def test_without_a_modality_is_as_if_the_clip_had_none(predictor, video, tmp_path):
     table = predictor.without(video, text="I am going to win.")
-    assert list(table.index) == ["all", "without frames", "without audio", "without text"]
-    muted, blind = tmp_path / "muted.mp4", tmp_path / "blind.mp4"
-    for path, kind in ((muted, "video"), (blind, "audio")):
-        with av.open(str(video)) as source, av.open(str(path), "w") as copy:
-            stream = getattr(source.streams, kind)[0]
-            target = copy.add_stream_from_template(stream)
-            for packet in source.demux(stream):
-                if packet.dts is not None:
-                    packet.stream = target
-                    copy.mux(packet)
+    muted = copied(video, tmp_path / "muted.mp4", ["video"])
+    blind = copied(video, tmp_path / "blind.mp4", ["audio"])
     clips = {"all": video, "without frames": blind, "without audio": muted, "without text": video}
+    assert list(table.index) == list(clips)
     for name, path in clips.items():
         text = "" if name == "without text" else "I am going to win."
         alone = predictor.predict(path, text=text)[E].to_numpy(float)[0]
@@ -299,9 +258,7 @@ def test_look_gives_attention_that_sums_to_one_over_the_clip(predictor, video):
         assert borders[[0, -1]] == pytest.approx([0, look.end], abs=0.1)
     assert look.weights is None
     figure = predict_plots.explained(look, predictor.note)
-    texts = [text.get_text() for text in figure.texts] + [a.get_ylabel() for a in figure.axes]
-    assert {"What the models made of short.mp4", "attention\nover frames"} <= set(texts)
-    assert style.png(figure).startswith(b"\x89PNG")
+    assert "attention\nover frames" in [axes.get_ylabel() for axes in figure.axes]
 
 
 def test_look_of_dual_stage_gives_its_weights(workspace, mixed):
@@ -312,11 +269,14 @@ def test_look_of_dual_stage_gives_its_weights(workspace, mixed):
     assert (look.weights[:, :, 1] == 0).all()
     np.testing.assert_allclose(look.weight_borders, np.linspace(0, look.end, 7))
     assert list(look.without.index) == ["all", "without frames", "without text"]
-    figure = predict_plots.explained(look)
-    assert "no sound" in [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert style.png(predict_plots.explained(look)).startswith(b"\x89PNG")
 
 
-# ------------------------------------------------------------------------------------------ windows
+def test_an_anchor_is_not_among_what_it_looks_at(predictor, video):
+    dims = [encoder.dim for encoder in predictor.encoders.values()]
+    model = TAEMI(*dims, num_targets=6, anchor="audio")
+    look = dataclasses.replace(predictor, models={0: model}).look(video, text="Fine.")
+    assert list(look.attention) == ["frames"]
 
 
 @given(st.floats(1, 3600), st.floats(1, 30), st.floats(0.1, 1))
@@ -334,13 +294,10 @@ def test_a_long_clip_is_the_mean_of_its_windows(predictor, long_video):
     table = predictor.over_time(long_video, text="Well.", window=12, step=6)
     np.testing.assert_allclose(table["start"], [0, 6, 12, 18, 24, 29.5], atol=0.3)
     np.testing.assert_allclose(table["end"].iloc[-1], 41.5, atol=0.3)
-    assert (table["missing"] == "").all()
     row = predictor.predict(long_video, text="Well.").iloc[0]
     assert row["windows"] == 6
-    assert "Mean over 6 windows of 12 s. Each is given all the words." in row["notes"]
     np.testing.assert_allclose(row[E].astype(float), table[E].mean(), atol=1e-6)
     figure = predict_plots.over_time(table, predictor.emotions, "long.mp4", predictor.note)
-    assert [axes.get_ylabel().replace("\n", " ") for axes in figure.axes] == E
     for axes, emotion in zip(figure.axes, E, strict=True):
         np.testing.assert_allclose(axes.lines[1].get_ydata(), table[emotion])
 
@@ -355,20 +312,15 @@ def test_look_into_a_long_clip_shows_one_of_its_windows(predictor, long_video):
     assert predictor.look(long_video, start=90.0).end == look.prediction.duration
 
 
-# --------------------------------------------------------------------------------- the command line
-
-
 def test_words_of_the_command(tmp_path):
     (tmp_path / "a.txt").write_text("I am glad.")
     clips = [tmp_path / "a.mp4", tmp_path / "b.mp4"]
     assert words_of(clips, str(tmp_path)) == ["I am glad.", None]
     assert words_of(clips[:1], str(tmp_path / "a.txt")) == ["I am glad."]
-    assert words_of(clips[:1], "Well.") == ["Well."]
+    assert words_of(clips[:1], "Well." * 100) == ["Well." * 100]
     assert words_of(clips, None) == [None, None]
     with pytest.raises(ValueError, match="folder"):
         words_of(clips, "Well.")
-    with pytest.raises(OSError, match="none"):
-        words_of(clips[:1], str(tmp_path / "none.txt"))
 
 
 def test_the_command_writes_table_files_and_pictures(
@@ -382,28 +334,21 @@ def test_the_command_writes_table_files_and_pictures(
     files = ("--json", out / "a.json", "--csv", out / "a.csv")
     code, printed, progress = run(mixed["both"], long_video, *model, *files)
     assert code == 0
-    assert "drawn faces and synthetic voices" in printed
     assert "1/2" in progress
     assert "1/2" not in printed
-    document = json.loads((out / "a.json").read_text())
-    assert [len(clip["windows"]) for clip in document["clips"]] == [1, 6]
+    clips = json.loads((out / "a.json").read_text())["clips"]
+    assert [len(clip["windows"]) for clip in clips] == [1, 6]
     assert (out / "a.csv").read_text().startswith("clip,status,Admiration,Amusement")
 
     windows = ("--window", "12", "--step", "12", "--picture", out, "--csv", out / "b.csv")
     code, printed, progress = run(long_video, mixed["zero"], *model, *windows)
     assert code == 1
     assert "1 of 2 files could not be predicted" in progress
-    assert "failed" in printed
     lines = [line for line in printed.splitlines() if line.strip().startswith(str(long_video))]
-    rows = pd.read_csv(out / "b.csv")
-    assert len(lines) == 4
-    assert len(rows) == 4 + 1
-    for line, row in zip(lines, rows.to_dict("records"), strict=False):
+    *rows, failed = pd.read_csv(out / "b.csv").to_dict("records")
+    assert (len(rows), failed["status"]) == (4, "failed")
+    for line, row in zip(lines, rows, strict=True):
+        assert line.split()[-2:] == ["ok", "text"]
         for emotion in E:
             assert f"{row[emotion]:.2f} ±{row[f'{emotion} sd']:.2f}" in line
-        assert line.split()[-2:] == ["ok", "text"]
     assert {path.name for path in out.glob("*.png")} == {"long.png", "long-over-time.png"}
-
-    code, _, progress = run(long_video, "--model", tmp_path / "none")
-    assert code == 1
-    assert progress.startswith("emilib: expected the folder")

@@ -56,10 +56,7 @@ class MediaSettings:
 
 @dataclasses.dataclass
 class Prediction:
-    """What is read from one clip, and the result.
-
-    S seeds, W windows (one for a clip that is taken whole), T frames of P pixels, E emotions.
-    """
+    """What is read from one clip, and the result: S seeds, W windows, 1 for a clip taken whole."""
 
     clip: Clip
     emotions: tuple[str, ...] = EMOTIONS
@@ -97,11 +94,11 @@ class Prediction:
 
     def row(self) -> dict:
         """One row of `EmiPredictor.predict`."""
-        failed = self.reason is not None
-        intensity = np.full((1, 1, len(self.emotions)), math.nan) if failed else self.intensity
+        nothing = np.full((1, 1, len(self.emotions)), math.nan)
+        intensity = nothing if self.reason else self.intensity
         return {
             "clip": self.clip.name,
-            "status": "failed" if failed else "ok",
+            "status": "failed" if self.reason else "ok",
             **self.over_seeds(intensity.mean(axis=1)),
             "missing": ", ".join(self.missing),
             "damaged": self.damaged,
@@ -116,10 +113,11 @@ class Prediction:
 
     def windows(self) -> pd.DataFrame:
         """A row a window: start and end in s, each emotion and its sd over seeds, missing."""
-        rows = [self.over_seeds(self.intensity[:, w]) for w in range(len(self.start))]
+        rows = pd.DataFrame([self.over_seeds(self.intensity[:, w]) for w in range(len(self.start))])
         absent = [", ".join(compress(MODALITIES, ~present)) for present in self.present]
-        spans = {"start": self.start, "end": self.end}
-        return pd.DataFrame(spans).join(pd.DataFrame(rows)).assign(missing=absent)
+        return (
+            pd.DataFrame({"start": self.start, "end": self.end}).join(rows).assign(missing=absent)
+        )
 
 
 def clips_of(paths, text=None) -> list[Clip]:
@@ -127,10 +125,8 @@ def clips_of(paths, text=None) -> list[Clip]:
     paths = [paths] if isinstance(paths, str | Path | Clip) else list(paths)
     texts = [None] * len(paths) if text is None else [text] if isinstance(text, str) else list(text)
     if not paths or len(texts) != len(paths):
-        raise ValueError(
-            "expected at least one clip, and where text is given a list with the words of each, "
-            f"None where they are not known; got {len(paths)} clips and {len(texts)} texts"
-        )
+        counts = f"{len(paths)} clips and {len(texts)} texts"
+        raise ValueError(f"expected at least one clip, and a text (or None) of each, got {counts}")
     clips = [path if isinstance(path, Clip) else Clip(path) for path in paths]
     known = zip(clips, texts, strict=True)
     return [c if words is None else dataclasses.replace(c, text=words) for c, words in known]
@@ -139,9 +135,8 @@ def clips_of(paths, text=None) -> list[Clip]:
 def read_clip(clip: Clip, settings: MediaSettings, emotions=EMOTIONS) -> Prediction:
     """Decode a clip's files; a clip that can't be read has a `reason`.
 
-    A clip of any length is in memory as a whole: fps * seconds * P * P * 3 bytes of frames, for a
-    moment twice, and 64 kB a second of sound. At 5 frames a second an hour takes 220 MB at 64
-    pixels and 2.7 GB at 224.
+    It is in memory as a whole: frames take fps * seconds * P * P * 3 bytes, for a moment twice (an
+    hour 220 MB at 5 fps and 64 pixels, 2.7 GB at 224), and sound 64 kB a second.
     """
     began, result = time.perf_counter(), Prediction(clip, emotions)
     try:
@@ -154,10 +149,9 @@ def read_clip(clip: Clip, settings: MediaSettings, emotions=EMOTIONS) -> Predict
 
 def _decode(result: Prediction, settings: MediaSettings) -> None:
     clip, sizes, parts = result.clip, {"fps": settings.fps, "size": settings.image_size}, []
-    crops = clip.faces is not None and settings.visual == "faces"
-    if clip.video is not None and not (crops and clip.audio is not None):
-        wanted = {"frames": not crops, "sound": clip.audio is None}
-        parts.append(media.decode(clip.video, **sizes, **wanted))
+    crops, own_sound = clip.faces and settings.visual == "faces", clip.audio is None
+    if clip.video is not None and (own_sound or not crops):
+        parts.append(media.decode(clip.video, **sizes, frames=not crops, sound=own_sound))
     if clip.audio is not None:
         parts.append(media.decode(clip.audio, frames=False))
     images, result.times, sound = parts[0].images, parts[0].times, parts[-1].waveform
@@ -181,18 +175,13 @@ def _decode(result: Prediction, settings: MediaSettings) -> None:
 
 
 def windows_of(duration: float, window=None, step=None) -> tuple[np.ndarray, np.ndarray]:
-    """(W,) starts and ends in s that cover a clip; the last window ends with the clip.
-
-    window, step : s; None for both takes a clip up to LONGEST whole
-    """
+    """(W,) starts and ends in s that cover a clip; the last window ends with the clip."""
     whole = window is None and step is None and not duration > LONGEST
     window = WINDOW if window is None else window
     step = window / 2 if step is None else step
     if not (1 <= window <= LONGEST and 0 < step <= window):
-        raise ValueError(
-            f"expected a window of 1 to {LONGEST:g} s and a step above 0 and up to the window, "
-            f"which leaves out no part of a clip; got {window:g} and {step:g} s"
-        )
+        wanted = f"expected a window of 1 to {LONGEST:g} s and a step above 0 and up to the window"
+        raise ValueError(f"{wanted}, got {window:g} and {step:g} s")
     if whole or not duration > window:
         return np.array([0.0]), np.array([duration])
     count = math.ceil((duration - window) / step - 1e-9)

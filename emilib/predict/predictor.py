@@ -1,8 +1,8 @@
 """From a video file to intensities: what was trained on a corpus, used on anybody's clips.
 
-Each clip is decoded as the corpus was, encoded by the frozen encoders, standardised by the
-training clips' moments, and given to the fusion model of every seed. Clips don't share a batch, so
-the other files of a call never change a clip's numbers.
+Each clip is decoded as the corpus was, encoded by the frozen encoders, standardised by the training
+clips' moments, and given to the model of every seed. Clips don't share a batch: the other files of
+a call never change a clip's numbers.
 
 Dimension key: S seeds, W windows of a clip, T steps, E emotions, H heads, M segments.
 """
@@ -70,12 +70,10 @@ class EmiPredictor:
     @property
     def note(self) -> str:
         """Where the model comes from and what it can't know, to be told with every number."""
-        seeds, limits = len(self.models), pretrained.LIMITS[self.facts["synthetic"]]
-        rho = "ρ {rho:.3f} ± {rho_sd:.3f}".format(**self.facts).replace("-", "−")
-        origin = "Model {experiment} of {} seeds, trained on the {corpus}".format(
-            seeds, **self.facts
-        )
-        return f"{origin}; {rho} there on validation. {limits}"
+        facts, count = self.facts, len(self.models)
+        rho = f"ρ {facts['rho']:.3f} ± {facts['rho_sd']:.3f} there on validation".replace("-", "−")
+        origin = f"Model {facts['experiment']} of {count} seeds, trained on the {facts['corpus']}"
+        return f"{origin}; {rho}. {pretrained.LIMITS[facts['synthetic']]}"
 
     def save_pretrained(self, folder) -> Path:
         """Write weights (safetensors), config.json and a model card into `folder`."""
@@ -97,14 +95,13 @@ class EmiPredictor:
         paths : one or several of path or `Clip`
         text : the words of the clip; for several clips a list, None where they are not known.
             Without, Whisper listens where its weights are on this machine, else there are none
-        window, step : s; cut each clip into windows, one every `step` s, the last one up to the
-            clip's end, and take the mean over them. `over_time` gives each. None: a clip up to
-            30 s is taken whole, a longer one in windows of 12 s, one every 6 s
+        window, step : s; the mean over windows, one every `step` s, the last one up to the clip's
+            end. None: a clip up to 30 s is taken whole, a longer one in windows as by 12 and 6 s
 
         Columns: clip, status ("ok" or "failed"), each emotion in [0, 1] (mean over the seeds and
         windows, clipped) and "Joy sd" and so on (over seeds), missing, damaged, problems, notes,
         text, windows, duration and seconds (it took), reason (of a failure). A file that can't be
-        read is a row with its reason; `attrs["note"]` says what the model is. The CPU works in one
+        read is a row with its reason; `attrs["note"]` says what the model is. A CPU works in one
         thread: their number would change the last bits.
         """
         predictions = self.predictions(paths, text, window, step)
@@ -127,12 +124,7 @@ class EmiPredictor:
             yield prediction
 
     def over_time(self, path, text: str | None = None, window=WINDOW, step=None) -> pd.DataFrame:
-        """`Prediction.windows` of one clip: its intensities in sliding windows.
-
-        window, step : s; None for `step` is half a window
-
-        Raises MediaError for a file that can't be read.
-        """
+        """`Prediction.windows` of one clip; MediaError for a file that can't be read."""
         prediction = self._read(path, text)
         self._predict(prediction, *windows_of(prediction.duration, window, step))
         return prediction.windows()
@@ -141,8 +133,7 @@ class EmiPredictor:
         """Which modality mattered: the intensities with each removed in turn.
 
         Index "all" and "without frames", "without audio", "without text" for those the clip has
-        and the model reads; a column an emotion, in [0, 1], mean over seeds (and windows).
-        Raises MediaError for a file that can't be read.
+        and the model reads; a column an emotion, mean over seeds and windows. Raises MediaError.
         """
         prediction = self._read(path, text)
         data, *_ = self._predict(prediction, *windows_of(prediction.duration))
@@ -159,55 +150,47 @@ class EmiPredictor:
     def look(self, path, text: str | None = None, start: float = 0.0) -> Explanation:
         """What the models looked at in a clip: weights or attention over time, as arrays.
 
-        start : s; of a clip longer than 30 s the 12 s from here on are shown, or its last 12 s
-
+        start : s; of a clip longer than 30 s the 12 s from here on are shown, or its last 12 s.
         Raises MediaError for a file that can't be read.
         """
         prediction = self._read(path, text)
-        start, end = float(start), prediction.duration
-        if end > LONGEST:
-            start = min(max(start, 0.0), end - WINDOW)
-            end = start + WINDOW
-        else:
-            start = 0.0
-        windows = np.array([start]), np.array([end])
+        whole, end = not prediction.duration > LONGEST, prediction.duration
+        start = 0.0 if whole else float(min(max(start, 0), end - WINDOW))
+        windows = np.array([start]), np.array([end if whole else start + WINDOW])
         data, [rows], [sound], [outputs] = self._predict(prediction, *windows)
+        end = windows[1].item()
         without, times = self._without(prediction, data), prediction.times[rows]
         images = None if prediction.frames is None else prediction.frames[rows]
         result = Explanation(prediction, without, start, end, images, times, sound)
         if outputs[0].weights is not None and outputs[0].weights.ndim == 3:
-            result.weights = np.stack([_array(output.weights[0]) for output in outputs])
+            result.weights = np.stack([output.weights[0].cpu().double() for output in outputs])
             result.weight_borders = np.linspace(start, end, result.weights.shape[1] + 1)
         if outputs[0].attention is not None:
-            result.attention, step = {}, self.encoders["audio"].stride * self.settings.audio_every
-            for name, exists in zip(("frames", "audio"), data.present[0, :2], strict=True):
-                heads = np.stack([_array(output.attention[name][0]) for output in outputs])
+            result.attention, result.attention_borders = {}, {"frames": np.append(times, end)}
+            for name in {"frames", "audio"} & set(outputs[0].attention):  # but its anchor
+                heads = np.stack([output.attention[name][0].cpu().double() for output in outputs])
+                exists = data.present[0, MODALITIES.index(name)]
                 result.attention[name] = heads if exists else None
-            steps = start + step / SAMPLE_RATE * np.arange(heads.shape[-1] + 1)
-            result.attention_borders = {
-                "frames": np.append(times, end),
-                "audio": np.minimum(steps, end),
-            }
+                if name == "audio":
+                    step = self.encoders["audio"].stride * self.settings.audio_every / SAMPLE_RATE
+                    steps = start + step * np.arange(heads.shape[-1] + 1)
+                    result.attention_borders["audio"] = np.minimum(steps, end)
         return result
 
     def _read(self, path, text) -> Prediction:
         return read_clip(*clips_of([path], text), self.settings, self.emotions)
 
     def _predict(self, prediction: Prediction, starts, ends) -> tuple:
-        """Fill in the result of windows; returns their features, frames, sounds and `Output`s.
-
-        Raises MediaError for a clip that could not be read, ValueError where it has nothing that
-        the models read.
-        """
+        """Fill in the result of windows; returns their features, frames, sounds and `Output`s."""
         if prediction.reason is not None:
             raise MediaError(prediction.reason)
         first = np.searchsorted(prediction.times, starts)
         last = np.searchsorted(prediction.times, ends, side="right")  # a window holds its end
         rows = list(map(slice, first, last))
-        sounds, waveform = [None] * len(rows), prediction.waveform
-        if waveform is not None:
+        sounds = [None] * len(rows)
+        if prediction.waveform is not None:
             cuts = np.rint(np.stack([starts, ends], axis=1) * SAMPLE_RATE).astype(int)
-            sounds = [waveform[begin:end] for begin, end in cuts]
+            sounds = [prediction.waveform[begin:end] for begin, end in cuts]
         texts, source = self._words(prediction.clip.text, sounds)
         data = self._encode(prediction.frames, rows, sounds, texts)
         prediction.start, prediction.end, prediction.present = starts, ends, data.present
@@ -215,9 +198,9 @@ class EmiPredictor:
         prediction.text = " ".join(dict.fromkeys(filter(None, texts))) or None
         prediction.notes.append(source)
         if len(rows) > 1:
+            words = " Each is given all the words." if prediction.clip.text and texts[0] else ""
             mean = f"Mean over {len(rows)} windows of {ends[0] - starts[0]:g} s."
-            shared = " Each is given all the words." if prediction.clip.text and texts[0] else ""
-            prediction.notes.append(mean + shared)
+            prediction.notes.append(mean + words)
         return data, rows, sounds, outputs
 
     def _words(self, text: str | None, sounds: list) -> tuple[list[str], str]:
@@ -235,7 +218,6 @@ class EmiPredictor:
 
     @functools.cached_property
     def _whisper(self):
-        """Path and model of Whisper, or None where its weights are not on this machine."""
         path = transcripts.find_weights()
         return None if path is None else (path, transcripts.load_whisper(path, self.device))
 
@@ -252,28 +234,20 @@ class EmiPredictor:
                 audio = extraction.encode_waveforms(encoder, sounds, every)
             if any(texts):
                 encoder, distinct = self.encoders["text"], list(dict.fromkeys(texts))
-                vectors = extraction.encode_texts(encoder, distinct)
-                known = dict(zip(distinct, vectors, strict=True))
+                known = dict(zip(distinct, extraction.encode_texts(encoder, distinct), strict=True))
                 known[""] = np.full((1, encoder.dim), np.nan)
                 text = np.concatenate([known[words] for words in texts]).astype(np.float32)
         data = FeatureSet.from_arrays(range(len(rows)), images, audio, text)
         return data.standardised(self.moments)
 
     def _run(self, data: FeatureSet, removed: str | None = None) -> tuple[list[list], np.ndarray]:
-        """Each model's `Output` of each batch, and intensities (S, W, E) in the targets' range.
-
-        removed : the modality that is treated as not present
-        """
+        """Each model's `Output` of each batch, and intensities (S, W, E) in the targets' range."""
         outputs = []
         with torch.inference_mode(), no_denormals(), one_thread():
             for batch in data.batches(TOGETHER, device=self.device):
                 if removed is not None:
                     batch.present[:, MODALITIES.index(removed)] = False
                 outputs.append([model(**batch.inputs()) for model in self.models.values()])
-        batches = [np.stack([_array(output.intensity) for output in batch]) for batch in outputs]
+        batches = [np.stack([o.intensity.cpu().double() for o in batch]) for batch in outputs]
         intensity = np.concatenate(batches, axis=1)
         return outputs, self.scale.inverse_transform(intensity) if self.scale else intensity
-
-
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.float().cpu().numpy().astype(np.float64)

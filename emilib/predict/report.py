@@ -15,10 +15,7 @@ from emilib.progress import report
 def predict_files(
     paths: Sequence[Path], model, text, window, step, json_file, csv_file, pictures
 ) -> None:
-    """Predict files and print a table; arguments as in the command.
-
-    Raises ValueError at the end, when everything is written, where a file could not be read.
-    """
+    """The command: ValueError at the end, all being written, where a file could not be read."""
     texts = words_of(paths, text)
     predictor, predictions = EmiPredictor.from_pretrained(model), []
     for prediction in predictor.predictions(paths, texts, window, step):
@@ -61,8 +58,6 @@ def words_of(paths: Sequence[Path], text: str | None) -> list[str | None]:
 
     text : the words themselves or a .txt with them, for one clip; or a folder, in which the words
         of NAME.mp4 are in NAME.txt, where they are known
-
-    Raises ValueError for one text and several clips, OSError where there is no such .txt.
     """
     if text is not None and os.path.isdir(text):
         files = [Path(text) / f"{Path(path).stem}.txt" for path in paths]
@@ -73,10 +68,7 @@ def words_of(paths: Sequence[Path], text: str | None) -> list[str | None]:
 
 
 def draw(predictor: EmiPredictor, predictions: Sequence, folder: Path) -> None:
-    """NAME.png of each clip that could be read, and NAME-over-time.png of windows.
-
-    Of clips with one name the second becomes NAME-2.png, and so on.
-    """
+    """NAME.png of each clip, and NAME-over-time.png of windows; a second NAME is NAME-2."""
     stems = [Path(prediction.clip.name).stem for prediction in predictions]
     for place, prediction in enumerate(predictions):
         if prediction.reason is not None:

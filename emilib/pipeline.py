@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from emilib import environment, profiles, workers
-from emilib.cache import Cache, key, rank, wait_until
+from emilib.cache import Cache, code_version, key, rank, wait_until
 from emilib.features import transcripts as speech
 from emilib.features.feature_set import FeatureSet, FeatureSplits
 from emilib.features.media_set import MediaSet
@@ -72,16 +72,22 @@ class Workspace:
     def reader(self) -> CorpusReader:
         """The clips; the embedded corpus is made, or finished, when first asked for."""
         reader = CorpusReader(self.source, self.cache, self.workers)
-        if self.embedded:
-            from emilib.synthetic import film  # its drawing and sound take 2 s to import
+        if self.embedded and rank() == 0 and not self._is_made():
+            from emilib.synthetic import film  # its drawing and sound take seconds to import
 
-            size = self.profile.corpus_size
-            if rank() == 0:
-                progress = Counter("embedded corpus: clips made")
-                film.make(self.source, **size, workers=self.workers, progress=progress)
-                self.cache.step("corpus", size, lambda note: None)
-            wait_until(lambda: self.cache.exists("corpus", size))
+            size, progress = self.profile.corpus_size, Counter("embedded corpus: clips made")
+            film.make(self.source, **size, workers=self.workers, progress=progress)
+            self.cache.step("corpus", self._corpus_parts, lambda folder: None)
+        wait_until(self._is_made)
         return reader
+
+    @property
+    def _corpus_parts(self) -> dict:
+        return {"size": self.profile.corpus_size, "code": code_version("synthetic")}
+
+    def _is_made(self) -> bool:
+        noted = self.cache.exists("corpus", self._corpus_parts)
+        return not self.embedded or (noted and self.source.exists())
 
     folder = property(lambda self: self.reader.folder)
     clips = property(lambda self: self.reader.clips)
@@ -236,7 +242,7 @@ class Workspace:
         Columns step, done, all: numbers of parts.
         """
         columns, size = ["step", "done", "all"], self.profile.corpus_size
-        if self.embedded and not self.cache.exists("corpus", size):
+        if not self._is_made():
             return pd.DataFrame([("embedded corpus", 0, sum(size.values()))], columns=columns)
         rows = [(s.name, int(self.cache.exists(s.kind, s.parts)), 1) for s in self.steps]
         trained = [e for e in self.experiments().values() if e.model is not None]

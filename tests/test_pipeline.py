@@ -32,8 +32,8 @@ def test_media_follow_the_defects_of_the_clips(workspace):
     frames, waveform = workspace.media["frames"], workspace.media["waveform"]
     clips = workspace.clips.set_index("id")
     assert list(frames) == clips.index.tolist()
-    assert any(frames[i] is None for i in frames.ids), "a clip of this corpus has no face"
-    for id_ in frames.ids:
+    assert any(frames[i] is None for i in frames), "a clip of this corpus has no face"
+    for id_ in frames:
         faces = clips.loc[id_, "faces"]
         crops = isinstance(faces, str) and len(list((workspace.folder / faces).glob("*.jpg")))
         assert (frames[id_] is None) == (not crops)

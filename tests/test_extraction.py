@@ -132,18 +132,6 @@ def test_batches_are_full_and_their_padding_has_a_bound(clips, extracted, monkey
         assert [length for _, length in shapes] == sorted(length for _, length in shapes)
 
 
-def test_no_more_than_a_shard_is_read_ahead(clips):
-    encoders, *media = clips
-    asked = []
-    frames = (asked.append(1) or clip for clip in media[0] * 2)
-    rows = extract(encoders, frames, media[1] * 2, media[2] * 2, device="cpu")
-    next(rows)
-    assert len(asked) == SHARD
-    for _ in range(SHARD):
-        next(rows)
-    assert len(asked) == 2 * SHARD
-
-
 @pytest.mark.parametrize("every", [2, 3, 1000])
 def test_steps_are_averaged_in_groups(clips, extracted, every):
     ours = encode_waveforms(clips[0]["audio"], clips[2][:8], every)

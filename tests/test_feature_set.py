@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.preprocessing import StandardScaler
 
-from emilib import EMOTIONS, MODALITIES
+from emilib import MODALITIES
 from emilib.features import FeatureSet
 from emilib.features.media_set import MediaSet
 from emilib.features.store import Rows, Store, write_shard
@@ -163,16 +163,6 @@ def test_parts_and_views():
     for wrong in ({"smell"}, {"frames"}):
         with pytest.raises(ValueError, match="expected"):
             words.only(*wrong)
-
-
-def test_targets_have_names():
-    target = np.random.default_rng(0).normal(size=10)
-    single = make(target=target)
-    np.testing.assert_array_equal(single.target, target[:, None])
-    assert single.targets == ("target 0",)
-    assert make(target=np.zeros((10, 6))).targets == EMOTIONS
-    assert make(target=None).num_targets == 0
-    assert "2 targets" in repr(make())
 
 
 def test_fingerprint_changes_with_any_content():

@@ -58,7 +58,7 @@ def trained(name, data, valid=None, epochs=2):
 
 
 @every_model
-@pytest.mark.parametrize("targets", [1, 2, 9])
+@pytest.mark.parametrize("targets", [1, 9])
 def test_every_model_learns_any_width_and_number_of_targets(name, targets):
     data = clips(targets)
     result = trained(name, data, data, epochs=20)

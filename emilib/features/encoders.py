@@ -1,8 +1,7 @@
 """Frames, waveform and words to features: encoders of the families that both papers use.
 
-Three modules hold a Hugging Face model and what surrounds it: resized and normalised pictures,
-masks over padded waveforms, tokens. The same classes serve the large pretrained checkpoints
-(`checkpoints.csv`) and the small networks of the embedded profile.
+The same classes serve the large pretrained checkpoints (`checkpoints.csv`) and the small networks
+of the embedded profile.
 
 Dimension key: B clips or frames, S samples, T steps, D width.
 """
@@ -35,13 +34,8 @@ class VisionEncoder(nn.Module):
     ):
         super().__init__()
         self.model, self.dim = model, model.config.hidden_size
-        self.settings = {
-            "pool": _checked_pool(pool),
-            "mean": tuple(mean),
-            "std": tuple(std),
-            "resample": resample,
-            "shortest_edge": shortest_edge,
-        }
+        self.settings = {"pool": _checked_pool(pool), "mean": tuple(mean), "std": tuple(std)}
+        self.settings |= {"resample": resample, "shortest_edge": shortest_edge}
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
 
@@ -59,8 +53,9 @@ class VisionEncoder(nn.Module):
         side, shortest = self.model.config.image_size, self.settings["shortest_edge"]
         size = (side, side)
         if shortest is not None:
-            short = min(images.shape[-2:])
-            size = tuple(shortest * length // short for length in images.shape[-2:])
+            size = tuple(
+                shortest * length // min(images.shape[-2:]) for length in images.shape[-2:]
+            )
         images = resize(images, size, self.settings["resample"])
         top, left = (size[0] - side) // 2, (size[1] - side) // 2
         images = images[..., top : top + side, left : left + side]

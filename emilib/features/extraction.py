@@ -27,18 +27,14 @@ LONGEST = 30.0  # s of audio that a network sees at once; attention grows with t
 class Batching:
     """The size of a batch of each encoder, and its precision. The defaults suit a CPU.
 
-    frames : pictures
-    sounds, seconds : waveforms, and seconds of audio with the padding
-    tokens : tokens of text with the padding
-    precision : None is single precision; "bf16" is autocast to it (features are kept in float16)
-    compile : `torch.compile` for the pictures, always in full batches, so that it compiles once
+    `torch.compile` is for the pictures, always in full batches, so that it compiles once.
     """
 
     frames: int = 256
-    sounds: int = 8
-    seconds: float = 240.0
-    tokens: int = 2048
-    precision: str | None = None
+    sounds: int = 8  # waveforms, and
+    seconds: float = 240.0  # of audio with the padding
+    tokens: int = 2048  # of text with the padding
+    precision: str | None = None  # None is single; "bf16" is autocast (features are in float16)
     compile: bool = False
 
     @classmethod
@@ -161,10 +157,9 @@ def encode_waveforms(encoder, clips: Sequence, every=1, batching=None) -> list:
 def pieces(encoder, samples: int) -> list[tuple[int, int]]:
     """Start and stop of each piece that so many samples are cut into, about `LONGEST` at most.
 
-    The pieces are of about equal length and begin on the grid of the encoder's steps; each takes
-    in the samples that its last step reaches over. Joined again they have as many steps as the
-    whole would have, and what the convolutions see of it is the same; a step attends to its own
-    piece alone.
+    They begin on the grid of the encoder's steps, and each takes in the samples that its last step
+    reaches over: joined again they have the steps of the whole, and the convolutions see the same;
+    a step attends to its own piece alone.
     """
     stride, shortest = encoder.stride, encoder.shortest
     steps = int(encoder.steps(torch.tensor(samples)))

@@ -165,21 +165,18 @@ class FeatureSet:
         result = {}
         for name in self.dims:
             pieces = [self.text[self.present[:, 2]]] if name == "text" else getattr(self, name)
-
-            def each(name=name, pieces=pieces):  # one in memory at a time
-                return (self.scaled(name, array) for array in pieces if array is not None)
-
-            count = sum(len(a) for a in each())
-            mean = sum(a.sum(axis=0, dtype=np.float64) for a in each()) / count
-            spread = np.sqrt(sum(((a - mean) ** 2).sum(axis=0) for a in each()) / count)
+            pieces = [self.scaled(name, array) for array in pieces if array is not None]
+            count = sum(map(len, pieces))
+            mean = sum(a.sum(axis=0, dtype=np.float64) for a in pieces) / count
+            spread = np.sqrt(sum(((a - mean) ** 2).sum(axis=0) for a in pieces) / count)
             result[name] = (mean, np.where(spread > 0, spread, 1.0))  # constant: stays at 0
         return result
 
     def standardised(self, moments: dict[str, tuple[np.ndarray, np.ndarray]]) -> "FeatureSet":
         """Batches have each column minus a mean, over a standard deviation, of `moments`.
 
-        Encoders' features have large constant parts; without this a fusion model spends its
-        training on finding where the variation is. Take the moments of the training clips.
+        Take those of the training clips. Encoders' features have large constant parts; without
+        this a fusion model spends its training on finding where the variation is.
         """
         lacking = set(self.dims) - set(moments)
         _expect(not lacking, "moments", f"those of {sorted(self.dims)}", f"none of {lacking}")
@@ -209,8 +206,7 @@ class FeatureSet:
         """
         order, lengths = torch.arange(len(self)), torch.from_numpy(self._lengths)
         if shuffle:
-            # Sorting within stretches of several batches keeps the draw random while clips of
-            # one batch have about one length.
+            # Sorting within stretches of several batches keeps the draw random.
             parts = torch.randperm(len(self), generator=generator).split(8 * batch_size)
             order = torch.cat([part[lengths[part].argsort(stable=True)] for part in parts])
         batches = order.split(batch_size) if len(self) else ()
@@ -257,19 +253,14 @@ class FeatureSet:
 
 @dataclasses.dataclass
 class FeatureSplits:
-    """The three partitions of a corpus as features of one kind.
-
-    name : "ours" (encoders of Stage I) or "official" (the organisers' features)
-    moments : of the training clips, where the features have been standardised by them
-    fingerprint : changes when any feature, id or target does
-    """
+    """The three partitions of a corpus as features of one kind."""
 
     train: FeatureSet
     validation: FeatureSet
     test: FeatureSet
-    fingerprint: str
-    name: str
-    moments: dict | None = None
+    fingerprint: str  # changes when any feature, id or target does
+    name: str  # "ours" (encoders of Stage I), "official" (the organisers' features) or "media"
+    moments: dict | None = None  # of the training clips, where features are standardised by them
 
 
 def _expect(holds, where: str, expected: str, got) -> None:
@@ -291,8 +282,8 @@ def _sequences(name: str, arrays, count: int, widths: dict):
         got = f"{array.dtype} of shape {array.shape}"
         _expect(right, where, "a (T, D) float array or None", got)
         width = widths.setdefault(name, array.shape[1])
-        right = array.shape[1] == width
-        _expect(right, where, f"width {width} like the other clips", array.shape[1])
+        same = array.shape[1] == width
+        _expect(same, where, f"width {width} like the other clips", array.shape[1])
         # A store's features were checked when they were extracted; reading them may take long.
         finite = isinstance(arrays, Rows) or np.isfinite(array).all()
         _expect(finite, where, f"finite features (None: no {name})", "NaN or infinity")

@@ -34,16 +34,25 @@ def throughput(repeats=3, device=None, scale=1.0, **fields) -> pd.DataFrame:
     vision = extraction.compiled(vision) if plan.compile else vision
     texts = ["word " * 30] * (2 * frames)
     text = TextEncoder(bert, wordpiece(texts, bert.config.vocab_size), max_tokens=32)
-    side, steps = vit.config.image_size, 12 * SAMPLE_RATE
+    side = vit.config.image_size
     pictures = [torch.zeros(frames, 3, side, side, dtype=torch.uint8).numpy()]
-    noise = [(1000 * torch.rand(steps)).short().numpy()] * sounds
-    jobs = {
-        ("ViT-B/16", "frames"): (frames, extraction.encode_frames, vision, pictures),
-        ("wav2vec2-large", "s of audio"): (12 * sounds, extraction.encode_waveforms, audio, noise),
-        ("BERT-base", "texts"): (len(texts), extraction.encode_texts, text, texts),
-    }
-    rows = []
-    for (what, unit), (count, encode, encoder, clips) in jobs.items():
+    waves = [torch.arange(12 * SAMPLE_RATE).short().numpy()] * sounds
+    rows, jobs = (
+        [],
+        (
+            ("ViT-B/16", "frames", frames, extraction.encode_frames, vision, pictures),
+            (
+                "wav2vec2-large",
+                "s of audio",
+                12 * sounds,
+                extraction.encode_waveforms,
+                audio,
+                waves,
+            ),
+            ("BERT-base", "texts", len(texts), extraction.encode_texts, text, texts),
+        ),
+    )
+    for what, unit, count, encode, encoder, clips in jobs:
         encode(encoder, clips, batching=plan)
         began = time.perf_counter()
         for _ in range(repeats):

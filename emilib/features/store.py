@@ -1,8 +1,8 @@
 """The feature store: ragged arrays of many clips in memory-mapped safetensors shards.
 
 A shard holds the flat (ΣT, ...) values of some tens of clips, the lengths that cut them, and
-their ids. Features are kept in half precision, pictures as uint8, audio as int16. Each shard is a
-step of the cache, so a kill loses none that is finished, and a damaged one is made again.
+their ids. Each is a step of the cache: a kill loses none that is finished, a damaged one is made
+again.
 """
 
 import json

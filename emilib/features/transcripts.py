@@ -33,14 +33,13 @@ def transcripts(
 ) -> tuple[pd.Series, str]:
     """The words of each clip, and one line that names their source.
 
-    clips : DataFrame of `emilib.corpus.read`
+    clips : DataFrame of `emilib.corpus.read`; those without a text file go to Whisper
     decode : from a clip's paths (audio, video), either of them None, to its waveform (S,) float32
         at 16 kHz, or None; runs in `workers` processes, some clips ahead
     cache : keeps Whisper's words by shards: a run after a kill goes on from there
     progress : called with (clips done, clips in all) while Whisper works
 
-    Returns a Series of str or None (no text known) in the order of `clips`, indexed by id, and the
-    line. A text file is taken as it is; only clips without one go to Whisper.
+    The words are a Series of str, or None where no text is known, indexed by id.
     """
     words = pd.Series(clips["transcript"].tolist(), index=clips["id"], dtype=object)
     missing = clips[clips["transcript"].isna()]

@@ -27,25 +27,19 @@ COUNTS = dict(train=12, validation=6, test=3)
 V, A, T = "frames_", "audio_", "text_"
 
 
-# ---- design: signals and labels -----------------------------------------------------------------
-
-
 def ridge_rho(drawn, prefixes):
     """Mean Pearson correlation on validation of ridge on the clean signals of train."""
-    signals = drawn.signals()
-    x = signals[[name for name in signals if name.startswith(prefixes)]].to_numpy(float)
+    x = drawn.signals().filter(regex="|".join(prefixes)).to_numpy(float)
     train, valid = np.array(drawn.split) == "train", np.array(drawn.split) == "validation"
     ridge = make_pipeline(StandardScaler(), RidgeCV(np.logspace(0, 3, 7)))
     guess = ridge.fit(x[train], drawn.label[train]).predict(x[valid])
     return pd.DataFrame(guess).corrwith(pd.DataFrame(drawn.label[valid])).mean()
 
 
-@pytest.mark.parametrize(
-    ("modalities", "low", "high"),
-    [((V,), 0.25, 0.36), ((A,), 0.40, 0.52), ((T,), 0.55, 0.66), ((V, A, T), 0.66, 0.76)],
-)
-def test_each_modality_tells_its_share_of_the_label(modalities, low, high):
-    assert low < np.mean([ridge_rho(draw(seed=seed), modalities) for seed in range(3)]) < high
+def test_each_modality_tells_its_share_of_the_label():
+    drawn = [draw(seed=seed) for seed in range(3)]
+    for modalities, share in {(V,): 0.31, (A,): 0.46, (T,): 0.60, (V, A, T): 0.71}.items():
+        assert abs(np.mean([ridge_rho(one, modalities) for one in drawn]) - share) < 0.06
 
 
 def test_labels_are_shares_of_annotators_that_seeds_explain_and_persons_do_not():
@@ -68,9 +62,7 @@ def test_ids_interleave_train_and_validation_and_a_seed_draws_the_same_again():
     drawn, again, other = (draw(train=60, validation=40, test=5, seed=seed) for seed in (4, 4, 5))
     assert drawn.id == [f"{i:05d}" for i in range(105)]
     assert drawn.split[100:] == ["test"] * 5
-    assert drawn.split[:100].count("train") == 60
     assert 20 < drawn.split[:50].count("train") < 40
-    assert np.isnan(drawn.label[100:]).all()
     pd.testing.assert_frame_equal(drawn.signals(), again.signals())
     np.testing.assert_array_equal(drawn.label, again.label)
     assert not drawn.signals().equals(other.signals())
@@ -101,9 +93,6 @@ def test_a_sentence_has_a_phrase_for_each_emotion_and_its_strength():
         levels = [p.format(word) for p in DATA["phrases"][emotion] for word in words]
         assert phrases & {phrase.lower() for phrase in levels}
     assert phrases & {phrase.lower() for phrase in TOPICS["kitchen"]}
-
-
-# ---- face and voice -----------------------------------------------------------------------------
 
 
 def still(empty=False, **values):
@@ -143,15 +132,12 @@ def test_every_action_unit_shows_and_an_empty_room_has_nobody():
 
 
 def test_corners_of_the_mouth_go_up_in_a_smile_and_down_in_sorrow():
-    def pixel(position):
-        return round(80 + position * 160 / face.SPAN)
-
-    def seam(picture, x):  # row of the darkest place between the lips, x beside the middle
-        return picture[pixel(0.30) : pixel(0.60), pixel(x)].sum(axis=1).argmin()
+    def seam(picture, x):  # row of the darkest place between the lips
+        return picture[100:121, 80 + x].sum(axis=1).argmin()
 
     smile, sorrow = still(au12=0.5), still(au15=1.0)
-    assert seam(smile, 0.21) < seam(smile, 0) - 1
-    assert seam(sorrow, 0.19) > seam(sorrow, 0) + 1
+    assert seam(smile, 14) < seam(smile, 0) - 1
+    assert seam(sorrow, 13) > seam(sorrow, 0) + 1
 
 
 @pytest.fixture
@@ -163,42 +149,29 @@ def speaker():
 
 def test_speech_repeats_to_the_bit_whatever_was_said_before(speaker):
     first, second = ("I really admire you.", "f2"), ("So that is that.", "m3", 70)
-    a, b, again = (speaker.say(*words) for words in (first, second, first))
-    other = Speaker()
-    later = [other.say(*words) for words in (second, first)]
-    other.close()
-    for one, two in ((a, again), (a, later[1]), (b, later[0])):
-        np.testing.assert_array_equal(one[0], two[0])
-        assert one[1:] == two[1:]
+    one, _, two = (speaker.say(*words) for words in (first, second, first))
+    np.testing.assert_array_equal(one[0], two[0])
+    assert one[1:] == two[1:]
+    times = [time for time, _ in one[2]]
+    assert times == sorted(times)
+    assert times[-1] < len(one[0]) / one[1]
 
 
 def test_prosody_is_heard_and_a_dead_program_is_an_error(speaker):
     def say(**how):
-        samples, rate, phonemes = speaker.say("my mother and the baby", "m1", **how)
-        times = [time for time, _ in phonemes]
-        assert times == sorted(times)
-        assert times[-1] < len(samples) / rate
-        return samples.astype(float), rate
+        return speaker.say("my mother and the baby", "m1", **how)[0].astype(float)
 
-    def pitch(samples, rate):  # of the loudest tenth of a second, by autocorrelation
-        width = rate // 10
-        power = np.convolve(samples**2, np.ones(width), "valid")
-        piece = samples[power.argmax() :][:width]
-        correlation = np.correlate(piece, piece, "full")[width - 1 :]
-        lags = slice(rate // 400, rate // 60)
-        return rate / (rate // 400 + correlation[lags].argmax())
+    def period(samples):  # of the voice in samples: 2.5 to 17 ms at 22,050 Hz, by autocorrelation
+        piece = samples[len(samples) // 4 :][:4000]
+        return 55 + np.correlate(piece, piece, "full")[len(piece) + 54 : len(piece) + 366].argmax()
 
-    plain, rate = say()
-    assert pitch(*say(pitch=80)) > 1.2 * pitch(*say(pitch=20))
-    assert len(say(rate=140)[0]) > 1.3 * len(say(rate=230)[0])
-    assert len(say(pause=6)[0]) > len(plain) + 0.1 * rate
+    assert period(say(pitch=20)) > 1.2 * period(say(pitch=80))
+    assert len(say(rate=140)) > 1.3 * len(say(rate=230))
+    assert len(say(pause=6)) > len(say()) + 2000
     speaker.program.kill()
     speaker.program.wait()
     with pytest.raises(SpeechError, match="hello"):
         speaker.say("hello", "f1")
-
-
-# ---- files --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -228,7 +201,6 @@ def test_layout_and_labels_are_those_of_the_real_set(corpus):
             assert row.transcript == known.words[row.id]
     labels = clips.set_index("id")[list(EMOTIONS)].reindex(drawn.id).astype(float)
     np.testing.assert_allclose(labels, drawn.label)
-    assert "synthetic" in json.loads((corpus / "synthetic.json").read_text())["statement"]
     signals = pd.read_csv(corpus / ".synthetic" / "signals.csv", dtype={"id": str})
     assert signals["id"].tolist() == drawn.id
 
@@ -244,9 +216,7 @@ def test_media_are_whole_and_mp3_has_the_sound_of_the_mp4(corpus):
         assert (np.diff(times) > 0).all()
         assert len(times) == entry.frames
         media = decode(path, fps=5, size=None)
-        assert 1.8 <= media.duration <= 8.3
         assert media.images.shape[1:3] == tuple(entry.size)
-        assert media.damaged == 0
         assert media.measured_fps == pytest.approx(entry.fps, rel=0.02)
         mp3 = decode(clips.audio[entry.Index], frames=False).waveform
         n = min(len(mp3), len(media.waveform)) // 800 * 800
@@ -306,16 +276,8 @@ def test_defects_are_really_there(tmp_path):
     assert not list((tmp_path / "blind").rglob("*.jpg"))
 
 
-def assert_same_corpus(a, b):
-    """Same files; media may differ in bytes, but not in what they decode to."""
-    files, others = ({p.relative_to(r) for p in r.rglob("*") if p.is_file()} for r in (a, b))
-    assert files == others
-    for name in files:
-        if (a / name).read_bytes() != (b / name).read_bytes():
-            assert name.suffix in (".mp4", ".mp3"), name
-            x, y = (decode(root / name, fps=None, frames=name.suffix == ".mp4") for root in (a, b))
-            np.testing.assert_array_equal(x.images, y.images, err_msg=str(name))
-            np.testing.assert_array_equal(x.waveform, y.waveform, err_msg=str(name))
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_two_workers_finish_an_interrupted_corpus_to_the_same_and_leave_it_alone(corpus, tmp_path):
@@ -329,7 +291,7 @@ def test_two_workers_finish_an_interrupted_corpus_to_the_same_and_leave_it_alone
     progress = lambda done, _: calls.append(done)  # noqa: E731
     make(copy, **COUNTS, seed=3, workers=2, progress=progress)
     assert calls == [19, 20, 21]
-    assert_same_corpus(corpus, copy)
+    assert contents(corpus) == contents(copy)
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*.mp4")}
     make(copy, **COUNTS, seed=3, progress=progress)
     assert calls[3:] == [21]

@@ -2,12 +2,11 @@
 
 Coordinates are head units, x to the right and y down, with the origin at the centre of the face;
 the shorter side of the picture spans SPAN units. The head is an egg-shaped ellipsoid; where a
-pixel's ray meets it, (u, v) is the place on the face after turning the head, and everything painted
-on the face is placed in (u, v). Every edge is a ramp about a pixel wide (`px`), so that nothing is
-jagged. Colours are mixed in [0, 1]. p is one record of what `face.render` puts together.
+pixel's ray meets it, (u, v) is the place on the face after turning the head. Every edge is a ramp
+about a pixel wide (`px`). Colours are in [0, 1]. p is one record of what `face.render` tells.
 
 Only `render` is cached and callable from Python; the rest is linked into it, without reference
-counting. All of it stands in this one file, because Numba's cache looks at no other.
+counting, and stands in this file, because Numba's cache looks at no other.
 """
 
 import math
@@ -17,7 +16,6 @@ from numba import njit
 
 SPAN = 2.36  # head units along the shorter side of a picture
 DEPTH = 0.72  # half depth of the head
-REACH = 0.95  # beside the head, beyond any hair
 EYE_Y = -0.09  # height of the eyes on the face
 CROPPED, PARTED, BOB, LONG, CURLY, BUN, BALD = range(7)  # hair styles
 
@@ -142,21 +140,28 @@ def _hair_front(p, u, v):
 
 
 @_inner
-def _sum_strokes(strokes, u, v):
-    """(slope along u, slope along v, dark, warm) of all strokes, each shaped like `_blob`."""
+def _relief(p, strokes, u, v, x, y, z):
+    """Light on red, green and blue at a place, its glint; how much strokes darken and warm it."""
     du, dv, dark, warm, side, across = 0.0, 0.0, 0.0, 0.0, 1.0 if u > 0 else -1.0, abs(u)
     for k in range(strokes.shape[0]):
-        y = v - strokes[k, 4]
-        a = (across - strokes[k, 3] - strokes[k, 5] * y) * strokes[k, 6]
-        b = y * strokes[k, 7]
+        below = v - strokes[k, 4]
+        a = (across - strokes[k, 3] - strokes[k, 5] * below) * strokes[k, 6]
+        b = below * strokes[k, 7]
         f = 1.0 - 0.25 * (a * a + b * b)
         if f > 0.0:
-            slope = -2.0 * strokes[k, 0] * f * f * f
+            slope = -2.0 * strokes[k, 0] * f**3
             du += side * slope * a * strokes[k, 6]
             dv += slope * b * strokes[k, 7]
-            dark += strokes[k, 1] * f * f * f * f
-            warm += strokes[k, 2] * f * f * f * f
-    return du, dv, dark, warm
+            dark += strokes[k, 1] * f**4
+            warm += strokes[k, 2] * f**4
+    flat, nz = 1.35 * z / DEPTH, z / DEPTH**2 + 0.25
+    nx, ny = x / p.width**2 - du * flat, y / p.height**2 - dv * flat
+    lamp = nx * p.light[0] + ny * p.light[1] + nz * p.light[2]
+    lamp *= 1.0 / math.sqrt(nx * nx + ny * ny + nz * nz)
+    wrapped = max(0.42 + 0.58 * lamp, 0.0)  # light wraps around, as it does on skin
+    light, glint = 0.34 + 0.74 * wrapped, 0.09 * max(lamp, 0.0) ** 8
+    soft = 0.10 * (1.0 - wrapped) * wrapped * 4.0  # red shines through where light turns to shade
+    return light + 0.6 * soft, light, light - 0.15 * soft, glint, dark, warm
 
 
 @_inner
@@ -249,20 +254,6 @@ def _paint_glasses(p, u, v, px, colour):
 
 
 @_inner
-def _lamp(p, du, dv, x, y, z):
-    """Factors of red, green and blue of a place with slopes du and dv in the light, its glint."""
-    flat = 1.35 * z / DEPTH
-    nx, ny = x / p.width**2 - du * flat, y / p.height**2 - dv * flat
-    nz = z / DEPTH**2 + 0.25
-    lamp = nx * p.light[0] + ny * p.light[1] + nz * p.light[2]
-    lamp *= 1.0 / math.sqrt(nx * nx + ny * ny + nz * nz)
-    wrapped = max(0.42 + 0.58 * lamp, 0.0)  # light wraps around, as it does on skin
-    light, glint = 0.34 + 0.74 * wrapped, 0.09 * max(lamp, 0.0) ** 8
-    soft = 0.10 * (1.0 - wrapped) * wrapped * 4.0  # red shines through where light turns to shade
-    return light + 0.6 * soft, light, light - 0.15 * soft, glint
-
-
-@_inner
 def _head(p, strokes, x, y, z, px):
     """Colour of the head where the ray at (x, y) meets it at depth z."""
     u, w = p.cos_yaw * x - p.sin_yaw * z, p.sin_yaw * x + p.cos_yaw * z
@@ -271,9 +262,9 @@ def _head(p, strokes, x, y, z, px):
     if hair >= 1.0:
         return _hair_tone(p, x, y)
     side = 1.0 if u > 0 else -1.0
-    du, dv, dark, warm = _sum_strokes(strokes, u, v)
-    red, green, blue = _tint(p.skin, 1.0 - dark)
-    colour = (red * (1.0 + 0.03 * warm), green * (1.0 - 0.10 * warm), blue * (1.0 - 0.09 * warm))
+    red, green, blue, glint, dark, warm = _relief(p, strokes, u, v, x, y, z)
+    r, g, b = _tint(p.skin, 1.0 - dark)
+    colour = (r * (1.0 + 0.03 * warm), g * (1.0 - 0.10 * warm), b * (1.0 - 0.09 * warm))
     if p.beard > 0.0:
         a = abs(u)
         jaw = _ramp(0.40 - v - 0.75 * max(a - 0.30, 0.0) - 0.20 * a, 0.34)  # fades up the cheek
@@ -282,7 +273,6 @@ def _head(p, strokes, x, y, z, px):
         colour = _over(colour, p.hair, 0.75 * p.beard * max(jaw, moustache), 1.1)
     colour = _paint_mouth(p, u, v, px, colour)
     colour = _paint_brow(p, side, u, v, _paint_eye(p, side, u, v, px, colour))
-    red, green, blue, glint = _lamp(p, du, dv, x, y, z)
     colour = (colour[0] * red + glint, colour[1] * green + glint, colour[2] * blue + glint)
     if p.glasses > 0:
         colour = _paint_glasses(p, u, v, px, colour)
@@ -312,7 +302,7 @@ def _backdrop(p, sx, sy, x, y, px):
 @_inner
 def _pixel(p, strokes, sx, sy, px):
     dx, dy = sx - p.x, sy - p.y
-    if abs(dx) > REACH:
+    if abs(dx) > 0.95:  # beside the head, beyond any hair
         return _body(p, sx, sy, px, _wall(p, sx, sy))
     x, y = p.cos_roll * dx + p.sin_roll * dy, -p.sin_roll * dx + p.cos_roll * dy
     low = min(max((y - 0.02) / 0.85, 0.0), 1.0)  # the jaw is narrower than the temples

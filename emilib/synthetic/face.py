@@ -47,12 +47,7 @@ def appearance(rng: np.random.Generator) -> SimpleNamespace:
         feminine=feminine,
         beard=0.0 if feminine or rng.random() < 0.55 else rng.uniform(0.35, 0.9),
         glasses=rng.random() < 0.18,
-        width=rng.uniform(0.60, 0.66),  # half the head's
-        height=rng.uniform(0.82, 0.89),  # half the head's
-        eye_x=rng.uniform(0.235, 0.265),
-        eye_size=rng.uniform(0.105, 0.122),
-        nose=rng.uniform(0.075, 0.10),
-        mouth=rng.uniform(0.20, 0.235),  # half its width at rest
+        **{name: rng.uniform(*ends) for name, ends in _PALETTE["sizes"].items()},
         brow=rng.uniform(0.012, 0.018) + (0 if feminine else 0.006),  # half its thickness
         hairline=rng.uniform(-0.60, -0.52),
         part=rng.choice([-1, 1]) * rng.uniform(0.1, 0.3),  # of the hair

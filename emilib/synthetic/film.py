@@ -1,12 +1,9 @@
 """The embedded corpus: real media files of invented people, in the layout of Hume-Vidmimic2.
 
-`generative_model.py` decides what the clips show, say and are labelled; here they are filmed: a
-shaded head (`face.py`) whose action units rise and fall, lips that follow the phonemes of eSpeak NG
-(`voice.py`), prosody that follows the emotions, and the defects of the real set.
-
-The same parameters give the same decoded frames, waveforms, words and labels, whatever the number
-of worker processes: every clip has random generators of its own, seeded by the corpus seed and its
-number, and every utterance is spoken by a fresh process.
+`generative_model.py` decides what the clips show, say and are labelled; here they are filmed, with
+a drawn head (`face.py`), a voice (`voice.py`) and the real set's defects. The same parameters
+give the same frames, waveforms, words and labels with any number of worker processes: every clip
+has random generators of its own, and every utterance is spoken by a fresh process.
 """
 
 import functools
@@ -50,7 +47,9 @@ CROP = 112  # pixels, side of a face crop
 _speaker = functools.cache(Speaker)  # one speech program for each process
 
 
-def make(folder, train=400, validation=240, test=60, seed=0, workers=None, progress=None) -> Path:
+def make(
+    folder, train=400, validation=240, test=60, seed=0, workers=None, progress=lambda *_: None
+) -> Path:
     """Write the embedded corpus into `folder` and return its path.
 
     train, validation, test : clips of each split
@@ -58,9 +57,8 @@ def make(folder, train=400, validation=240, test=60, seed=0, workers=None, progr
     progress : called as progress(done, total) in clips
 
     A finished corpus with the same parameters is recognised and returned at once; after a kill, or
-    where files of a clip are missing, only that is made again. Beside the real layout there are
-    `synthetic.json` (parameters) and the hidden `.synthetic/` (facts and defects of the clips,
-    their clean signals).
+    where files of a clip are missing, only that is made again. `synthetic.json` has the parameters,
+    the hidden `.synthetic/` facts, defects and clean signals of the clips.
     Raises CorpusError when the folder holds anything else than this corpus.
     """
     folder, design = Path(folder), Design()
@@ -72,12 +70,10 @@ def make(folder, train=400, validation=240, test=60, seed=0, workers=None, progr
     performances = draw(**counts, seed=seed, design=design)
     clips = performances.clips()
     missing = [clip for clip in clips if not _is_finished(folder, clip)]
-    film = functools.partial(film_clip, folder, seed, design)
-    filmed = itertools.chain([None], ordered_map(film, missing, workers))
+    filmed = ordered_map(functools.partial(film_clip, folder, seed, design), missing, workers)
     try:
-        for done, _ in enumerate(filmed, len(clips) - len(missing)):
-            if progress is not None:
-                progress(done, len(clips))
+        for done, _ in enumerate(itertools.chain([None], filmed), len(clips) - len(missing)):
+            progress(done, len(clips))
     finally:
         if _speaker.cache_info().currsize:  # an interrupted one would answer the wrong request next
             _speaker().close()
@@ -170,7 +166,6 @@ def film_clip(folder: Path, seed: int, design: Design, clip) -> None:
     atomic_write(files["note"], json.dumps(facts))
 
 
-@functools.lru_cache(maxsize=256)
 def _person(seed: int, number: int) -> SimpleNamespace:
     """A face, a habitual voice (pitch in eSpeak units, rate in words a minute), a room's hiss."""
     rng = np.random.default_rng([seed, 3, number])

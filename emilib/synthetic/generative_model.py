@@ -20,6 +20,7 @@ How much a modality tells about the label is therefore a parameter put in by han
 ranking of the modalities on this corpus says nothing about people.
 """
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,10 +105,9 @@ class Performances:
         columns = {"id": self.id, "split": self.split}
         columns |= {f"frames_{n}": self.action_units[:, j] for j, n in enumerate(ACTION_UNITS)}
         columns |= {f"audio_{n}": self.prosody[:, j] for j, n in enumerate(PROSODY)}
-        for e, emotion in enumerate(EMOTIONS):
-            for level, strength in enumerate(STRENGTHS, 1):
-                name = f"text_{emotion.lower().replace(' ', '_')}_{strength}"
-                columns[name] = (self.strength[:, e] == level).astype(int)
+        for (e, emotion), level in itertools.product(enumerate(EMOTIONS), (1, 2, 3)):
+            name = f"text_{emotion.lower().replace(' ', '_')}_{STRENGTHS[level - 1]}"
+            columns[name] = (self.strength[:, e] == level).astype(int)
         return pd.DataFrame(columns)
 
 

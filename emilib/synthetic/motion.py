@@ -7,10 +7,9 @@ import numpy as np
 from emilib.synthetic.face import MOTION
 from emilib.synthetic.generative_model import ACTION_UNITS, DATA
 
-# Action units that are a pose of lids or head: column of the motion, its value at full amplitude.
-POSES = DATA["poses"]
-VISEMES = DATA["visemes"]  # phoneme initials (eSpeak's names): opening of the jaw, rounding of lips
-OTHER_VISEME = (0.14, 0.0)  # the remaining consonants
+# POSES: action units of lids or head; column of the motion, its value at full amplitude.
+# VISEMES: initials of phonemes (eSpeak's names); opening of the jaw, rounding of the lips.
+POSES, VISEMES, OTHER_VISEME = DATA["poses"], DATA["visemes"], (0.14, 0.0)
 
 
 def move(clip, seed: int, times, seconds: float, phonemes, rng) -> np.ndarray:

@@ -131,13 +131,16 @@ class CorpusReader:
 
         None without one, and for one that can't be used: the audit lists them as "bad features".
         """
-        paths = self.table.set_index("id")[list(OFFICIAL.values())].loc[list(ids)]
+        paths, widths = self.table.set_index("id")[list(OFFICIAL.values())].loc[list(ids)], {}
         for row in paths.itertuples(index=False, name=None):
             arrays = {}
             for name, path in zip(OFFICIAL, row, strict=True):
                 array = _readable(feature_files.load_features, path)
                 usable = array is not None and array.size and np.isfinite(array).all()
                 arrays[name] = array.astype(np.float16) if usable else None
+                if usable and array.shape[1] != (width := widths.setdefault(name, array.shape[1])):
+                    got = f"got {array.shape[1]}; take the features of one encoder"
+                    raise ValueError(f"{path}: expected {width} values a step, {got}")
             yield arrays
 
 

@@ -1,13 +1,7 @@
 """Reading a corpus folder: ids, files by name, splits, and a clear error for what is wrong."""
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
-import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from emilib.corpus import EMOTIONS, CorpusError, read
 from emilib.corpus.layout import HEADER, SOURCES, face_paths
@@ -189,28 +183,3 @@ def test_one_sentence_for_what_is_wrong(corpus, how):
     with pytest.raises(CorpusError, match=word) as caught:
         read(folder)
     assert "\n" not in str(caught.value)
-
-
-@given(
-    st.dictionaries(
-        st.integers(0, 99999).map("{:05d}".format),
-        st.lists(st.floats(0, 1), min_size=6, max_size=6),
-        min_size=2,
-        max_size=12,
-    )
-)
-def test_labels_agree_with_what_pandas_alone_reads(labels):
-    names = list(labels)
-    with tempfile.TemporaryDirectory() as folder:
-        for split, part in (("train", names[::2]), ("valid", names[1::2])):
-            rows = [row(name, *labels[name]) for name in part]
-            write_csv(Path(folder) / f"{split}_split.csv", *rows)
-        for name in names[:2]:
-            touch(Path(folder) / f"raw/{name}.mp4")
-        clips = read(folder).set_index("id")
-        for split, name in (("train", "train"), ("validation", "valid")):
-            path = Path(folder) / f"{name}_split.csv"
-            plain = pd.read_csv(path, dtype={"Filename": str}).set_index("Filename")
-            part = clips[clips["split"] == split]
-            assert part.index.tolist() == sorted(plain.index)
-            np.testing.assert_array_equal(part[list(EMOTIONS)], plain.loc[part.index])

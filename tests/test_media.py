@@ -3,7 +3,6 @@
 import math
 import os
 import pickle
-import shutil
 from fractions import Fraction
 
 import av
@@ -265,11 +264,6 @@ def test_no_media(tmp_path, content, word):
     for read in (decode, stated_seconds):
         with pytest.raises(MediaError, match=rf"(?s)(?=.*{word}).*bad\.mp4"):
             read(path)
-
-
-def test_a_colon_in_the_name_is_no_address(tmp_path):
-    path = shutil.move(write_media(tmp_path / "a.mp4", [0, 0.2]), tmp_path / "http:x.mp4")
-    assert len(decode(path).images) == 2
 
 
 def test_loudness_of_known_waveforms():

@@ -127,12 +127,15 @@ def test_experiments_that_no_video_can_be_given_to_are_refused(workspace):
             predictor_of(workspace, name)
 
 
-def test_a_saved_predictor_gives_identical_numbers(predictor, folder, video):
-    again = EmiPredictor.from_pretrained(folder)
-    before, after = (next(p.predictions(video, text="So happy.")) for p in (predictor, again))
+def test_a_saved_predictor_gives_identical_numbers_with_any_threads(predictor, folder, video):
+    again, threads = EmiPredictor.from_pretrained(folder), torch.get_num_threads()
+    torch.set_num_threads(1)
+    before = next(predictor.predictions(video, text="So happy."))
+    torch.set_num_threads(2)
+    after = next(again.predictions(video, text="So happy."))
+    torch.set_num_threads(threads)
     np.testing.assert_array_equal(before.intensity, after.intensity)
     assert (again.note, again.settings) == (predictor.note, predictor.settings)
-    assert list(again.models) == [0, 1]
 
 
 def test_the_folder_holds_no_pickle_and_says_what_it_is(folder):
@@ -207,29 +210,13 @@ def test_order_company_and_workers_change_no_number(predictor, mixed, monkeypatc
     assert first[columns].equals(second.loc[first.index, columns])
 
 
-def test_the_number_of_threads_changes_no_number(predictor, video):
-    before, intensity = torch.get_num_threads(), []
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        intensity.append(next(predictor.predictions([video], text="So good.")).intensity)
-    torch.set_num_threads(before)
-    np.testing.assert_array_equal(*intensity)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"paths": ["a.mp4", "b.mp4"], "text": "words"},
-        {"paths": ["a.mp4"], "text": ["a", "b"]},
-        {"paths": []},
-        {"paths": "a.mp4", "window": 0.5},
-        {"paths": "a.mp4", "window": 90},
-        {"paths": "a.mp4", "step": 13},
-    ],
-)
-def test_arguments_that_make_no_sense_are_refused(predictor, arguments):
-    with pytest.raises(ValueError, match="expected"):
-        predictor.predict(**arguments)
+def test_arguments_that_make_no_sense_are_refused(predictor):
+    for paths, text in ((["a.mp4", "b.mp4"], "words"), (["a.mp4"], ["a", "b"]), ([], None)):
+        with pytest.raises(ValueError, match="expected"):
+            predictor.predict(paths, text)
+    for window, step in ((0.5, None), (90, None), (None, 13), (12, 0)):
+        with pytest.raises(ValueError, match="expected a window"):
+            predictor.predict("a.mp4", window=window, step=step)
 
 
 def test_without_a_modality_is_as_if_the_clip_had_none(predictor, video, tmp_path):

@@ -90,9 +90,10 @@ def test_a_card_shows_what_a_clip_has_and_says_what_it_lacks():
 
 
 def test_source_is_shown_without_docstrings_and_tables_aligned():
-    code = notebook.code_of(browse.pick)
+    code = notebook.show_source(browse.pick).data
     assert '"""' not in code
-    compile(code, "shown", "exec")
+    assert "def regroup(change) -> None:" in code
+    compile(code.removeprefix("```python").removesuffix("```"), "shown", "exec")
     frame = pd.DataFrame({"what": ["a|b", "c"], "rho": [-0.12345, np.nan]})
     lines = notebook.show_table(frame, digits=2).data.splitlines()
     assert lines == ["| what | rho |", "| :-- | --: |", "| a\\|b | −0.12 |", "| c | – |"]

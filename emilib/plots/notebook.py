@@ -14,19 +14,17 @@ from emilib.plots.style import png
 
 def show_source(*objects) -> Markdown:
     """The code of classes or functions as Markdown, with comments, without docstrings."""
-    return Markdown("\n\n".join(f"```python\n{code_of(o)}\n```" for o in objects))
-
-
-def code_of(object_) -> str:
-    """Source text of a class or function without docstrings, from its first column."""
-    source = textwrap.dedent(inspect.getsource(object_))
-    lines, drop = source.splitlines(), set()
-    for node in ast.walk(ast.parse(source)):
-        named = isinstance(node, ast.ClassDef | ast.FunctionDef)
-        if named and ast.get_docstring(node) is not None and len(node.body) > 1:
-            first, last = node.body[0].lineno - 1, node.body[0].end_lineno
-            drop |= set(range(first, last + (not lines[last].strip())))
-    return "\n".join(line for number, line in enumerate(lines) if number not in drop)
+    code = []
+    for source in (textwrap.dedent(inspect.getsource(object_)) for object_ in objects):
+        lines = source.splitlines()
+        for node in ast.walk(ast.parse(source)):
+            named = isinstance(node, ast.ClassDef | ast.FunctionDef)
+            if named and ast.get_docstring(node) is not None and len(node.body) > 1:
+                first, last = node.body[0].lineno - 1, node.body[0].end_lineno
+                last += not (lines[last] or "").strip()  # and the blank line after it
+                lines[first:last] = [None] * (last - first)
+        code.append("\n".join(line for line in lines if line is not None))
+    return Markdown("\n\n".join(f"```python\n{text}\n```" for text in code))
 
 
 def show(figure: Figure, alt: str | None = None) -> Image:

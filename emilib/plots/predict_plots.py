@@ -35,7 +35,12 @@ def explained(look, note: str = "") -> Figure:
     words, attention = look.prediction.text, look.attention or {}
     lines = textwrap.wrap(f"“{words}”" if words else "no words", 95)
     lines = lines if len(lines) <= WORDS else [*lines[: WORDS - 1], f"{lines[WORDS - 1]} …"]
-    timed = [(0.74, look.images, _draw_frames), (0.7, look.waveform, _draw_sound)]
+
+    def draw_sound(axes, look):
+        sound_wave(axes, look.waveform, SAMPLE_RATE, look.start)
+        axes.set_ylabel("audio" if look.waveform is not None else "")
+
+    timed = [(0.74, look.images, _draw_frames), (0.7, look.waveform, draw_sound)]
     for place, name in ((1, "frames"), (3, "audio")):
         if name in attention:
             draw = functools.partial(_draw_attention, name=name)
@@ -76,11 +81,6 @@ def _draw_frames(axes, look) -> None:
             axes.imshow(image, extent=(left, left + width, 0, 1), aspect="auto")
     axes.set(ylim=(0, 1))
     axes.xaxis.set_major_locator(MaxNLocator())
-
-
-def _draw_sound(axes, look) -> None:
-    sound_wave(axes, look.waveform, SAMPLE_RATE, look.start)
-    axes.set_ylabel("audio" if look.waveform is not None else "")
 
 
 def _draw_attention(axes, look, name: str) -> None:
@@ -162,7 +162,6 @@ def over_time(windows: pd.DataFrame, emotions: Sequence[str], name: str, note: s
     title = f"{Path(name).name}: intensities in windows of {length}"
     shared = {"rows": len(emotions), "sharex": True, "sharey": True, "squeeze": False}
     figure, panels = canvas(WIDTH, 0.5 + 0.8 * len(emotions), title, remarks, **shared)
-    top = 0.0
     for number, (axes, emotion) in enumerate(zip(panels[:, 0], emotions, strict=True)):
         color = CYCLE[number % len(CYCLE)]
         values, spread = windows[emotion].to_numpy(), windows[f"{emotion} sd"].fillna(0).to_numpy()
@@ -171,9 +170,8 @@ def over_time(windows: pd.DataFrame, emotions: Sequence[str], name: str, note: s
         axes.fill_between(middle, low, high, color=color, alpha=0.22, linewidth=0)
         axes.plot(middle, values, ".-", color=color)
         axes.set_ylabel(emotion.replace(" ", "\n"), rotation=0, ha="right", va="center")
-        top = max(top, float(high.max()))
     if bounded:
-        axes.set_ylim(0, min(1.0, max(0.2, 1.08 * top)))
+        axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
     axes.set(xlim=(0, windows["end"].max()), xlabel="middle of the window, s")
     return figure

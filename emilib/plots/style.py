@@ -89,9 +89,8 @@ def bare(axes) -> None:
 
 def say(axes, text: str) -> None:
     """A grey sentence in place of what can't be drawn."""
+    bare(axes)
     axes.text(0.5, 0.5, text, ha="center", va="center", color=GREY, transform=axes.transAxes)
-    axes.set(xticks=[], yticks=[])
-    axes.grid(visible=False)
 
 
 def legend_below(figure: Figure, axes, columns: int = 2) -> None:

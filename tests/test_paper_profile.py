@@ -46,7 +46,7 @@ def main(corpus, home):
     )
     made = Workspace(profile, corpus, home).tables()
     if cache.rank() == 0:
-        tables.write(made, Path(home) / "tables", endings=("csv",))
+        tables.write(made, Path(home) / "tables")
 
 
 if __name__ == "__main__":

@@ -249,9 +249,3 @@ REFUSED = [  # model, setting, key word of the error
 def test_settings_out_of_range_are_refused(name, change, word):
     with pytest.raises(ValueError, match=word):
         make(name, **change)
-
-
-def test_every_earlier_system_states_its_provenance():
-    stated = {cls.provenance for name, cls in models.MODELS.items() if name != "TAEMI"}
-    assert all(len(three) == 3 and all(three) for three in stated)
-    assert len(stated) == len(models.MODELS) - 2  # StatisticsMLP is a member of Savchenko2025

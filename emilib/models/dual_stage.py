@@ -48,8 +48,6 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
     """
 
     # As Yu et al. 2025 [34] of paper B, Table 2 (0.51), a later version of paper A.
-    provenance = ("none beyond paper A", "paper A's full model", "what its later version changed")
-
     def __init__(
         self,
         frames_dim: int = 768,

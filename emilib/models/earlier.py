@@ -1,6 +1,6 @@
 """Official baselines and earlier solutions (paper B, Table 2), on this project's features.
 
-None can be rebuilt to the letter from what is public: `provenance` of each class says how much is.
+None can be rebuilt to the letter from what is public: `emilib/study/provenance.csv` says how much.
 """
 
 import torch
@@ -26,8 +26,6 @@ class Fusion(nn.Module, PyTorchModelHubMixin):
     tokens : where not False, a learned vector of each modality's width stands as the only step of
         the sequence that a clip lacks. No original says what it does with such a clip.
     """
-
-    provenance: tuple[str, str, str]  # what its paper specifies, what is inferred, what is unknown
 
     def __init__(self, dims: dict[str, int], max_steps: int | None = None, tokens: bool = True):
         super().__init__()
@@ -69,12 +67,6 @@ def average(predictions: list[Tensor], training: bool) -> Output:
 class MeanLinear(Fusion):
     """Official Wav2Vec2 baseline (Table 2, 0.24): mean over time of one modality, linear layer."""
 
-    provenance = (
-        "official Wav2Vec2 features, mean over time, linear layer",
-        "none",
-        "training recipe",
-    )
-
     def __init__(self, dim: int = 768, modality: str = "audio", num_targets: int = 6):
         super().__init__({modality: dim})
         self.head = nn.Linear(dim, num_targets)
@@ -86,12 +78,6 @@ class MeanLinear(Fusion):
 
 class LastStepGRU(Fusion):
     """Official ViT baseline (Table 2, 0.09): 3-layer GRU, its last real step, a linear layer."""
-
-    provenance = (
-        "official ViT features; one model, frames only",
-        "3-layer GRU, last step, linear layer",
-        "GRU width (256 here), training recipe",
-    )
 
     def __init__(self, dim=384, modality="frames", num_targets=6, *, hidden=256, layers=3):
         super().__init__({modality: dim})
@@ -110,8 +96,6 @@ class LateAverage(Fusion):
 
     The original trains the two apart; with `auxiliary_loss` added to the loss so does this.
     """
-
-    provenance = ("mean of the two baselines' predictions", "none", "training recipe")
 
     def __init__(self, frames_dim=384, audio_dim=768, num_targets=6, *, hidden=256, layers=3):
         super().__init__({"frames": frames_dim, "audio": audio_dim}, tokens=False)
@@ -132,13 +116,6 @@ class LateAverage(Fusion):
 class Yu2024(Fusion):
     """Yu et al. 2024 [33] (Table 2, 0.32), for each of frames and audio; then their mean:
     TCN, Transformer encoder, mean over the real steps, linear layer."""
-
-    provenance = (
-        "TCN, then a Transformer encoder, for each of vision and audio; mean of the predictions",
-        "mean over time before the linear layer; the vision features here stand for ResNet18 and "
-        "action-unit features",
-        "widths, depths, kernel size, dropout (256, 2 layers, 3, 0.1 here)",
-    )
 
     def __init__(
         self,
@@ -174,14 +151,6 @@ class Hallmen2024(Fusion):
     2-layer LSTM of one direction, as wide as its input; concat(mean, last state), 2054;
     linear 2054 → 2054, tanh, linear → num_targets.
     """
-
-    provenance = (
-        "2-layer one-directional LSTM, 1027 wide, over 12 s of audio; concat(mean, last) 2054; "
-        "linear 2054, tanh, linear 6; AdamW 1e-4, cosine, 1 warm-up epoch, 30 epochs, batch 32, "
-        "MSE",
-        "none",
-        "what the fine-tuning of the audio network adds: the network is frozen here",
-    )
 
     def __init__(self, audio_dim: int = 1027, num_targets: int = 6, *, layers: int = 2):
         super().__init__({"audio": audio_dim})
@@ -236,13 +205,6 @@ class Savchenko2025(Fusion):
     equal until `fit_savchenko` has searched them on held-out folds of the training clips.
     """
 
-    provenance = StatisticsMLP.provenance = (
-        "clip statistics, Dense 64 ReLU, Dense 6 sigmoid for each modality; loss 1 - mean Pearson, "
-        "Adam 1e-3, batch 512; weights for each emotion in steps of 0.05",
-        "weights searched on held-out training folds (the original: on validation, a leak)",
-        "the features here stand for facial emotion scores, HuBERT states and sentence vectors",
-    )
-
     def __init__(self, frames_dim=768, audio_dim=1027, text_dim=768, num_targets=6, *, hidden=64):
         super().__init__({"frames": frames_dim, "audio": audio_dim, "text": text_dim}, tokens=False)
         self.members = nn.ModuleDict(
@@ -268,12 +230,6 @@ class Zhang2024(Fusion):
     vector a modality, all steps of all modalities as one sequence through a Transformer encoder,
     mean over the real steps, linear layer. The intensity is the mean over the members.
     """
-
-    provenance = (
-        "face features, audio and transcripts, Transformer fusion, ensemble",
-        "all modalities as one sequence; mean over time; 3 members that differ by initial weights",
-        "widths, depths, what the members differ in; masked-autoencoder face features are replaced",
-    )
 
     def __init__(
         self,

@@ -19,12 +19,6 @@ class TFN(Fusion):
     product is in it; then two layers of 128 ReLU and a linear layer.
     """
 
-    provenance = (
-        "outer product with ones; 32-wide frames and audio, 128-wide text, two layers of 128 ReLU",
-        "text is one vector here: no LSTM over words",
-        "dropout (0.1 here)",
-    )
-
     def __init__(
         self,
         frames_dim: int = 768,
@@ -61,13 +55,6 @@ class MulT(Fusion):
     for each α a self-attention Transformer over [β → α; γ → α]; the last real steps of the three,
     concatenated, through a residual block and a linear layer.
     """
-
-    provenance = (
-        "temporal convolution, sinusoidal positions, six crossmodal transformers, three "
-        "self-attention Transformers, last steps concatenated, residual block",
-        "text is one vector here: a sequence of length 1; width 40, 4 layers, 8 heads",
-        "kernel size and dropout for this task (3 and 0.1 here)",
-    )
 
     def __init__(
         self,
@@ -151,14 +138,6 @@ class MISA(Fusion):
     concatenated, and a linear layer. In training `auxiliary_loss` is the weighted sum of
     `misa_losses` over the clips that have all three modalities.
     """
-
-    provenance = (
-        "stacked bidirectional LSTMs, shared and private sigmoid encoders, CMD, orthogonality "
-        "and reconstruction losses, Transformer over six vectors",
-        "text vector in place of BERT; losses over clips with all three modalities, the squared "
-        "Frobenius norm divided by its number of entries",
-        "width and loss weights for this task (128; 1, 0.3, 1 here)",
-    )
 
     def __init__(
         self,

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pandas as pd
 
-PAPER_TABLES = ("A1", "A2", "A3", "B1", "B2", "B3", "B4")
 TABLES = ("A1", "A2", "A3", "A4", "B1", "B2", "B3", "B4")
 
 

@@ -12,26 +12,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from emilib import models
 from emilib.cache import atomic_write
 from emilib.study import claims
 from emilib.study.results import Results
 
 PARTITION_TABLES = ("A1", "B1")
-RESULT_TABLES = ("A2", "A3", "A4", "B2", "B3", "B4")
 NO_RESULT = "no result"
-PROVENANCE = ("specified", "inferred", "unknown")  # what is public of a system of B2
 # What a table is about, and the row the others are compared with, paired over seeds and clips.
 _ABOUT = pd.read_csv(Path(__file__).with_name("tables.csv"), index_col="name", dtype=str).fillna("")
+# What is public of each system of B2 that others made: no paper lets it be rebuilt to the letter.
+_PROVENANCE = pd.read_csv(Path(__file__).with_name("provenance.csv"))
 _BASELINE = {"ViT (ours)": "ViT (baseline)", "Wav2Vec2 (ours)": "Wav2Vec2 (baseline)"}  # in A2
-# Classes of `emilib.models` for rows of B2 that are not called as the class is.
-_MODELS = {
-    "ViT (baseline)": "LastStepGRU",
-    "Wav2Vec2 (baseline)": "MeanLinear",
-    "ViT + Wav2Vec2 (baseline)": "LateAverage",
-    "Savchenko 2025, leaked": "Savchenko2025",
-    "Yu 2025": "DualStage",
-}
 _COLUMNS = (
     "row modality paper here sd low high seeds reference delta_paper delta_here delta_sd delta_low "
     "delta_high parameters seconds status"
@@ -63,9 +54,8 @@ def table(
         rows = [_row(name, claim, results) for claim in rows]
         frame = pd.DataFrame(rows, columns=_COLUMNS.split())
     if name == "B2":
-        classes = [getattr(models, _MODELS.get(r, r.replace(" ", "")), None) for r in frame["row"]]
-        marks = [getattr(model, "provenance", ("",) * 3) for model in classes]
-        frame = frame.join(pd.DataFrame(marks, columns=PROVENANCE))
+        blank = dict.fromkeys(_PROVENANCE.columns[1:], "")
+        frame = frame.merge(_PROVENANCE, how="left", on="row").fillna(blank)
     frame.attrs.update(name=name, caption=_caption(name, corpus, results))
     return frame
 
@@ -113,7 +103,7 @@ def _row(name: str, claim, results: Results) -> dict:
 def marks(table: pd.DataFrame) -> pd.DataFrame:
     """What is specified, inferred and unknown of the systems of B2 that others made, a row each."""
     others = table[table["specified"] != ""].drop_duplicates("specified")
-    return others[["row", *PROVENANCE]].reset_index(drop=True)
+    return others[list(_PROVENANCE)].reset_index(drop=True)
 
 
 def _caption(name: str, corpus: str, results: Results | None) -> str:
@@ -121,7 +111,7 @@ def _caption(name: str, corpus: str, results: Results | None) -> str:
     if name in PARTITION_TABLES:
         return f"{about.subject} Paper: Hume-Vidmimic2. Here: {corpus}."
     clips = max((len(results[n].ids) for n in results.names), default=0)
-    paper = "Paper: reported on Hume-Vidmimic2. " if name in claims.PAPER_TABLES else ""
+    paper = "Paper: reported on Hume-Vidmimic2. " if name != "A4" else ""
     return (
         f"{about.subject} Mean Pearson ρ over the emotions on validation. {paper}Here: {corpus}; "
         "mean ± standard deviation over seeds, and the 95 % bootstrap interval over "
@@ -136,12 +126,12 @@ def complete(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """
     missing = []
     for name in claims.TABLES:
-        column = "clips" if name in PARTITION_TABLES else "here"
-        frame = tables.get(name, pd.DataFrame(columns=["row", "status", column])).set_index("row")
         rows = dict.fromkeys(claim.row for claim in claims.rows(name))
-        frame = frame.reindex(rows).fillna({"status": NO_RESULT})
-        lacking = frame[column].isna() & ~frame["status"].str.startswith(_DASH)
-        missing += [f"{name}, {row}: {NO_RESULT}" for row in frame.index[lacking]]
+        if name in tables:
+            frame, column = tables[name], "clips" if name in PARTITION_TABLES else "here"
+            done = frame[column].notna() | frame["status"].str.startswith(_DASH)
+            rows = [row for row in rows if row not in set(frame.loc[done, "row"])]
+        missing += [f"{name}, {row}: {NO_RESULT}" for row in rows]
     return missing
 
 
@@ -167,7 +157,7 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
         "Δ here": [_spread("{:+.3f}", r.delta_here, r.delta_sd) for r in rows],
         "Δ 95 %": [_finite("[{:+.2f}, {:+.2f}]", r.delta_low, r.delta_high) for r in rows],
     }
-    if table.attrs["name"] not in claims.PAPER_TABLES:
+    if table.attrs["name"] == "A4":
         del columns["ρ paper"], columns["Δ paper"]
     if table.attrs["name"] == "B2":
         columns["Params"] = [_scaled(r.parameters, (1e3, "k"), (1e6, "M")) for r in rows]
@@ -175,16 +165,16 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def render_text(table: pd.DataFrame, width: int = 100) -> str:
-    """Caption and table for a terminal of `width` columns; the Δ columns go where it is narrow."""
+def render_text(table: pd.DataFrame) -> str:
+    """Caption and table for a terminal of 100 columns; the Δ columns go where it is too narrow."""
     shown = display(table)
     order = ["Δ 95 %", "Input", "Δ paper", "Δ here"]
     if "Input" in shown and shown["Input"].nunique() == 1:
         order.insert(0, "Input")
     for column in order:
-        if len(_aligned(shown)[0]) > width:
+        if len(_aligned(shown)[0]) > 100:
             shown = shown.drop(columns=column, errors="ignore")
-    return "\n".join([*textwrap.wrap(table.attrs["caption"], width), "", *_aligned(shown)])
+    return "\n".join([*textwrap.wrap(table.attrs["caption"], 100), "", *_aligned(shown)])
 
 
 def write(tables: Mapping[str, pd.DataFrame], folder) -> list[Path]:

@@ -7,6 +7,7 @@ a call never change a clip's numbers.
 Dimension key: S seeds, W windows of a clip, T steps, E emotions, H heads, M segments.
 """
 
+import contextlib
 import functools
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from emilib.workers import ordered_map
 
 FEW = 16  # clips that are decoded faster than worker processes start
 TOGETHER = 32  # windows in a batch of the fusion models
+SMALL = 10_000_000  # parameters in all up to which a second thread gains nothing
 
 
 @dataclass
@@ -64,8 +66,11 @@ class EmiPredictor:
 
     def __post_init__(self):
         self.device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        for network in (*self.encoders.values(), *self.models.values()):
-            network.to(self.device).eval()
+        networks = [
+            n.to(self.device).eval() for n in (*self.encoders.values(), *self.models.values())
+        ]
+        small = sum(p.numel() for n in networks for p in n.parameters()) < SMALL
+        self._threads = one_thread if small else contextlib.nullcontext
 
     @property
     def note(self) -> str:
@@ -225,7 +230,7 @@ class EmiPredictor:
         """Standardised features of windows: rows of `frames`, a sound and a text each."""
         images, audio, text = None, None, None
         first, last = rows[0].start, rows[-1].stop
-        with one_thread():
+        with self._threads():
             if frames is not None and "frames" in self.modalities and first < last:
                 [encoded] = extraction.encode_frames(self.encoders["vision"], [frames[first:last]])
                 images = [encoded[part.start - first : part.stop - first] for part in rows]
@@ -243,7 +248,7 @@ class EmiPredictor:
     def _run(self, data: FeatureSet, removed: str | None = None) -> tuple[list[list], np.ndarray]:
         """Each model's `Output` of each batch, and intensities (S, W, E) in the targets' range."""
         outputs = []
-        with torch.inference_mode(), no_denormals(), one_thread():
+        with torch.inference_mode(), no_denormals(), self._threads():
             for batch in data.batches(TOGETHER, device=self.device):
                 if removed is not None:
                     batch.present[:, MODALITIES.index(removed)] = False

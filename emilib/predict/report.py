@@ -40,7 +40,12 @@ def predict_files(
     if csv_file is not None:
         atomic_write(csv_file, table.to_csv(index=False, float_format="%.6g"))
     if json_file is not None:
-        clips = [{**clip, "windows": parts} for clip, parts in zip(clips, windows, strict=True)]
+        lists = [
+            {name: getattr(p, name) for name in ("problems", "notes", "missing")}
+            for p in predictions
+        ]
+        parts = zip(clips, lists, windows, strict=True)
+        clips = [{**clip, **more, "windows": rows} for clip, more, rows in parts]
         document = {"model": predictor.facts, "note": predictor.note, "clips": clips}
         # pandas writes null for NaN
         text = pd.Series(document).to_json(double_precision=15, force_ascii=False, indent=1)

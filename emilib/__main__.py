@@ -84,7 +84,7 @@ def run(*names: Positional[str], source: Source = DEFAULT) -> None:
     workspace = source.workspace()
     results = workspace.results(names or None)
     print(f"# {workspace.corpus_name}, {len(workspace.profile.seeds)} seeds")
-    for name in results.names:
+    for name in results:
         estimate = results.summary(name)
         spread = "" if math.isnan(estimate.sd) else f" ± {estimate.sd:.4f}"
         print(f"{name:24s}{estimate.value:8.4f}{spread}")

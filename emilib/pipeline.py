@@ -23,8 +23,7 @@ from emilib.reader import CorpusReader
 from emilib.steps import Step, Steps
 from emilib.study import resources
 from emilib.study.experiments import all_experiments
-from emilib.study.results import KIND, Results, result_parts
-from emilib.study.runs import run, untrainable
+from emilib.study.runs import KIND, Results, result_parts, run, untrainable
 from emilib.study.tables import tables
 from emilib.training.contrastive_pretraining import Contrast
 
@@ -234,7 +233,7 @@ class Workspace:
         trained = [e for n, e in wanted.items() if n not in without]
         settings = {"workers": self.workers, "progress": Counter("training runs")}
         done = run(trained, self.profile.seeds, features, self.cache, **settings)
-        return Results(wanted, done.outcomes, without)
+        return Results(wanted, done, without)
 
     def plan(self) -> pd.DataFrame:
         """What `results` goes through, in order, and how much of it is kept; makes nothing.

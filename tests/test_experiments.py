@@ -12,9 +12,8 @@ from emilib.cache import Cache
 from emilib.features import FeatureSet, FeatureSplits
 from emilib.metrics import mean_pearson
 from emilib.models import TAEMI
-from emilib.study import claims, results, runs
+from emilib.study import claims, runs
 from emilib.study.experiments import Experiment, all_experiments
-from emilib.study.results import collect
 from emilib.study.runs import ExperimentError, run
 from emilib.study.savchenko import search_weights
 from emilib.training import loop as training
@@ -139,8 +138,8 @@ def test_every_experiment_of_the_tables_trains(tmp_path):
         for e in LISTED.values()
     ]
     study = run(quick, (0,), FEATURES, Cache(tmp_path), workers=1)
-    assert study.names == list(LISTED)
-    for outcome in study.outcomes.values():
+    assert list(study) == list(LISTED)
+    for outcome in study.values():
         assert outcome.predictions.shape == (1, 12, 6)
         assert np.isfinite(outcome.predictions).all()
         assert outcome.test_predictions.shape == (1, 5, 6)
@@ -188,7 +187,7 @@ def test_only_what_is_missing_or_changed_is_trained(tmp_path, trained, monkeypat
     run([longer], (0,), FEATURES, cache, workers=1)
     other = {"official": dataclasses.replace(FEATURES["official"], fingerprint="changed")}
     run([LINEAR], (0,), other, cache, workers=1)
-    monkeypatch.setattr(results, "code_version", lambda *names: "changed")
+    monkeypatch.setattr(runs, "code_version", lambda *names: "changed")
     run([LINEAR], (0,), FEATURES, cache, workers=1)
     assert len(trained) == 9
 
@@ -234,8 +233,8 @@ def test_failures_are_named_and_the_rest_is_kept(tmp_path, trained):
     with pytest.raises(ExperimentError, match=r"2 of 4 .* broken with seed 0"):
         run([broken, LINEAR], (0, 1), FEATURES, Cache(tmp_path), workers=1)
     assert trained == [("MeanLinear", 0), ("MeanLinear", 1)]
-    stored = collect({"linear": LINEAR}, (0, 1), FEATURES, Cache(tmp_path))
-    assert stored.names == ["linear"]
+    run([LINEAR], (0, 1), FEATURES, Cache(tmp_path), workers=1)
+    assert len(trained) == 2
     fatal = dataclasses.replace(LINEAR, name="fatal", train=lambda *_, **__: os._exit(1))
     with pytest.raises(ExperimentError, match="died"):
         run([GRU, fatal], (0,), FEATURES, Cache(tmp_path), workers=2)

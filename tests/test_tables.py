@@ -7,7 +7,7 @@ from test_experiments import LISTED
 
 from emilib import metrics
 from emilib.study import claims, tables
-from emilib.study.results import Outcome, Results
+from emilib.study.runs import Outcome, Results
 
 CORPUS = "embedded corpus: drawn faces and synthetic voices; not comparable with the paper's number"
 CLIPS = 90

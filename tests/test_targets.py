@@ -143,7 +143,7 @@ def test_an_own_data_set_is_trained_on_and_predicted_in_its_range(own, tmp_path)
     named = Workspace(own.profile, own.folder / "labels.csv", own.home)
     assert (named.folder, named.reader.key) == (own.folder, own.reader.key)
     results = own.results(["taemi", "vit_baseline"])
-    assert results.names == ["taemi"]
+    assert list(results) == ["taemi"]
     assert results.lacking == {"vit_baseline": "no official features"}
     outcome, train = results["taemi"], own.features().train.target
     assert outcome.targets == own.targets == ("valence", "arousal")

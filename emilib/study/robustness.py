@@ -16,7 +16,7 @@ from emilib.cache import Cache, code_version, single_process
 from emilib.features.feature_set import FeatureSet
 from emilib.progress import Counter
 from emilib.study.corruptions import Corruption
-from emilib.study.results import Results
+from emilib.study.runs import Results
 from emilib.training.loop import no_denormals
 from emilib.workers import device
 

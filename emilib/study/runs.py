@@ -1,24 +1,29 @@
-"""Trains experiments: nothing but `run_one` trains for a table, and every result is kept."""
+"""Trains experiments, keeps and reads their results: nothing but `run_one` trains for a table."""
 
 import contextlib
+import dataclasses
 import functools
+import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
-from emilib.cache import Cache, key, share, single_process, wait_until
+from emilib import EMOTIONS, metrics, models
+from emilib.cache import Cache, code_version, key, share, single_process, wait_until
 from emilib.features.feature_set import FeatureSplits
 from emilib.features.media_set import MediaSet
-from emilib.models import EndToEnd, for_features
-from emilib.study.experiments import Experiment
-from emilib.study.results import KIND, Results, collect, result_parts
-from emilib.training.loop import Result, fit, one_thread
+from emilib.progress import quietly
+from emilib.study.experiments import MEDIA, Experiment
+from emilib.training.loop import Result, TargetScale, fit, one_thread
 from emilib.workers import count, ordered_map
 
+KIND = "result"  # of a step in the cache
+TRAINED_BY = ("models", "training", "metrics.py", "features/feature_set.py")
 _MISSING = {"frames": "picture", "audio": "sound", "text": "words"}
 
 
@@ -26,25 +31,99 @@ class ExperimentError(RuntimeError):
     """Some runs failed; the others are kept."""
 
 
+@dataclasses.dataclass
+class Outcome:
+    """What an experiment came to, over S seeds, on N validation clips.
+
+    ids : N names; target (N, E); predictions (S, N, E), not clipped
+    test_ids, test_predictions : the same for the test clips, whose labels nobody has
+    histories : a DataFrame a seed, see `emilib.training.loop.Result`
+    parameters : number of trained parameters; seconds : (S,) of training
+    folders : where each seed's result lies; empty for a mean of members
+    scale : turned the models' outputs into predictions in the range of the E targets, or None
+    """
+
+    experiment: Experiment
+    seeds: tuple[int, ...]
+    ids: list[str]
+    target: np.ndarray
+    predictions: np.ndarray
+    test_ids: list[str]
+    test_predictions: np.ndarray
+    histories: list[pd.DataFrame]
+    parameters: int
+    seconds: np.ndarray
+    folders: list[Path]
+    targets: tuple[str, ...] = EMOTIONS
+    scale: TargetScale | None = None
+
+
+class Results(dict):
+    """Outcomes by name of experiment; `lacking` says why others can't be trained on this corpus."""
+
+    def __init__(self, experiments: Mapping[str, Experiment], outcomes: Mapping, lacking=()):
+        super().__init__(outcomes)
+        self.experiments, self.lacking = experiments, dict(lacking)
+
+    def __missing__(self, name: str):
+        reason = self.lacking.get(name, f"results: {', '.join(self)}")
+        raise ValueError(f"no result for {name!r}; {reason}")
+
+    def summary(self, name: str) -> metrics.Estimate:
+        """Mean ρ with its spread over seeds and its interval over clips."""
+        return metrics.estimate(self[name].target, self[name].predictions)
+
+    def difference(self, first: str, second: str) -> metrics.Estimate:
+        """ρ of `first` minus ρ of `second`, paired over seeds and clips."""
+        a, b = self[first], self[second]
+        return metrics.difference(a.target, a.predictions, b.predictions)
+
+    def experiment_for(self, table: str, row: str) -> Experiment | None:
+        """The experiment that serves a row of a table."""
+        return next((e for e in self.experiments.values() if (table, row) in e.rows), None)
+
+    def model(self, name: str, seed: int | None = None) -> torch.nn.Module:
+        """The trained model of a seed (the first where none is named), on the CPU."""
+        outcome = self[name]
+        if not outcome.folders:
+            raise ValueError(f"{name!r} is a mean of {outcome.experiment.members}: load these")
+        position = 0 if seed is None else outcome.seeds.index(seed)
+        folder = str(outcome.folders[position] / "model")
+        if outcome.experiment.features == MEDIA:
+            from emilib.features.loading import load_encoder
+
+            return quietly(models.EndToEnd.from_pretrained, folder, load_encoder).eval()
+        return quietly(getattr(models, outcome.experiment.model).from_pretrained, folder).eval()
+
+
+def result_parts(experiment: Experiment, seed: int, splits: FeatureSplits) -> dict:
+    """All that determines a result. Name and rows do not."""
+    return {
+        "model": experiment.model,
+        "model_args": dict(experiment.model_args),
+        "modalities": list(experiment.modalities),
+        "recipe": experiment.recipe,
+        "seed": int(seed),
+        "features": splits.fingerprint,
+        "code": code_version(*TRAINED_BY, "study/runs.py", "study/savchenko.py"),
+        "train": experiment.train and inspect.getsource(experiment.train),
+    }
+
+
 def train_model(experiment: Experiment, train, valid, seed: int, checkpoint) -> Result:
-    """The experiment's model, initialised and trained from `seed`."""
+    """The experiment's model, initialised and trained from `seed`; of media with its encoders."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        model = for_features(experiment.model, train, **experiment.model_args)
+        model = models.for_features(experiment.model, train, **experiment.model_args)
     if isinstance(train, MediaSet):
-        model = with_encoders(model, train)
+        from emilib.features import loading
+
+        built = []
+        for role in ("audio", "text"):
+            settings = dict(train.encoders[role])
+            built.append(loading.pretrained(role, settings.pop("checkpoint"), **settings))
+        model = models.EndToEnd(*built, model, moments=train.scaling)
     return fit(model, train, valid, experiment.recipe, seed, checkpoint)
-
-
-def with_encoders(fusion: torch.nn.Module, data: MediaSet) -> torch.nn.Module:
-    """A TAEMI with published encoders of sound and words inside, to be trained with it."""
-    from emilib.features import loading
-
-    built = []
-    for role in ("audio", "text"):
-        settings = dict(data.encoders[role])
-        built.append(loading.pretrained(role, settings.pop("checkpoint"), **settings))
-    return EndToEnd(*built, fusion, moments=data.scaling)
 
 
 def run_one(experiment: Experiment, seed: int, splits: FeatureSplits, cache: Cache) -> Path:
@@ -80,7 +159,7 @@ def run_one(experiment: Experiment, seed: int, splits: FeatureSplits, cache: Cac
         meta["scale"] = None if result.scale is None else result.scale.to_dict()
         (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         model, save = result.model.cpu(), ()
-        if isinstance(model, EndToEnd):
+        if isinstance(model, models.EndToEnd):
             from emilib.features.loading import save_encoder
 
             save = (save_encoder,)
@@ -138,7 +217,7 @@ def run(
         )
     for parts, _ in jobs.values():
         wait_until(lambda parts=parts: cache.has(KIND, parts))
-    return collect(experiments, seeds, features, cache)
+    return Results(experiments, _collect(experiments, seeds, features, cache))
 
 
 def _attempt(job, cache: Cache) -> str:
@@ -155,13 +234,56 @@ def untrainable(experiments: Mapping[str, Experiment], features: Mapping) -> dic
     """Why some experiments can't be trained on these features, by name: "no official features"."""
     reasons = {}
     for name, experiment in experiments.items():
-        kind = experiment.features.split(",")[0]
-        if experiment.features not in features:
+        kind, splits = experiment.features.split(",")[0], features.get(experiment.features)
+        if splits is None:
             reasons[name] = f"no {kind} features"
-            continue
-        dims = features[experiment.features].train.dims
-        without = [_MISSING[m] for m in experiment.modalities if m not in dims]
-        if without:
+        elif without := [_MISSING[m] for m in experiment.modalities if m not in splits.train.dims]:
             official = " in the official features" if kind == "official" else ""
             reasons[name] = f"no {' and no '.join(without)}{official}"
     return reasons
+
+
+def _collect(experiments: Mapping, seeds: Sequence[int], features: Mapping, cache: Cache) -> dict:
+    """Outcomes by name; all runs are in the cache."""
+    outcomes = {}
+    for name, experiment in sorted(experiments.items(), key=lambda item: bool(item[1].members)):
+        members = [outcomes[m] for m in experiment.members]
+        if experiment.leaked:
+            outcomes[name] = _read(experiment, seeds, members[0].folders, "leaked_")
+        elif members:
+            outcomes[name] = dataclasses.replace(
+                members[0],
+                experiment=experiment,
+                predictions=np.mean([m.predictions for m in members], axis=0),
+                test_predictions=np.mean([m.test_predictions for m in members], axis=0),
+                histories=[],
+                parameters=sum(m.parameters for m in members),
+                seconds=np.sum([m.seconds for m in members], axis=0),
+                folders=[],
+            )
+        else:
+            parts = [result_parts(experiment, s, features[experiment.features]) for s in seeds]
+            outcomes[name] = _read(experiment, seeds, [cache.folder(KIND, part) for part in parts])
+    return {name: outcomes[name] for name in experiments}
+
+
+def _read(
+    experiment: Experiment, seeds: Sequence[int], folders: list[Path], prefix: str = ""
+) -> Outcome:
+    runs = [dict(np.load(folder / "predictions.npz", allow_pickle=False)) for folder in folders]
+    metas = [json.loads((folder / "meta.json").read_text(encoding="utf-8")) for folder in folders]
+    return Outcome(
+        experiment,
+        tuple(seeds),
+        ids=runs[0]["ids"].tolist(),
+        target=runs[0]["target"],
+        predictions=np.stack([run[f"{prefix}prediction"] for run in runs]),
+        test_ids=runs[0]["test_ids"].tolist(),
+        test_predictions=np.stack([run[f"{prefix}test_prediction"] for run in runs]),
+        histories=[pd.read_csv(folder / "history.csv") for folder in folders],
+        parameters=metas[0]["parameters"],
+        seconds=np.array([meta["seconds"] for meta in metas]),
+        folders=[] if prefix else folders,  # leaked weights are not kept
+        targets=tuple(runs[0]["targets"].tolist()),
+        scale=TargetScale.from_dict(metas[0]["scale"]),
+    )

@@ -14,7 +14,7 @@ import pandas as pd
 
 from emilib.cache import atomic_write
 from emilib.study import claims
-from emilib.study.results import Results
+from emilib.study.runs import Results
 
 PARTITION_TABLES = ("A1", "B1")
 NO_RESULT = "no result"
@@ -110,7 +110,7 @@ def _caption(name: str, corpus: str, results: Results | None) -> str:
     about = _ABOUT.loc[name]
     if name in PARTITION_TABLES:
         return f"{about.subject} Paper: Hume-Vidmimic2. Here: {corpus}."
-    clips = max((len(results[n].ids) for n in results.names), default=0)
+    clips = max((len(results[n].ids) for n in results), default=0)
     paper = "Paper: reported on Hume-Vidmimic2. " if name != "A4" else ""
     return (
         f"{about.subject} Mean Pearson ρ over the emotions on validation. {paper}Here: {corpus}; "

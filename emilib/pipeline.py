@@ -13,7 +13,7 @@ import pandas as pd
 
 from emilib import environment, profiles, workers
 from emilib.cache import Cache, code_version, key, rank, wait_until
-from emilib.features import transcripts as speech
+from emilib.features.checkpoints import whisper_file
 from emilib.features.feature_set import FeatureSet, FeatureSplits
 from emilib.features.media_set import MediaSet
 from emilib.features.store import Rows
@@ -125,7 +125,7 @@ class Workspace:
     def estimate(self) -> pd.DataFrame:
         """What a run takes, by stage; see `emilib.study.resources`."""
         silent = int(self.reader.table["transcript"].isna().sum())
-        heard = silent if silent and speech.find_weights() is not None else 0
+        heard = silent if silent and whisper_file() is not None else 0
         used = self.reader.partitions(self.profile.max_seconds)
         return resources.estimate(self.profile, used, heard, self.workers)
 
@@ -174,12 +174,12 @@ class Workspace:
         sets = [self._feature_set("train", step.stores)]
         # A test clip may lack what the others have.
         sets += [self._feature_set(s, step.stores, sets[0].dims) for s in ("validation", "test")]
-        moments = sets[0].moments() if standardised else None
-        if moments is not None:
+        if standardised:
+            moments = sets[0].moments()
             sets = [data.standardised(moments) for data in sets]
         # Standardised or not, these are other features.
         fingerprint = key(features=step.key, standardised=standardised)
-        return FeatureSplits(*sets, fingerprint=fingerprint, name=kind, moments=moments)
+        return FeatureSplits(*sets, fingerprint=fingerprint)
 
     def _feature_set(self, split: str, stores: dict, dims: dict | None = None) -> FeatureSet:
         clips = self.clips[self.clips["split"] == split]
@@ -203,7 +203,7 @@ class Workspace:
             waveforms = Rows(self.media["waveform"], features.ids)
             tokens = tokenizer(self.reader.texts(features.ids))
             splits.append(MediaSet.of(features, waveforms, tokens, settings))
-        return FeatureSplits(*splits, f"{cached.fingerprint} media", "media", cached.moments)
+        return FeatureSplits(*splits, f"{cached.fingerprint} media")
 
     def features_of(self, experiment: str) -> FeatureSplits:
         """The features, or the media, that an experiment of `experiments` is trained on."""

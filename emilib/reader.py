@@ -15,7 +15,7 @@ from emilib.cache import Cache, code_version, file_sum, key
 from emilib.corpus import defects, feature_files, layout, media, read
 from emilib.corpus import user_dataset as own
 from emilib.features import transcripts as speech
-from emilib.features.checkpoints import how_to_get
+from emilib.features.checkpoints import how_to_get, whisper_file
 from emilib.progress import Counter
 
 OFFICIAL = {"frames": "official_vision", "audio": "official_audio"}
@@ -112,7 +112,7 @@ class CorpusReader:
         """Raise ValueError where no clips have words: Stage I aligns sound and frames with them."""
         words = self.table.loc[self.table["split"] == "train", "transcript"]
         count = int(words.fillna("").str.strip().ne("").sum())
-        if count < 2 and not (words.isna().any() and speech.find_weights() is not None):
+        if count < 2 and not (words.isna().any() and whisper_file() is not None):
             raise ValueError(
                 f"{self.source}: expected words of at least two training clips, got {count}: "
                 "Stage I aligns sound and frames with words; give files in text/, in your CSV a "

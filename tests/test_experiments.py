@@ -46,7 +46,7 @@ def clips(count, seed, name, labelled=True):
 
 def splits(name, seed):
     parts = [clips(24, seed, "1"), clips(12, 77, "2"), clips(5, seed + 2, "3", labelled=False)]
-    return FeatureSplits(*parts, fingerprint=f"{name}-{seed}", name=name)
+    return FeatureSplits(*parts, fingerprint=f"{name}-{seed}")
 
 
 KINDS = ("ours", "ours, start", "ours, one_way", "official")
@@ -242,7 +242,7 @@ def test_failures_are_named_and_the_rest_is_kept(tmp_path, trained):
 
 def test_what_the_features_lack_is_named(tmp_path):
     sets = {n: getattr(FEATURES["official"], n) for n in ("train", "validation", "test")}
-    deaf = FeatureSplits(**{n: s.only("frames") for n, s in sets.items()}, fingerprint="", name="")
+    deaf = FeatureSplits(**{n: s.only("frames") for n, s in sets.items()}, fingerprint="")
     for features, word in (({}, "no official features"), ({"official": deaf}, "no sound")):
         with pytest.raises(ValueError, match=word):
             run([LINEAR], (0,), features, Cache(tmp_path))

@@ -50,7 +50,7 @@ def test_a_batch_holds_what_a_loop_copies(clips, scaled):
     present = np.array([[f is not None, a is not None, t] for f, a, t in clips])
     np.testing.assert_array_equal(data.present, present)
     steps = [[1 if n is None else n for n in clip[:2]] for clip in clips]
-    assert data.lengths().tolist() == [max(pair) for pair in steps]
+    assert data.lengths.tolist() == [max(pair) for pair in steps]
     rows = np.random.default_rng(1).permutation(len(clips))
     widths = {m: WIDTHS[m] for c, m in enumerate(MODALITIES) if present[:, c].any()}
     moments = {m: (np.arange(d) + 1.0, np.arange(d) + 2.0) for m, d in widths.items()}
@@ -205,6 +205,18 @@ def test_rows_of_a_store_are_read_a_batch_at_a_time(tmp_path):
         assert torch.equal(batch.present, expected.present)
 
 
+def test_masked_steps_of_padded_arrays_are_left_out():
+    data, padded = make(), {}
+    batch = data.batch(range(10))
+    for name in ("frames", "audio"):
+        padded[f"{name}_valid"] = valid = getattr(batch, f"{name}_valid")
+        padded[name] = getattr(batch, name).masked_fill(~valid[..., None], np.nan).numpy()
+    again = make(**padded)
+    assert again.frames[2] is None
+    for name, tensor in batch.inputs().items():
+        assert torch.equal(again.batch(range(10)).inputs()[name], tensor)
+
+
 BAD_TEXT = np.where(np.arange(60).reshape(10, 6) == 7, np.inf, 1.0)
 
 
@@ -215,6 +227,7 @@ BAD_TEXT = np.where(np.arange(60).reshape(10, 6) == 7, np.inf, 1.0)
         ({"frames": [np.zeros(3)] * 10}, r"\(T, D\)"),
         ({"audio": [np.zeros((2, 4))] * 9 + [np.zeros((2, 3))]}, r"audio\[9\].* width 4"),
         ({"audio": [np.full((2, 4), np.inf)] * 10}, "finite"),
+        ({"audio_valid": [[True] * 9] * 9}, "audio_valid: .*10 ids, got 9"),
         ({"audio": [np.zeros((2, 4), int)] * 10}, "float"),
         ({"text": np.zeros((9, 6))}, r"\(10, D\)"),
         ({"text": BAD_TEXT}, "'00001'"),

@@ -65,7 +65,7 @@ def test_the_fusion_alone_gives_the_same_on_features_of_its_encoders(workspace):
     text = np.stack([missing if row["text"] is None else row["text"][0] for row in rows])
     cached = FeatureSet.from_arrays(
         data.ids, [r["frames"] for r in rows], [r["audio"] for r in rows], text
-    ).standardised(workspace.features("ours", "paper_b").moments)
+    ).standardised(workspace.features("ours", "paper_b").train.scaling)
     with torch.no_grad():
         inside = trained(**batch.inputs()).intensity.numpy()
     np.testing.assert_allclose(predict(trained.fusion, cached), inside, atol=5e-3)

@@ -31,7 +31,7 @@ def _clips(rng, count, weights):
 def _splits(rng):
     weights = rng.standard_normal((4, 6))
     train, validation, test = (_clips(rng, n, weights) for n in (80, 50, 4))
-    return FeatureSplits(train, validation, test, fingerprint="", name="ours")
+    return FeatureSplits(train, validation, test, fingerprint="")
 
 
 def test_pooled_sound_is_mean_and_deviation_and_pooled_frames_are_the_change_since_the_first(rng):

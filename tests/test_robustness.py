@@ -222,10 +222,9 @@ class Corpus:
         encoded = {m: [self.encode(m, medium) for medium in self.media[m]] for m in self.media}
         text, target = draw.normal(size=(24, 5)), draw.random((24, 2))
         plain = FeatureSet.from_arrays(range(24), **encoded, text=text, target=target)
-        moments = plain.select(range(12)).moments()
-        data = plain.standardised(moments)
+        data = plain.standardised(plain.select(range(12)).moments())
         parts = (data.select(range(12)), data.select(range(12, 24)), data.select([0]))
-        self.ids, self.splits = plain.ids[12:], FeatureSplits(*parts, "x", "ours", moments)
+        self.ids, self.splits = plain.ids[12:], FeatureSplits(*parts, "x")
 
     @staticmethod
     def encode(modality, medium):
@@ -261,7 +260,7 @@ def test_corrupted_media_are_encoded_again_and_the_rest_stays():
         np.testing.assert_array_equal(data.text, clean.text)
         np.testing.assert_array_equal(data.present, clean.present)
     noisy = corruptions.corrupt(NOISES[1], clean.ids[3], corpus.media["audio"][15])
-    mean, spread = corpus.splits.moments["audio"]
+    mean, spread = corpus.splits.train.scaling["audio"]
     expected = (corpus.encode("audio", noisy) - mean) / spread
     data = corpus.validation(NOISES[1], "ours")
     np.testing.assert_allclose(data.scaled("audio", data.audio[3]), expected, rtol=1e-5)

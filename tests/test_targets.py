@@ -86,7 +86,7 @@ def features():
         columns = (data.ids, data.frames, audio, data.text, target)
         return FeatureSet.from_arrays(*columns, names=("valence", "size"))
 
-    return {"ours": FeatureSplits(part(24, 1), part(12, 2), part(3, 3), "x", "ours")}
+    return {"ours": FeatureSplits(part(24, 1), part(12, 2), part(3, 3), "x")}
 
 
 def test_savchenko_is_brought_into_the_range_of_its_sigmoid_and_back(features, tmp_path):

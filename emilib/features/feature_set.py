@@ -6,6 +6,7 @@ Dimension key: N clips, B clips of a batch, T steps, D width, E targets.
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -34,8 +35,6 @@ class Batch:
 
     def to(self, device) -> "Batch":
         """The batch with every tensor on `device`; None leaves them where they are."""
-        if device is None:
-            return self
         values = {n: None if x is None else x.to(device) for n, x in vars(self).items()}
         return type(self)(**values)
 
@@ -52,6 +51,7 @@ class FeatureSet:
 
     dims : width of each modality the set has
     present : (N, 3) bool, which of frames, audio and text each clip has
+    lengths : (N,) steps of the longest sequence of each clip, at least 1
     """
 
     ids: list[str]
@@ -60,7 +60,7 @@ class FeatureSet:
     text: np.ndarray | None
     target: np.ndarray | None
     dims: dict[str, int]
-    names: tuple[str, ...] | None = None
+    names: tuple[str, ...] = ()
     scaling: dict[str, tuple[np.ndarray, np.ndarray]] | None = None
 
     per_clip = ("ids", *MODALITIES, "target")  # what `select` picks from
@@ -73,21 +73,32 @@ class FeatureSet:
         if self.text is not None:
             steps[:, 2] = ~np.isnan(self.text).any(axis=1)
         self.present = steps > 0
-        self._lengths = steps.max(axis=1, initial=1)
+        self.lengths = steps.max(axis=1, initial=1)
 
     @classmethod
     def from_arrays(
-        cls, ids, frames=None, audio=None, text=None, target=None, *, names=None, dims=None
+        cls,
+        ids,
+        frames=None,
+        audio=None,
+        text=None,
+        target=None,
+        *,
+        frames_valid=None,
+        audio_valid=None,
+        names=(),
+        dims=None,
     ) -> "FeatureSet":
         """A set from plain arrays.
 
         ids : N names
-        frames, audio : one (T, D) float array a clip, None where the clip lacks it; or None. Of
-            padded arrays take the real steps: ``[x[mask] for x, mask in zip(frames, valid)]``.
+        frames, audio : one (T, D) float array a clip, None where the clip lacks it; or None.
             `store.Rows` stay on their disk, and are read a batch at a time.
+        frames_valid, audio_valid : of padded arrays one (T,) bool mask a clip, True = real; the
+            other steps are left out, and a clip without a real one lacks the modality
         text : (N, D) float, a row of NaN where the clip has no words; or None
         target : (N, E) float, in any range, or (N,) for a single target; or None
-        names : of the E targets; None: the emotions where there are six, else numbered
+        names : of the E targets; without: the emotions where there are six, else numbered
         dims : widths of the modalities, as of another set's `dims`; then all clips may lack one
 
         Raises ValueError when the numbers of clips or the widths disagree, when all modalities
@@ -95,22 +106,20 @@ class FeatureSet:
         """
         ids, widths = [str(i) for i in ids], dict(dims or {})
         columns = {
-            "frames": _sequences("frames", frames, len(ids), widths),
-            "audio": _sequences("audio", audio, len(ids), widths),
+            "frames": _sequences("frames", frames, frames_valid, len(ids), widths),
+            "audio": _sequences("audio", audio, audio_valid, len(ids), widths),
             "text": None if text is None else _matrix("text", np.asarray(text), ids),
         }
         if target is not None:
             target = np.asarray(target, np.float64)
             target = _matrix("target", target[:, None] if target.ndim == 1 else target, ids)
-            expected = f"one for each of {target.shape[1]} targets"
-            _expect(
-                names is None or len(names) == target.shape[1], "names", expected, len(names or ())
-            )
+            count = target.shape[1]
+            right = len(names) in (0, count)
+            _expect(right, "names", f"one for each of {count} targets", len(names))
         widths["text"] = 0 if text is None else columns["text"].shape[1]
         widths = {m: widths[m] for m in MODALITIES if columns[m] is not None and widths[m]}
         _expect(widths or not ids, "a set", "at least one of frames, audio and text", "none")
-        names = None if names is None else tuple(names)
-        return cls(ids, **columns, target=target, dims=widths, names=names)
+        return cls(ids, **columns, target=target, dims=widths, names=tuple(names))
 
     def __len__(self):
         return len(self.ids)
@@ -126,10 +135,8 @@ class FeatureSet:
     @property
     def targets(self) -> tuple[str, ...]:
         """Names of the targets."""
-        if self.names is not None:
-            return self.names
         numbered = tuple(f"target {i}" for i in range(self.num_targets))
-        return EMOTIONS if len(numbered) == len(EMOTIONS) else numbered
+        return self.names or (EMOTIONS if len(numbered) == len(EMOTIONS) else numbered)
 
     def with_target(self, target: np.ndarray) -> "FeatureSet":
         """The same clips and features with other numbers (N, E) as targets."""
@@ -183,19 +190,14 @@ class FeatureSet:
         return dataclasses.replace(self, scaling=moments)
 
     def fingerprint(self) -> str:
-        """Hex digest of ids, targets, text, and the frames and audio of up to 64 clips."""
-        facts = [self.ids, self.targets, self.dims, self._lengths.tolist()]
+        """Hex digest of everything in the set."""
+        facts = [self.ids, self.targets, self.dims, self.lengths.tolist()]
         digest = hashlib.sha256(repr(facts).encode())
-        some = range(0, len(self), 1 + len(self) // 64)
-        arrays = [self.text, self.target, *(x for m in (self.scaling or {}).values() for x in m)]
-        arrays += [seq[row] for seq in (self.frames, self.audio) if seq is not None for row in some]
-        for array in arrays:
+        moments = chain.from_iterable((self.scaling or {}).values())
+        sequences = chain(self.frames or (), self.audio or ())
+        for array in chain((self.text, self.target), moments, sequences):
             digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:32]
-
-    def lengths(self) -> np.ndarray:
-        """(N,) steps of the longest sequence of each clip, at least 1."""
-        return self._lengths
 
     def batches(self, batch_size: int, shuffle=False, generator=None, device=None):
         """Yield the clips as `Batch`es of up to `batch_size`, in their order.
@@ -204,7 +206,7 @@ class FeatureSet:
             A batch has clips of similar length (padding to 350 steps in place of 600 halves the
             time of an LSTM); the batches come in random order
         """
-        order, lengths = torch.arange(len(self)), torch.from_numpy(self._lengths)
+        order, lengths = torch.arange(len(self)), torch.from_numpy(self.lengths)
         if shuffle:
             # Sorting within stretches of several batches keeps the draw random.
             parts = torch.randperm(len(self), generator=generator).split(8 * batch_size)
@@ -259,8 +261,6 @@ class FeatureSplits:
     validation: FeatureSet
     test: FeatureSet
     fingerprint: str  # changes when any feature, id or target does
-    name: str  # "ours" (encoders of Stage I), "official" (the organisers' features) or "media"
-    moments: dict | None = None  # of the training clips, where features are standardised by them
 
 
 def _expect(holds, where: str, expected: str, got) -> None:
@@ -268,11 +268,12 @@ def _expect(holds, where: str, expected: str, got) -> None:
         raise ValueError(f"{where}: expected {expected}, got {got}")
 
 
-def _sequences(name: str, arrays, count: int, widths: dict):
+def _sequences(name: str, arrays, valid, count: int, widths: dict):
     """Float arrays (T, D) or None; `widths` gets D if it lacks it."""
     if arrays is None:
         return None
-    _expect(len(arrays) == count, name, f"one for each of {count} ids", len(arrays))
+    for part, values in ((name, arrays), (f"{name}_valid", arrays if valid is None else valid)):
+        _expect(len(values) == count, part, f"one for each of {count} ids", len(values))
     checked: list = [None] * count
     for position, array in enumerate(arrays):
         if array is None:
@@ -281,16 +282,18 @@ def _sequences(name: str, arrays, count: int, widths: dict):
         right = array.ndim == 2 and np.issubdtype(array.dtype, np.floating)
         got = f"{array.dtype} of shape {array.shape}"
         _expect(right, where, "a (T, D) float array or None", got)
+        if valid is not None:
+            array = array[np.asarray(valid[position], bool)]
         width = widths.setdefault(name, array.shape[1])
         same = array.shape[1] == width
         _expect(same, where, f"width {width} like the other clips", array.shape[1])
-        # A store's features were checked when they were extracted; reading them may take long.
+        # A store's features were checked when they were extracted.
         finite = isinstance(arrays, Rows) or np.isfinite(array).all()
         _expect(finite, where, f"finite features (None: no {name})", "NaN or infinity")
         checked[position] = array if len(array) else None
     if name not in widths:
         return None
-    return arrays if isinstance(arrays, Rows) else checked
+    return arrays if isinstance(arrays, Rows) and valid is None else checked
 
 
 def _matrix(name: str, array: np.ndarray, ids: Sequence[str]) -> np.ndarray:

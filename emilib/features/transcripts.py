@@ -47,7 +47,7 @@ def transcripts(
         return words, f"Text: from the text files of all {len(clips)} clips."
     read = len(clips) - len(missing)
     files = f"from {read} text files" if read else ""
-    path = find_weights()
+    path = checkpoints.whisper_file()
     if path is None:
         return words, (
             f"Text: {files or 'none'}, {len(missing)} of {len(clips)} clips have no text, as "
@@ -74,7 +74,7 @@ def transcripts(
 
 def heard_key(clips: pd.DataFrame) -> str:
     """Changes when the words that Whisper hears may; "" where it hears none. Whisper is not run."""
-    missing, path = clips[clips["transcript"].isna()], find_weights()
+    missing, path = clips[clips["transcript"].isna()], checkpoints.whisper_file()
     return "" if missing.empty or path is None else key(**_parts(missing, path))
 
 
@@ -88,11 +88,6 @@ def _parts(clips: pd.DataFrame, path: Path) -> dict:
         "whisper": version("openai-whisper"),
         "code": code_version("features/transcripts.py", "corpus/media.py"),
     }
-
-
-def find_weights() -> Path | None:
-    """Path of Whisper's weights on this machine, None where it has none."""
-    return checkpoints.whisper_file()
 
 
 def load_whisper(path, device=None):

@@ -20,7 +20,7 @@ import torch
 
 from emilib import EMOTIONS, MODALITIES, SAMPLE_RATE
 from emilib.corpus.media import MediaError
-from emilib.features import extraction, transcripts
+from emilib.features import checkpoints, extraction, transcripts
 from emilib.features.feature_set import FeatureSet
 from emilib.predict import pretrained
 from emilib.predict.clip import LONGEST, WINDOW, Prediction, clips_of, read_clip, windows_of
@@ -56,7 +56,7 @@ class EmiPredictor:
 
     encoders: dict  # "vision", "audio", "text", of `features.encoders`
     models: dict  # seed → fusion model
-    moments: dict  # of the training clips' features, `FeatureSplits.moments`
+    moments: dict  # of the training clips' features, `FeatureSet.moments`
     settings: object  # `MediaSettings`
     facts: dict  # what a user has to know: corpus, rho, rho_sd, experiment, ...
     modalities: tuple[str, ...] = MODALITIES  # those the models read
@@ -223,7 +223,7 @@ class EmiPredictor:
 
     @functools.cached_property
     def _whisper(self):
-        path = transcripts.find_weights()
+        path = checkpoints.whisper_file()
         return None if path is None else (path, transcripts.load_whisper(path, self.device))
 
     def _encode(self, frames, rows: list[slice], sounds: list, texts: list[str]) -> FeatureSet:

@@ -175,7 +175,7 @@ def decode(files: dict, looked: bool, profile, kept: int | None, sound=True) -> 
             frames = frames[np.linspace(0, len(frames) - 1, kept).round().astype(int)]
         frames = np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
     if waveform is not None:
-        waveform = np.clip(waveform * 32768, -32768, 32767).astype(np.int16)
+        waveform = media.as_int16(waveform)
     return {"frames": frames, "waveform": waveform}
 
 

@@ -48,7 +48,7 @@ def make(workspace, run, path):
     workspace : `emilib.pipeline.Workspace`; run : a name of `workspace.experiments()`
 
     Each clip gets the mean over the seeds of the profile. Returns what `validate` returns. Raises
-    ValueError for an unknown run, and where it has no test clips or no predictions for them.
+    ValueError for an unknown run, and without test clips.
     """
     known = workspace.experiments()
     if run not in known:
@@ -57,8 +57,6 @@ def make(workspace, run, path):
         raise ValueError(f"{path} is a folder; expected the name of the CSV to write.")
     expected = _test_ids(workspace.clips)  # before anything is trained
     outcome = workspace.results([run])[run]
-    if outcome.test_predictions.size == 0:
-        raise ValueError(f"{run}: expected predictions for {len(expected)} test clips, got none")
     write(path, outcome.test_ids, outcome.test_predictions, expected)
     return _sentences(path, path, expected)
 
@@ -106,17 +104,17 @@ def _sentences(source, path, expected):
     table = table[(table != "").any(axis=1)]
     if table.empty:
         return [f"{path} has no row below its header; expected a row a test clip."]
-    ids, values = table["Filename"], table[list(EMOTIONS)].apply(pd.to_numeric, errors="coerce")
+    ids, values = table["Filename"], table[[*EMOTIONS]].apply(pd.to_numeric, errors="coerce")
     values = values.where((values >= 0) & (values <= 1))
     known = ids[ids.str.fullmatch("[0-9]{5}")]
     checks = [  # (the cells at fault, what is wrong with them)
         (ids.drop(known.index), "expected a Filename of five digits as 12660, got {!r}"),
         (ids[ids.duplicated()], "expected one row a clip, got {} again"),
         (known[~known.isin(known if expected is None else expected)], "{} is no test clip"),
+    ] + [
+        (table[e][values[e].isna()], f"expected a number from 0 to 1 as {e}, got {{!r}}")
+        for e in EMOTIONS
     ]
-    for emotion, column in values.items():
-        wanted = f"expected a number from 0 to 1 as {emotion}, got {{!r}}"
-        checks.append((table.loc[column.isna(), emotion], wanted))
     faults = [(line, text.format(cell)) for cells, text in checks for line, cell in cells.items()]
     sentences = [f"{path}, line {line}: {text}." for line, text in sorted(faults)]
     numbers = sorted(known.astype(int)) or [0]

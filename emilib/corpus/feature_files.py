@@ -31,8 +31,8 @@ class _ArrayUnpickler(pickle.Unpickler):
 def load_features(path):
     """The organisers' features of one clip: a pickled array as (T, D) float32.
 
-    Only NumPy arrays of numbers come through: a pickle that names anything else is refused
-    before it can run. A vector of D values is taken as (1, D).
+    A pickle that names anything but NumPy arrays is refused before it can run. A vector of D
+    values is taken as (1, D).
     Raises MediaError for no such file, a damaged pickle, and one of anything but such an array.
     """
     if not Path(path).is_file():

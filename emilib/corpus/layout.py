@@ -61,8 +61,8 @@ def read_layout(folder, strict):
         raise CorpusError(f"The split files in {folder} name no clip; expected a row a clip.")
     places = [str(folder / SPLIT_FILES[split]) for split in clips["split"]]
     rows = clips[["split", *EMOTIONS]]
-    clips = clips[first_rows(clips, clips["id"], rows, places, findings, strict)]
-    clips = clips.reset_index(drop=True)
+    first = first_rows(clips, clips["id"], rows, places, findings, strict)
+    clips = clips[first].reset_index(drop=True)
     ids, spare = set(clips["id"]), {}
     for column, (name, _) in SOURCES.items():
         paths = [files[s][column].get(i) for s, i in zip(clips["split"], clips["id"], strict=True)]
@@ -78,8 +78,6 @@ def finished(clips, folder, targets, findings, unlisted, table, strict):
     """The table of clips in its final order of rows and columns with its `attrs`, and findings.
 
     unlisted : {id: sentence} of files without a row; table : what names the clips, for the notes
-
-    Raises CorpusError where not one training or validation clip has a file, if strict.
     """
     clips = clips.assign(split=pd.Categorical(clips["split"], SPLITS)).sort_values(["split", "id"])
     clips["split"] = clips["split"].astype(object)
@@ -98,10 +96,9 @@ def finished(clips, folder, targets, findings, unlisted, table, strict):
     }
     notes = [f"{what} ({len(ids)}): {shortened(ids)}." for what, ids in notes.items() if ids]
     clips.attrs.update(folder=str(folder), targets=list(targets), notes=notes)
-    findings += [
-        (row.id, row.split, "missing id", "no file of any kind") for row in bare.itertuples()
-    ]
-    findings += [(id_, "", "missing id", f"no row: {text}") for id_, text in unlisted.items()]
+    clues = [(i, s, "no file of any kind") for i, s in bare[["id", "split"]].to_numpy()]
+    clues += [(id_, "", f"no row: {text}") for id_, text in unlisted.items()]
+    findings += [(id_, split, "missing id", detail) for id_, split, detail in clues]
     return clips, findings
 
 
@@ -136,16 +133,11 @@ def entries(folder, suffixes):
 
 def text_of(path):
     """The words of a text file, "" for an empty one; None for None."""
-    if path is None:
-        return None
-    return Path(path).read_text(encoding="utf-8-sig", errors="replace").strip()
+    return path and Path(path).read_text(encoding="utf-8-sig", errors="replace").strip()
 
 
 def read_rows(path):
-    """The rows of a CSV as stripped text, indexed by their line in the file; empty ones left out.
-
-    Raises CorpusError for what is no CSV, and for a row with more cells than the first.
-    """
+    """The rows of a CSV as stripped text, indexed by line of the file; empty ones left out."""
     options = {"header": None, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
     try:
         table = pd.read_csv(path, skipinitialspace=True, skip_blank_lines=False, **options)
@@ -163,11 +155,7 @@ def read_rows(path):
 
 
 def numbers(cells, path, clips, findings, strict):
-    """Cells as floats; what is not a finite number is NaN and a finding, or when strict an error.
-
-    cells : Series of text, indexed by its line in the CSV `path`
-    clips : `id` and `split` of these lines
-    """
+    """Cells (indexed by line of a CSV) as floats; others are NaN and a finding, or an error."""
     values = pd.to_numeric(cells, errors="coerce").astype(float)
     values = values.where(np.isfinite(values))
     for line in cells.index[values.isna()]:
@@ -179,10 +167,7 @@ def numbers(cells, path, clips, findings, strict):
 
 
 def first_rows(clips, keys, rows, places, findings, strict):
-    """(N,) bool: the first row of each key. Rows that differ are a finding, or strictly an error.
-
-    clips : `id` and `split` of each row; rows : the cells that should agree; places : where it is
-    """
+    """(N,) bool: the first row of each key. `rows` that differ are a finding, or an error."""
     repeated = keys.duplicated().to_numpy()
     for n in np.flatnonzero(repeated):
         first = (keys == keys.iloc[n]).to_numpy().argmax()
@@ -214,10 +199,7 @@ def _split_table(folder, split, files, findings, strict):
         ids = sorted(set().union(*(entries(inside / name, kind) for name, kind in kinds)))
         return pd.DataFrame({"id": ids, "split": split, **dict.fromkeys(EMOTIONS, np.nan)})
     if not path.is_file():
-        raise CorpusError(
-            f"{path} is missing; a corpus folder holds {SPLIT_FILES['train']} and "
-            f"{SPLIT_FILES['validation']} with the header {HEADER}."
-        )
+        raise CorpusError(f"{path} is missing; expected a CSV with the header {HEADER}.")
     table = read_rows(path)
     if missing := [name for name in COLUMNS if name not in table.columns]:
         raise CorpusError(f"{path} lacks the columns {', '.join(missing)}; expected {HEADER}.")

@@ -80,8 +80,7 @@ def decode(path, fps=5.0, size=None, frames=True, sound=True, max_seconds=None):
     if fps is not None and not fps > 0:
         raise ValueError(f"fps: expected a number above 0 or None, got {fps!r}")
     media, limit = Media(), math.inf if max_seconds is None else max_seconds
-    with open_media(path) as container:
-        video, audio = first_streams(container)
+    with open_media(path) as (container, video, audio):
         media.declared_fps = stated_rate(video)
         if frames and video is not None:
             video.codec_context.thread_count = 1  # what is painted over damage depends on it
@@ -89,8 +88,8 @@ def decode(path, fps=5.0, size=None, frames=True, sound=True, max_seconds=None):
         elif frames:
             media.problems.append("no picture")
     if sound and audio is not None:
-        with open_media(path) as container:
-            _decode_sound(media, container, first_streams(container)[1], limit)
+        with open_media(path) as (container, _, stream):
+            _decode_sound(media, container, stream, limit)
     elif sound:
         media.problems.append("no sound track")
     tried = (frames and video is not None) or (sound and audio is not None)
@@ -277,7 +276,7 @@ def sound_of(paths):
 
 @contextmanager
 def open_media(path):
-    """An open container, closed in every case; what FFmpeg can't open is a MediaError."""
+    """A container, its first video stream that is no cover, its first sound; MediaError if none."""
     if not Path(path).is_file():
         raise MediaError(f"There is no file {path}; expected a video or sound file.")
     if Path(path).stat().st_size == 0:
@@ -288,35 +287,23 @@ def open_media(path):
     except (av.FFmpegError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise MediaError(f"{path} is no media file that FFmpeg can open: {reason}.") from error
-    with container:
-        yield container
-
-
-def first_streams(container):
-    """The first video stream that is no cover picture, the first sound stream; None for none.
-
-    Raises MediaError for a file with neither.
-    """
     cover = av.stream.Disposition.attached_pic
-    # codec_context is None where FFmpeg knows no decoder for the stream
-    known = [s for s in container.streams if getattr(s, "codec_context", None) is not None]
-    video = next((s for s in known if s.type == "video" and not s.disposition & cover), None)
-    audio = next((s for s in known if s.type == "audio"), None)
-    if video is None and audio is None:
-        path = container.name.removeprefix("file:")
-        raise MediaError(f"{path} holds neither picture nor sound; expected a media file.")
-    return video, audio
+    with container:
+        # codec_context is None where FFmpeg knows no decoder for the stream
+        known = [s for s in container.streams if getattr(s, "codec_context", None) is not None]
+        video = next((s for s in known if s.type == "video" and not s.disposition & cover), None)
+        audio = next((s for s in known if s.type == "audio"), None)
+        if video is None and audio is None:
+            raise MediaError(f"{path} holds neither picture nor sound; expected a media file.")
+        yield container, video, audio
 
 
 def packets(container, streams, counts):
-    """All packets of the streams; counts["unread"] counts what fails, reading continues behind it.
-
-    Raises MediaError for an encrypted file, which FFmpeg would decode to noise without a word.
-    """
+    """All packets of the streams; what fails is counted as "unread", and reading continues."""
     while counts["unread"] < READ_ERRORS:
         try:
             for packet in container.demux(streams):
-                if packet.has_sidedata("encryption_info"):
+                if packet.has_sidedata("encryption_info"):  # FFmpeg would decode it to noise
                     path = container.name.removeprefix("file:")
                     raise MediaError(f"{path} is encrypted; give a file without protection")
                 yield packet
@@ -343,8 +330,7 @@ def stated_rate(video):
 
 def stated_seconds(path):
     """Seconds a file claims to last, nothing decoded; NaN for no claim. Raises MediaError."""
-    with open_media(path) as container:
-        first_streams(container)
+    with open_media(path) as (container, _, _):
         return math.nan if container.duration is None else container.duration / av.time_base
 
 
@@ -355,22 +341,20 @@ def timing(path):
     declared, measured : frames a second by the file's header, and by time stamps; NaN for none
     frames, missing : frames by the container's index, or else of the file; those not in the file
     """
-    with open_media(path) as container:
-        streams = [stream for stream in first_streams(container) if stream is not None]
-        spans, counts = {stream.index: [] for stream in streams}, Counter()
-        for packet in packets(container, streams, counts):
+    spans, counts = {"video": [], "audio": []}, Counter()
+    with open_media(path) as (container, video, audio):
+        for packet in packets(container, [s for s in (video, audio) if s is not None], counts):
             if packet.size:
-                counts[packet.stream.type] += 1
+                track, base = packet.stream.type, packet.time_base
+                counts[track] += 1
                 if packet.pts is not None and not packet.is_discard:
-                    start = float(packet.pts * packet.time_base)
-                    length = float((packet.duration or 0) * packet.time_base)
-                    spans[packet.stream.index].append((start, start + length))
-        lengths = [max(end for _, end in span) - min(span)[0] for span in spans.values() if span]
-        video = streams[0] if streams[0].type == "video" else None
-        starts = [start for start, _ in spans[video.index]] if video is not None else [0.0]
-        frames = max(video.frames, counts["video"]) if video is not None else 0
+                    start = float(packet.pts * base)
+                    spans[track].append((start, start + float((packet.duration or 0) * base)))
+        frames = 0 if video is None else max(video.frames, counts["video"])
         declared = stated_rate(video)
-    length = max(starts, default=0.0) - min(starts, default=0.0)
+    lengths = [max(end for _, end in span) - min(span)[0] for span in spans.values() if span]
+    starts = [start for start, _ in spans["video"]] or [0.0]
+    length = max(starts) - min(starts)
     return {
         "seconds": max(lengths) if lengths else stated_seconds(path),
         "declared": declared,

@@ -28,11 +28,8 @@ from emilib.corpus import layout
 from emilib.corpus.layout import MEDIA_SUFFIXES, SOURCES, SPLIT_FILES, VIDEO_SUFFIXES, CorpusError
 
 GROUP, TEXT = ("group", "speaker", "person", "subject"), ("text", "transcript")
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    "test": "test",
-}
+SPLIT_NAMES = dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+SPLIT_NAMES = {"train": "train", "training": "train", **SPLIT_NAMES, "test": "test"}
 VALIDATION_SHARE = 0.2  # of the clips, where no column says which
 MOST_VALIDATION = 0.35  # a group that would bring more than this stays in training
 SPLIT_SEED = 0
@@ -51,25 +48,25 @@ def table_of(source):
     source = Path(source)
     if source.suffix.lower() == ".csv" and source.is_file():
         return source
-    if source.is_dir() and not any((source / name).is_file() for name in SPLIT_FILES.values()):
-        tables = sorted(path for path in source.iterdir() if path.suffix.lower() == ".csv")
-        if len(tables) != 1:
-            names = layout.shortened([path.name for path in tables])
-            raise CorpusError(
-                f"{source}: expected {' and '.join(list(SPLIT_FILES.values())[:2])}, or one CSV of "
-                f"your own that begins with {_EXAMPLE}, got {len(tables)} CSVs ({names}); of "
-                "several name the one that lists the clips, as in --corpus folder/labels.csv"
-            )
-        return tables[0]
-    return None  # `layout` explains what is wrong with it
+    if not source.is_dir() or any((source / name).is_file() for name in SPLIT_FILES.values()):
+        return None  # `layout` explains what is wrong with it
+    tables = sorted(path for path in source.iterdir() if path.suffix.lower() == ".csv")
+    if len(tables) != 1:
+        raise CorpusError(
+            f"{source}: expected train_split.csv and valid_split.csv, or one CSV of your own that "
+            f"begins with {_EXAMPLE}, got {len(tables)} CSVs "
+            f"({layout.shortened([path.name for path in tables])}); of several name the one that "
+            "lists the clips, as in --corpus folder/labels.csv"
+        )
+    return tables[0]
 
 
 def read_table(table, strict=False):
     """The table of clips of one's own CSV, and findings: rows of `audit`.
 
-    Raises CorpusError where the CSV can't be read or has no target, where a file name is
-    ambiguous, where training or validation would have no clip; when strict also for a target that
-    is not a number, a target that never changes in training, and a file with two different rows.
+    Raises CorpusError where the CSV can't be read or has no target, a file name is ambiguous, or
+    a split would be empty; when strict also for a target that is not a number or is constant in
+    training, and for a file with two different rows.
     """
     folder, rows, findings = Path(table).parent, layout.read_rows(table), []
     if rows.empty:
@@ -94,10 +91,8 @@ def read_table(table, strict=False):
             for path, stem in zip(clips["path"], stems, strict=True)
         ]
         clips[column] = pd.Series(paths, clips.index, dtype=object)
-    texts = map(layout.text_of, clips["transcript"])
+    texts = rows.get(special["text"], map(layout.text_of, clips["transcript"]))
     clips["transcript"] = pd.Series(texts, clips.index, dtype=object)
-    if special["text"]:
-        clips["transcript"] = rows[special["text"]]
     clips["split"] = _splits(table, rows, clips["id"], special, targets)
     labelled, training = clips["split"] != "test", clips["split"] == "train"
     for name in targets:
@@ -112,10 +107,8 @@ def _columns(table, head):
     """{"split", "group", "text": column or None}, and the names of the targets."""
     numeric = pd.to_numeric(pd.Series(head[1:]), errors="coerce").notna()
     if "" in head or head.has_duplicates or numeric.any():
-        raise CorpusError(
-            f"{table}: expected a header such as {_EXAMPLE} with a name of its own for each column,"
-            f" got {','.join(head)}"
-        )
+        expected = f"expected a header such as {_EXAMPLE}, a name of its own for each column"
+        raise CorpusError(f"{table}: {expected}, got {','.join(head)}")
     special = {"split": ("split",), "group": GROUP, "text": TEXT}
     for meaning, names in special.items():
         special[meaning] = next((name for name in head[1:] if name.lower() in names), None)
@@ -168,14 +161,12 @@ def _splits(table, rows, ids, special, targets):
         cells = rows[special["split"]]
         splits = cells.str.lower().map(SPLIT_NAMES)
         for line in splits.index[splits.isna()]:
-            expected = f"split {', '.join(SPLIT_NAMES)}"
-            raise CorpusError(f"{table}, line {line}: expected {expected}; got {cells[line]!r}")
+            got = f"{', '.join(SPLIT_NAMES)}; got {cells[line]!r}"
+            raise CorpusError(f"{table}, line {line}: expected split {got}")
     for split in ("train", "validation"):
         if split not in set(splits):
-            raise CorpusError(
-                f"{table} has no {split} clip; expected some rows with split train and some with "
-                "validation, or no split column and two or more clips."
-            )
+            expected = "expected rows with split train and with validation, or no column split"
+            raise CorpusError(f"{table} has no {split} clip; {expected}.")
     return splits
 
 
@@ -186,10 +177,8 @@ def _drawn(table, rows, groups, targets):
         raise CorpusError(f"{table}, line {line}: names no group; expected one in every row.")
     sizes = Counter(groups[labelled])
     if len(sizes) < 2:
-        raise CorpusError(
-            f"{table}: expected labelled clips of two groups or more, to share them out between "
-            f"training and validation, got {len(sizes)} group; add a column split."
-        )
+        expected = "expected labelled clips of two groups or more to draw the validation set from"
+        raise CorpusError(f"{table}: {expected}, got {len(sizes)} group; add a column split.")
     names, total, count, chosen = sorted(sizes), sum(sizes.values()), 0, set()
     random.Random(SPLIT_SEED).shuffle(names)
     for name in names:

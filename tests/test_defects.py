@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from conftest import damage, noise, sine, write_media
 
-from emilib.corpus import CorpusError, audit, media, read
+from emilib.corpus import audit, media, read
 from emilib.corpus.defects import DEFECTS, SHORTEST, durations, report
 from emilib.corpus.layout import HEADER
 from emilib.pipeline import Workspace
@@ -17,10 +17,10 @@ LABELS = "0,0.5,1,0,0.25,0.333"
 NOTHING = np.zeros((0, 0))
 
 
-def put(root, folder, name, content, protocol=4):
+def put(root, folder, name, content):
     path = root / folder / f"{name}.pkl"
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    path.write_bytes(pickle.dumps(content))
     return path
 
 
@@ -101,8 +101,7 @@ def test_every_defect_is_found_and_no_other(sick):
     assert list(table.columns) == ["id", "split", "defect", "detail"]
     assert table.attrs["clips"] == 20
     order = table["split"].map(["train", "validation", ""].index)
-    keys = list(zip(order, table["id"], strict=True))
-    assert keys == sorted(keys)
+    assert (keys := [*zip(order, table["id"], strict=True)]) == sorted(keys)
     details = table.groupby("id")["detail"].agg("; ".join)
     for name, (_, _, words) in BROKEN.items():
         assert all(word in details[name] for word in words), details[name]
@@ -120,21 +119,16 @@ def test_a_healthy_folder_has_no_defect(tmp_path):
     for folder in ("text", "vit", "wav2vec2", "face_images"):  # nor where nobody has such files
         (tmp_path / folder).rename(tmp_path / f"no {folder}")
     table = audit(tmp_path, workers=1)
-    assert table.empty
-    assert list(table.columns) == ["id", "split", "defect", "detail"]
+    assert (len(table), [*table]) == (0, ["id", "split", "defect", "detail"])
 
 
 def test_a_cut_file_misses_frames(tmp_path):
     path = clip(tmp_path, "00000", frames=50, make=noise)
-    clip(tmp_path, "00001")
-    splits(tmp_path, train=["00000"], valid=["00001"])
-    timing = media.timing(path)
-    assert (timing["frames"], timing["missing"]) == (50, 0)
+    splits(tmp_path, train=["00000"], valid=[])
+    assert audit(tmp_path, workers=1).empty
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    missing = media.timing(path)["missing"]
-    assert 15 < missing < 35
-    details = audit(tmp_path, workers=1)["detail"].tolist()
-    assert f"{missing} of 50 frames missing" in details
+    assert 15 < (missing := media.timing(path)["missing"]) < 35
+    assert f"{missing} of 50 frames missing" in audit(tmp_path, workers=1)["detail"].tolist()
 
 
 def test_timing_agrees_with_decoding(tmp_path):
@@ -164,17 +158,14 @@ def test_the_report_counts_clips_and_names_ids():
     rows += [("00003", "train", "label out of range", d) for d in ("Joy is 2", "Amusement is 3")]
     table = pd.DataFrame(rows, columns=["id", "split", "defect", "detail"])
     table.attrs["clips"] = 40
-    lines = report(table, most=3).splitlines()
+    lines = report(table).splitlines()
     assert lines[0].startswith("40 clips, 9 ids")
     assert len(lines) == 1 + len(DEFECTS) + 2
-    for count, defect, ids in (
-        ("9", "silent", "00000, 00001, 00002 and 6 more"),
-        ("1", "label out of range", "00003"),
-        ("0", "no video", None),
-    ):
-        line = next(k for k, text in enumerate(lines) if text[8:].startswith(defect))
-        assert lines[line].split()[0] == count
-        assert ids is None or lines[line + 1].strip().startswith(ids)
+    texts = [line.split("  ")[:2] for line in map(str.strip, lines)]
+    place = texts.index(["9", "silent"])
+    assert lines[place + 1].split()[:2] == ["00000,", "00001,"]
+    assert lines[texts.index(["1", "label out of range"]) + 1].strip() == "00003"
+    assert ["0", "no video"] in texts
 
 
 @pytest.fixture
@@ -191,12 +182,10 @@ def official(tmp_path):
 def test_features_that_can_not_be_used(official):
     put(official, "vit", "00001", np.full((2, 12), np.nan))
     put(official, "vit", "00002", np.zeros((0, 12)))
-    path = put(official, "wav2vec2", "00003", np.ones((30000, 20), np.float32))
-    path.write_bytes(path.read_bytes()[:-5000])
     (official / "vit/00004.pkl").write_bytes(b"")
     table = audit(official, workers=1)
     assert set(table["defect"]) == {"bad features"}
-    assert table["id"].tolist() == ["00001", "00002", "00003", "00004"]
+    assert table["id"].tolist() == ["00001", "00002", "00004"]
 
 
 def test_mixed_widths_are_a_defect_and_refused_where_they_are_read(official):
@@ -204,11 +193,3 @@ def test_mixed_widths_are_a_defect_and_refused_where_they_are_read(official):
     assert audit(official, workers=1)["id"].tolist() == ["00004"]
     with pytest.raises(ValueError, match=rf"{odd}: expected 20 values .* got 24"):
         Workspace("smoke", official, official / "home").features("official")
-
-
-def test_a_split_without_any_file_is_refused(official):
-    for path in official.glob("*/0000[678].pkl"):
-        path.unlink()
-    with pytest.raises(CorpusError, match="None of the 3 validation clips"):
-        read(official)
-    assert audit(official, workers=1)["id"].tolist() == ["00006", "00007", "00008"]

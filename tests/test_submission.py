@@ -14,13 +14,11 @@ from hypothesis.extra.numpy import arrays
 
 from emilib import __main__ as command_line
 from emilib import profiles, submission
-from emilib.corpus.layout import EMOTIONS
+from emilib.corpus.layout import EMOTIONS, HEADER
 from emilib.pipeline import Workspace
 
-HEADER = "Filename,Admiration,Amusement,Determination,Empathic Pain,Excitement,Joy"
 IDS = ["12660", "12661", "12662", "12663"]
-ROWS = [f"{i},0.1,0.{n},0.{n},0.{n},0.{n},1" for n, i in enumerate(IDS, start=2)]
-ROWS = [row.replace(",0.1,", f",0.{k}5,")[:-1] + f"0.{k}" for k, row in enumerate(ROWS)]
+ROWS = [f"{i},0.{k}5,0.{k},0.{k},0.{k},0.{k},0.{k}" for k, i in enumerate(IDS)]
 
 
 @given(arrays(float, (4, 6), elements=st.floats(-2, 3)), st.permutations(range(4)))
@@ -31,7 +29,7 @@ def test_a_written_file_is_valid_and_read_back_in_order_of_id(values, order):
         assert submission.problems(submission.validate(path)) == []
         header, *rows = [line.split(",") for line in path.read_text().splitlines()]
         assert [p.name for p in path.parent.iterdir()] == ["s.csv"], "nothing temporary is left"
-    assert ",".join(header) == HEADER
+    assert header == ["Filename", *EMOTIONS]
     assert [row[0] for row in rows] == IDS
     read = np.array([row[1:] for row in rows], float)
     np.testing.assert_allclose(read, np.minimum(np.maximum(values, 0), 1), atol=6e-7)
@@ -73,11 +71,6 @@ def written(tmp_path, lines, end="\n"):
     return path
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_a_good_file_has_no_problem(tmp_path, end):
-    assert submission.validate(written(tmp_path, [HEADER, *ROWS], end=end)) == []
-
-
 def changed(row, column, value):
     fields = ROWS[row].split(",")
     fields[column] = value
@@ -98,8 +91,7 @@ def columns(*order):
         (changed(1, 0, "661"), 3, "five digits .*got '661'"),
         (changed(1, 0, "١٢٦٦١"), 3, "five digits as 12660"),
         (changed(1, 0, "12660"), 3, "12660 again"),
-        *((changed(2, 4, v), 4, f"Empathic Pain, got '{v}'") for v in ("much", "0_1", "", "NaN")),
-        *((changed(2, 4, v), 4, f"0 to 1 .* got '{v}'") for v in ("-inf", "1.0001", "-1e-3")),
+        *((changed(2, 4, v), 4, f"Pain, got '{v}'") for v in ("0_1", "NaN", "-inf", "1.0001")),
         ([HEADER, *ROWS, ROWS[0] + ",0"], None, "line 6, saw 8"),
         ([line.replace(",", ";") for line in [HEADER, *ROWS]], 1, "Filename;Admiration"),
         ([HEADER], None, "no row"),
@@ -115,26 +107,22 @@ def test_each_problem_is_a_sentence_with_file_and_line(tmp_path, lines, line, wo
     assert "\n" not in sentence
 
 
-@given(
-    st.lists(st.sampled_from(["0", "0.5", "1", "1.5", "-0.1", "x", ""]), min_size=24, max_size=24)
-)
-def test_every_bad_cell_is_named_once(cells):
-    rows = [",".join([id_, *cells[6 * k : 6 * k + 6]]) for k, id_ in enumerate(IDS)]
-    bad = [(2 + k // 6, EMOTIONS[k % 6]) for k, c in enumerate(cells) if c not in ("0", "0.5", "1")]
-    with tempfile.TemporaryDirectory() as folder:
-        found = submission.problems(submission.validate(written(Path(folder), [HEADER, *rows])))
-    pattern = r"line (\d): expected .* as (.*), got"
-    assert sorted(re.search(pattern, s).groups() for s in found) == sorted(
-        (str(line), emotion) for line, emotion in bad
-    )
+def test_every_bad_cell_is_named_once(tmp_path):
+    cells = np.random.default_rng(0).choice(["0", "0.5", "1", "1.5", "-0.1", "x", ""], (4, 6))
+    rows = [",".join([id_, *row]) for id_, row in zip(IDS, cells, strict=True)]
+    bad = np.argwhere(~np.isin(cells, ["0", "0.5", "1"]))
+    sentences = submission.problems(submission.validate(written(tmp_path, [HEADER, *rows])))
+    places = [re.search(r"line (\d): expected .* as (.*), got", s).groups() for s in sentences]
+    assert sorted(places) == sorted((str(2 + row), EMOTIONS[column]) for row, column in bad)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\n \n", (HEADER + "\n12661,é").encode("latin1")])
+@pytest.mark.parametrize("content", [b"", b"\n \n", (HEADER + "\n12661,é").encode("latin1")])
 def test_what_is_no_csv(tmp_path, content):
-    if content is not None:
-        (tmp_path / "s.csv").write_bytes(content)
     (sentence,) = submission.validate(tmp_path / "s.csv")
-    assert "no file" in sentence if content is None else "no readable CSV" in sentence
+    assert "no file" in sentence
+    (tmp_path / "s.csv").write_bytes(content)
+    (sentence,) = submission.validate(tmp_path / "s.csv")
+    assert "no readable CSV" in sentence
 
 
 @pytest.mark.parametrize(
@@ -196,7 +184,8 @@ def emilib(monkeypatch, capsys, tmp_path):
 
 
 def test_validation_against_a_corpus(tmp_path, corpus):
-    assert submission.validate(written(tmp_path, [HEADER, *ROWS]), corpus) == []
+    for end in ("\n", "\r\n"):
+        assert submission.validate(written(tmp_path, [HEADER, *ROWS], end), corpus) == []
     extra = "00003" + ROWS[3][5:]
     missing, other = submission.validate(written(tmp_path, [HEADER, extra, *ROWS[:3]]), corpus)
     assert re.search("every test clip, .* 12663", missing)
@@ -236,23 +225,15 @@ def test_problems_are_printed_and_the_exit_code_says_so(emilib, tmp_path):
         ({"--run": "taemo"}, "There is no run 'taemo'; expected one of vit_baseline, "),
         ({"--out": "."}, "is a folder"),
         ({"--corpus": "nowhere"}, "There is no corpus folder"),
+        ({"--corpus": "bare"}, "The corpus in .*bare has no test clips; expected "),
     ],
 )
 def test_what_can_not_be_done_is_said_before_training(emilib, corpus, tmp_path, change, words):
+    (tmp_path / "bare").mkdir()
+    for name in ("train_split.csv", "valid_split.csv", "wav2vec2"):
+        (tmp_path / "bare" / name).symlink_to(corpus / name)
     options = {"--run": "taemi", "--corpus": corpus, "--profile": "smoke", **change}
     code, out, err = emilib("submit", *(word for pair in options.items() for word in pair))
     assert (code, out) == (1, "")
     assert re.match(f"emilib: .*{words}", err)
     assert err.count("\n") == 1
-
-
-def test_a_corpus_without_test_clips_is_refused(emilib, corpus, tmp_path):
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    for name in ("train_split.csv", "valid_split.csv", "wav2vec2"):
-        (bare / name).symlink_to(corpus / name)
-    code, _, err = emilib("submit", "--run", "taemi", "--corpus", bare, "--profile", "smoke")
-    assert code == 1
-    assert re.fullmatch(r"emilib: The corpus in .*bare has no test clips; expected .*\.\n", err)
-    with pytest.raises(ValueError, match="has no test clips"):
-        submission.validate(written(tmp_path, [HEADER, *ROWS]), bare)

@@ -11,10 +11,9 @@ from emilib import metrics, profiles
 from emilib.cache import Cache
 from emilib.features import FeatureSet, FeatureSplits
 from emilib.models import TAEMI, DualStage
-from emilib.study import Recipe, corruptions, predict, robustness, run
-from emilib.study.corruptions import MISSING, SPOILT, Corruption
+from emilib.study import Recipe, predict, robustness, run
 from emilib.study.experiments import Experiment, all_experiments
-from emilib.study.robustness import Measurements
+from emilib.study.robustness import MISSING, SPOILT, Corruption, Measurements
 
 WIDTHS = {"frames": 4, "audio": 3, "text": 5}
 SMALL = {"width": 8, "segments": 3, "tcn_width": 4, "audio_hidden": 3, "layers": 1, "heads": 2}
@@ -38,20 +37,20 @@ def models():
 
 
 def test_a_smaller_share_is_part_of_a_larger_one():
-    masks = [corruptions.chosen(40, share, seed=1) for share in (0.0, 0.25, 0.5, 1.0)]
+    masks = [robustness.chosen(40, share, seed=1) for share in (0.0, 0.25, 0.5, 1.0)]
     assert [mask.sum() for mask in masks] == [0, 10, 20, 40]
     assert all((large | ~small).all() for small, large in itertools.pairwise(masks))
-    assert (corruptions.chosen(40, 0.5, 2) != masks[2]).any()
+    assert (robustness.chosen(40, 0.5, 2) != masks[2]).any()
 
 
 @pytest.mark.parametrize("standardised", [False, True])
 @pytest.mark.parametrize("modality", WIDTHS)
 def test_a_share_of_clips_is_as_if_the_modality_was_never_passed(modality, standardised):
     data = DATA.standardised(DATA.moments()) if standardised else DATA
-    assert corruptions.without(data, modality, 0.0).fingerprint() == data.fingerprint()
-    column, hit = list(WIDTHS).index(modality), corruptions.chosen(len(data), 0.5, 3)
-    gone = corruptions.without(data, modality)
-    half = corruptions.without(data, modality, 0.5, seed=3)
+    assert robustness.without(data, modality, 0.0).fingerprint() == data.fingerprint()
+    column, hit = list(WIDTHS).index(modality), robustness.chosen(len(data), 0.5, 3)
+    gone = robustness.without(data, modality)
+    half = robustness.without(data, modality, 0.5, seed=3)
     assert gone.dims == data.dims
     assert not gone.present[:, column].any()
     np.testing.assert_array_equal(half.present[:, column], data.present[:, column] & ~hit)
@@ -63,7 +62,7 @@ def test_a_share_of_clips_is_as_if_the_modality_was_never_passed(modality, stand
 
 
 def test_wrong_words_are_another_clips():
-    wrong = corruptions.wrong_words(DATA).text
+    wrong = robustness.wrong_words(DATA).text
     present = DATA.present[:, 2]
     np.testing.assert_array_equal(np.isnan(wrong), np.isnan(DATA.text))
     assert (wrong[present] != DATA.text[present]).any(axis=1).all(), "every clip has other words"
@@ -74,14 +73,14 @@ def test_wrong_words_are_another_clips():
 @pytest.mark.parametrize("snr", [20.0, 0.0, -10.0])
 def test_noise_has_the_power_that_is_asked_for(snr):
     sound = np.rint(1000 * np.sin(np.arange(200_000) / 7)).astype(np.int16)
-    noisy = corruptions.with_noise(sound, snr, np.random.default_rng(0))
+    noisy = robustness.with_noise(sound, snr, np.random.default_rng(0))
     assert noisy.dtype == np.int16
     noise = noisy.astype(float) - sound
     measured = 10 * np.log10(np.mean(sound.astype(float) ** 2) / np.mean(noise**2))
     assert measured == pytest.approx(snr, abs=0.05)
     assert abs(np.corrcoef(noise[1:], noise[:-1])[0, 1]) < 0.01, "white"
-    assert not corruptions.with_noise(np.zeros(500, np.int16), snr, np.random.default_rng(0)).any()
-    loud = corruptions.with_noise(np.full(5000, 30_000, np.int16), 0.0, np.random.default_rng(0))
+    assert not robustness.with_noise(np.zeros(500, np.int16), snr, np.random.default_rng(0)).any()
+    loud = robustness.with_noise(np.full(5000, 30_000, np.int16), 0.0, np.random.default_rng(0))
     assert (loud.min(), loud.max()) == (-32768, 32767)
 
 
@@ -96,7 +95,7 @@ def test_blur_is_a_gaussian_over_each_picture():
     expected = frames.astype(float)
     for axis in (2, 3):
         expected = convolve1d(expected, kernel / kernel.sum(), axis=axis, mode="nearest")
-    blurred = corruptions.blurred(frames, 0.05)
+    blurred = robustness.blurred(frames, 0.05)
     assert blurred.dtype == np.uint8
     assert np.abs(blurred - expected).max() <= 0.51
 
@@ -104,12 +103,12 @@ def test_blur_is_a_gaussian_over_each_picture():
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
 def test_a_cover_is_one_grey_square_and_lost_frames_are_some(share):
     frames = pictures() // 2  # nothing is as light as the cover
-    hidden = corruptions.covered(frames, share, np.random.default_rng(1)) == corruptions.GREY
+    hidden = robustness.covered(frames, share, np.random.default_rng(1)) == robustness.GREY
     assert hidden.mean() == pytest.approx(share, abs=0.02)
     assert (hidden == hidden[:1, :1]).all(), "the same place in every frame and colour"
     rows, columns = hidden[0, 0].any(1), hidden[0, 0].any(0)
     np.testing.assert_array_equal(hidden[0, 0], rows[:, None] & columns)
-    noisy = corruptions.noisy_frames(frames, share, np.random.default_rng(2))
+    noisy = robustness.noisy_frames(frames, share, np.random.default_rng(2))
     changed = (noisy != frames).any(axis=(1, 2, 3))
     assert changed.sum() == 8 * share
 
@@ -119,14 +118,14 @@ def test_a_corruption_depends_on_the_clip_and_the_seed_alone(corruption):
     frames = corruption.modality == "frames"
     medium = pictures() if frames else pictures().ravel().astype(np.int16)
     before = medium.copy()
-    first = corruptions.corrupt(corruption, "00001", medium)
+    first = robustness.corrupt(corruption, "00001", medium)
     np.testing.assert_array_equal(medium, before)
     assert (first.shape, first.dtype) == (medium.shape, medium.dtype)
     assert (first != medium).any()
-    np.testing.assert_array_equal(first, corruptions.corrupt(corruption, "00001", medium))
+    np.testing.assert_array_equal(first, robustness.corrupt(corruption, "00001", medium))
     if corruption.kind != "blur":
-        assert (first != corruptions.corrupt(corruption, "00002", medium)).any()
-        assert (first != corruptions.corrupt(corruption, "00001", medium, seed=1)).any()
+        assert (first != robustness.corrupt(corruption, "00002", medium)).any()
+        assert (first != robustness.corrupt(corruption, "00001", medium, seed=1)).any()
 
 
 # ------------------------------------------------------------------ what it comes to
@@ -196,7 +195,7 @@ def test_hypotheses_are_about_experiments_that_differ_in_one_setting():
         assert (first.model, first.features) == (second.model, second.features)
         assert first.recipe == second.recipe
         assert len(set(first.model_args.items()) ^ set(second.model_args.items())) in (1, 2)
-        assert set(hypothesis.kinds.split("; ")) <= set(corruptions.KINDS)
+        assert set(hypothesis.kinds.split("; ")) <= set(robustness.KINDS)
 
 
 # ------------------------------------------------------------------ trained models
@@ -242,7 +241,7 @@ class Corpus:
     def validation(self, corruption, kind):
         if corruption is None:
             return self.splits.validation
-        return corruptions.corrupted(self.splits, corruption, self.encode_all)
+        return robustness.corrupted(self.splits, corruption, self.encode_all)
 
 
 NOISES = [MISSING[0], Corruption("white noise", "audio", 0.0), Corruption("blur", "frames", 0.1)]
@@ -259,7 +258,7 @@ def test_corrupted_media_are_encoded_again_and_the_rest_stays():
             assert all(same) if modality != corruption.modality else not any(same)
         np.testing.assert_array_equal(data.text, clean.text)
         np.testing.assert_array_equal(data.present, clean.present)
-    noisy = corruptions.corrupt(NOISES[1], clean.ids[3], corpus.media["audio"][15])
+    noisy = robustness.corrupt(NOISES[1], clean.ids[3], corpus.media["audio"][15])
     mean, spread = corpus.splits.train.scaling["audio"]
     expected = (corpus.encode("audio", noisy) - mean) / spread
     data = corpus.validation(NOISES[1], "ours")
@@ -276,7 +275,7 @@ def test_models_are_measured_once_and_predict_of_clean_clips_what_they_did(tmp_p
     results = run(rows, (0, 1), {"ours": corpus.splits}, cache, workers=1)
     queries = dict.fromkeys([None, *NOISES], names)
     measured = robustness.measure(results, queries, corpus.validation, cache)
-    missing = corruptions.without(corpus.splits.validation, "frames", MISSING[0].level)
+    missing = robustness.without(corpus.splits.validation, "frames", MISSING[0].level)
     for name in names:
         clean, damaged = (measured.intensity[c, name] for c in (None, NOISES[0]))
         np.testing.assert_allclose(clean, results[name].predictions, atol=1e-5)

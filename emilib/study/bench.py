@@ -30,22 +30,17 @@ def stage_two(repeats: int = 9, device=None, batch: int = 32, steps: int = 600) 
         torch.manual_seed(0)
         model = DualStage(768, 1024, 768, 6).train()
         lstm = nn.LSTM(1024, model.lstm.lstm.hidden_size, batch_first=True, bidirectional=True)
-        encoder = deepcopy(model.encoder)
+        bare = nn.ModuleList([lstm, deepcopy(model.encoder)])
         frames, audio = torch.randn(batch, 60, 768), torch.randn(batch, steps, 1024)
         text, target = torch.randn(batch, 768), torch.rand(batch, 6)
         segments = torch.randn(batch, model.segments, model.width)
-
-        def bare():
-            return lstm(audio)[0].mean() + encoder(segments).mean()
-
-        def full():
-            return F.mse_loss(model(frames, audio, text).intensity, target)
-
-        both = torch.optim.AdamW([*lstm.parameters(), *encoder.parameters()])
-        runs = {"bare BiLSTM and Transformer": (both, bare)}
-        runs["DualStage"] = (torch.optim.AdamW(model.parameters()), full)
+        losses = {
+            "bare BiLSTM and Transformer": lambda: lstm(audio)[0].mean() + bare[1](segments).mean(),
+            "DualStage": lambda: F.mse_loss(model(frames, audio, text).intensity, target),
+        }
+        optimizers = [torch.optim.AdamW(module.parameters()) for module in (bare, model)]
         for _ in range(repeats + 1):
-            for name, (optimizer, loss) in runs.items():
+            for (name, loss), optimizer in zip(losses.items(), optimizers, strict=True):
                 start = time.perf_counter()
                 optimizer.zero_grad()
                 loss().backward()
@@ -53,6 +48,6 @@ def stage_two(repeats: int = 9, device=None, batch: int = 32, steps: int = 600) 
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 rows.append((name, time.perf_counter() - start))
-    table = pd.DataFrame(rows[len(runs) :], columns=["what", "seconds"])
+    table = pd.DataFrame(rows[len(losses) :], columns=["what", "seconds"])
     table = table.groupby("what", sort=False).median().reset_index()
     return table.assign(ratio=table["seconds"] / table["seconds"].iloc[0])

@@ -1,21 +1,24 @@
-"""What input that is missing or corrupted costs trained models, and what the papers claim of it.
+"""Input that is missing or corrupted on purpose: what it costs trained models, what papers claim.
 
-Dimension key: N clips, S seeds, E emotions, R resamples.
+Dimension key: N clips, S seeds, E emotions, R resamples; T steps of frames or a waveform.
 """
 
+import dataclasses
 import functools
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.ndimage import gaussian_filter
 
 from emilib import MODALITIES, metrics
 from emilib.cache import Cache, code_version, single_process
-from emilib.features.feature_set import FeatureSet
+from emilib.features.feature_set import FeatureSet, FeatureSplits
+from emilib.features.store import Rows
 from emilib.progress import Counter
-from emilib.study.corruptions import Corruption
 from emilib.study.runs import Results
 from emilib.training.loop import no_denormals
 from emilib.workers import device
@@ -23,6 +26,118 @@ from emilib.workers import device
 # What the papers claim without showing it, and what tests it here: if the claim holds,
 # the experiment `first` loses less than `second` under corruptions of these `kinds`.
 HYPOTHESES = pd.read_csv(Path(__file__).with_name("hypotheses.csv"), dtype=str)
+_CODE = code_version("study/robustness.py")
+GREY = 128  # of what covers a face
+# How a level reads: a share of the clips, of the picture's area for the cover and of its side for
+# the blur, of a clip's frames where some are lost.
+KINDS = dict.fromkeys(("missing", "covered", "lost to noise", "wrong words"), "{level:.0%}")
+KINDS |= {"white noise": "{level:g} dB", "blur": "{level:.1%}"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Corruption:
+    """One way to change a modality on purpose: a key of `KINDS`, which says what `level` is."""
+
+    kind: str
+    modality: str
+    level: float
+
+    def __str__(self):
+        return f"{self.modality}, {self.kind} {KINDS[self.kind].format(level=self.level)}"
+
+
+MISSING = tuple(Corruption("missing", m, share) for m in MODALITIES for share in (0.25, 0.5, 1.0))
+_LEVELS = {
+    ("white noise", "audio"): (20.0, 10.0, 0.0),
+    ("blur", "frames"): (0.03, 0.06),
+    ("covered", "frames"): (0.25, 0.5),
+    ("lost to noise", "frames"): (0.25, 0.5),
+    ("wrong words", "text"): (0.25, 0.5, 1.0),
+}
+SPOILT = tuple(Corruption(*what, level) for what, levels in _LEVELS.items() for level in levels)
+
+
+def chosen(count: int, share: float, seed: int = 0) -> np.ndarray:
+    """(count,) bool, True for a random share; of one seed a smaller share is part of a larger."""
+    mask = np.zeros(count, bool)
+    mask[np.random.default_rng(seed).permutation(count)[: round(share * count)]] = True
+    return mask
+
+
+def without(data: FeatureSet, modality: str, share: float = 1.0, seed: int = 0) -> FeatureSet:
+    """A share of the clips lacks a modality from now on; its width stays known."""
+    gone, values = chosen(len(data), share, seed), getattr(data, modality)
+    if modality == "text":
+        return dataclasses.replace(data, text=np.where(gone[:, None], np.nan, values))
+    values = [None if lost else array for array, lost in zip(values, gone, strict=True)]
+    return dataclasses.replace(data, **{modality: values})
+
+
+def wrong_words(data: FeatureSet, share: float = 1.0, seed: int = 0) -> FeatureSet:
+    """A share of the clips that have words gets those of another clip."""
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(data.present[:, 2]))
+    wrong, text = chosen(len(rows), share, seed), data.text.copy()
+    text[rows[wrong]] = data.text[np.roll(rows, 1)[wrong]]
+    return dataclasses.replace(data, text=text)
+
+
+def with_noise(waveform: np.ndarray, snr: float, generator: np.random.Generator) -> np.ndarray:
+    """(T,) int16 with white Gaussian noise, `snr` dB below the whole clip's power, clipped."""
+    signal = waveform.astype(np.float64)
+    deviation = np.sqrt(np.mean(signal**2) / 10 ** (snr / 10)) if len(signal) else 0.0
+    noisy = signal + generator.normal(0.0, deviation, len(signal))
+    return np.clip(np.rint(noisy), -32768, 32767).astype(np.int16)
+
+
+def blurred(frames: np.ndarray, share: float, generator=None) -> np.ndarray:
+    """(T, 3, H, W) uint8 through a Gaussian whose deviation is this share of the side."""
+    sigma = share * frames.shape[-1]
+    smooth = gaussian_filter(frames.astype(np.float32), (0, 0, sigma, sigma), mode="nearest")
+    return np.rint(smooth).astype(np.uint8)
+
+
+def covered(frames: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
+    """(T, 3, H, W) uint8 with a grey square over this share of the area, at one random place."""
+    size = frames.shape[-1]
+    side = round(size * np.sqrt(share))
+    top, left = generator.integers(0, size - side + 1, 2)
+    result = frames.copy()
+    result[:, :, top : top + side, left : left + side] = GREY
+    return result
+
+
+def noisy_frames(frames: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
+    """(T, 3, H, W) uint8 of which a share of the frames is noise and nothing else."""
+    lost = chosen(len(frames), share, int(generator.integers(2**32)))
+    result = frames.copy()
+    result[lost] = generator.integers(0, 256, result[lost].shape, dtype=np.uint8)
+    return result
+
+
+def corrupt(corruption: Corruption, id_: str, medium: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The frames or the waveform of a clip, corrupted; the draw depends on seed and id alone."""
+    generator = np.random.default_rng([seed, zlib.crc32(id_.encode())])
+    harm = {"white noise": with_noise, "blur": blurred}
+    harm |= {"covered": covered, "lost to noise": noisy_frames}
+    return harm[corruption.kind](medium, corruption.level, generator)
+
+
+def corrupted(
+    splits: FeatureSplits, corruption: Corruption, encode: Callable, seed: int = 0
+) -> FeatureSet:
+    """The validation clips with one modality corrupted, standardised as fusion models get them.
+
+    encode(modality, corrupt, parts) : encoded features by id of the clips whose media went through
+        ``corrupt(id, medium)``; `parts` is all that determines `corrupt`
+    """
+    clean, modality = splits.validation, corruption.modality
+    if corruption.kind == "missing":
+        return without(clean, modality, corruption.level, seed)
+    if corruption.kind == "wrong words":
+        return wrong_words(clean, corruption.level, seed)
+    parts = {"corruption": corruption, "seed": seed, "code": _CODE}
+    encoded = encode(modality, lambda id_, medium: corrupt(corruption, id_, medium, seed), parts)
+    return dataclasses.replace(clean, **{modality: Rows(encoded, clean.ids)})
 
 
 def intensity_and_weights(model: torch.nn.Module, data: FeatureSet, batch_size: int = 64):
@@ -68,8 +183,7 @@ class Measurements:
     def weight_change(self, corruption: Corruption, name: str) -> metrics.Estimate:
         """Weight of the corrupted modality minus its weight before: mean, and interval, over the
         clips that have it both times."""
-        column = MODALITIES.index(corruption.modality)
-        keys = ((corruption, name), (None, name))
+        column, keys = MODALITIES.index(corruption.modality), ((corruption, name), (None, name))
         both = np.all([self.present[key][:, column] for key in keys], axis=0)
         after, before = (self.weights[key][:, both, column] for key in keys)
         change = after - before
@@ -108,10 +222,9 @@ def measure(
 
     progress = Counter("robustness: corruptions")
     measured = {"intensity": {}, "weights": {}, "present": {}}
-    code = code_version("study/robustness.py", "study/corruptions.py")
     for number, (corruption, names) in enumerate(queries.items(), 1):
         runs = {name: [folder.name for folder in results[name].folders] for name in names}
-        parts = {"corruption": corruption, "results": runs, "code": code}
+        parts = {"corruption": corruption, "results": runs, "code": _CODE}
         folder = cache.shared_step("robustness", parts, functools.partial(make, corruption, names))
         with np.load(folder / "predictions.npz", allow_pickle=False) as stored:
             for title in stored.files:

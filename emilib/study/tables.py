@@ -21,7 +21,7 @@ NO_RESULT = "no result"
 # What a table is about, and the row the others are compared with, paired over seeds and clips.
 _ABOUT = pd.read_csv(Path(__file__).with_name("tables.csv"), index_col="name", dtype=str).fillna("")
 # What is public of each system of B2 that others made: no paper lets it be rebuilt to the letter.
-_PROVENANCE = pd.read_csv(Path(__file__).with_name("provenance.csv"))
+PROVENANCE = pd.read_csv(Path(__file__).with_name("provenance.csv"))
 _BASELINE = {"ViT (ours)": "ViT (baseline)", "Wav2Vec2 (ours)": "Wav2Vec2 (baseline)"}  # in A2
 _COLUMNS = (
     "row modality paper here sd low high seeds reference delta_paper delta_here delta_sd delta_low "
@@ -54,8 +54,8 @@ def table(
         rows = [_row(name, claim, results) for claim in rows]
         frame = pd.DataFrame(rows, columns=_COLUMNS.split())
     if name == "B2":
-        blank = dict.fromkeys(_PROVENANCE.columns[1:], "")
-        frame = frame.merge(_PROVENANCE, how="left", on="row").fillna(blank)
+        blank = dict.fromkeys(PROVENANCE.columns[1:], "")
+        frame = frame.merge(PROVENANCE, how="left", on="row").fillna(blank)
     frame.attrs.update(name=name, caption=_caption(name, corpus, results))
     return frame
 
@@ -100,12 +100,6 @@ def _row(name: str, claim, results: Results) -> dict:
     return row
 
 
-def marks(table: pd.DataFrame) -> pd.DataFrame:
-    """What is specified, inferred and unknown of the systems of B2 that others made, a row each."""
-    others = table[table["specified"] != ""].drop_duplicates("specified")
-    return others[list(_PROVENANCE)].reset_index(drop=True)
-
-
 def _caption(name: str, corpus: str, results: Results | None) -> str:
     about = _ABOUT.loc[name]
     if name in PARTITION_TABLES:
@@ -137,16 +131,13 @@ def complete(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 
 def display(table: pd.DataFrame) -> pd.DataFrame:
     """The table as text: what the .md and .tex files and the terminal show."""
-    rows = list(table.itertuples(index=False))
-    if table.attrs["name"] in PARTITION_TABLES:
-        columns = {
-            "Partition": [r.row for r in rows],
-            "Duration, paper": [_clock(r.paper_seconds) for r in rows],
-            "Clips, paper": [_finite("{:,.0f}", r.paper_clips) for r in rows],
-            "Duration, here": [_clock(r.seconds) for r in rows],
-            "Clips, here": [_finite("{:,.0f}", r.clips) for r in rows],
-        }
-        return pd.DataFrame(columns)
+    rows, name = list(table.itertuples(index=False)), table.attrs["name"]
+    if name in PARTITION_TABLES:
+        columns = {"Partition": table["row"]}
+        for who, prefix in (("paper", "paper_"), ("here", "")):
+            columns[f"Duration, {who}"] = table[f"{prefix}seconds"].map(_clock)
+            columns[f"Clips, {who}"] = table[f"{prefix}clips"].map("{:,.0f}".format)
+        return pd.DataFrame(columns).replace("nan", _DASH)
     columns = {
         "Row": [r.row for r in rows],
         "Input": [r.modality for r in rows],
@@ -157,9 +148,9 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
         "Δ here": [_spread("{:+.3f}", r.delta_here, r.delta_sd) for r in rows],
         "Δ 95 %": [_finite("[{:+.2f}, {:+.2f}]", r.delta_low, r.delta_high) for r in rows],
     }
-    if table.attrs["name"] == "A4":
+    if name == "A4":
         del columns["ρ paper"], columns["Δ paper"]
-    if table.attrs["name"] == "B2":
+    if name == "B2":
         columns["Params"] = [_scaled(r.parameters, (1e3, "k"), (1e6, "M")) for r in rows]
         columns["Train"] = [_scaled(r.seconds, (1, "s"), (60, "min")) for r in rows]
     return pd.DataFrame(columns)
@@ -216,7 +207,8 @@ def _markdown(table: pd.DataFrame) -> str:
     if table.attrs["name"] != "B2":
         return text
     heads = ("System", "Specified by its paper", "Inferred here", "Unknown")
-    rows = [heads, (":---",) * len(heads), *marks(table).itertuples(index=False, name=None)]
+    systems = PROVENANCE.drop_duplicates("specified").itertuples(index=False, name=None)
+    rows = [heads, (":---",) * len(heads), *systems]
     note = "Sizes are those of the profile `paper`; the small profiles are narrower."
     return f"{text}\n{note}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -95,21 +94,3 @@ def test_recall_is_that_of_sorted_lists(groups, k):
     assert recall_at(media, text, k, groups) == pytest.approx(hits / 6)
     same = torch.ones(5, 3) / math.sqrt(3)
     assert recall_at(same, same, 4) == 0, "collapsed"
-
-
-def test_alignment_and_uniformity_are_those_of_loops():
-    x, y = embeddings()
-    distances = [float(((x[i] - y[i]) ** 2).sum()) for i in range(6)]
-    assert contrastive.alignment(x, y) == pytest.approx(np.mean(distances))
-    kernel = [math.exp(-2 * float(((x[i] - x[j]) ** 2).sum())) for i in range(6) for j in range(i)]
-    assert contrastive.uniformity(x) == pytest.approx(math.log(np.mean(kernel)))
-
-
-def test_sgdr_is_equation_10_at_every_step():
-    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(3))], lr=1e-5)
-    schedule = contrastive.sgdr(optimizer, steps_per_epoch=7, cycle_epochs=10, lr_min=1e-7)
-    for step in range(25 * 7):
-        expected = 1e-7 + 0.5 * (1e-5 - 1e-7) * (1 + math.cos(step % 70 / 70 * math.pi))
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-9), step
-        optimizer.step()
-        schedule.step()

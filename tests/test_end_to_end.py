@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from emilib.features.encoders import padded
-from emilib.features.loading import load_encoder, save_encoder, small_audio, small_text
+from emilib.features.loading import small_audio, small_text
 from emilib.models.end_to_end import EndToEnd
 from emilib.models.taemi import TAEMI
 
@@ -60,16 +60,6 @@ def test_it_equals_the_cached_path(norm):
     torch.testing.assert_close(model(**data).intensity, cached.intensity, rtol=1e-4, atol=1e-5)
 
 
-def test_encoders_are_trained_with_it():
-    model = build(modality_dropout=0.0).train()
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    optimiser = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.0)
-    model(**batch(model)).intensity.square().sum().backward()
-    optimiser.step()
-    moved = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
-    assert {name.split(".")[0] for name in moved} == {"fusion", "audio", "text"}
-
-
 @torch.no_grad()
 def test_absent_sound_and_text_change_nothing():
     model = build().eval()
@@ -88,11 +78,3 @@ def test_absent_sound_and_text_change_nothing():
     without = model(data["frames"], None, None).intensity
     torch.testing.assert_close(model(**data).intensity, without)
     torch.testing.assert_close(model.fusion(data["frames"], None, None).intensity, without)
-
-
-def test_saves_and_loads(tmp_path):
-    model = build().eval()
-    model.save_pretrained(tmp_path, save_encoder)
-    loaded = EndToEnd.from_pretrained(tmp_path, load_encoder).eval()
-    data = batch(model)
-    assert torch.equal(loaded(**data).intensity, model(**data).intensity)

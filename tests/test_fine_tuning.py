@@ -8,8 +8,6 @@ import small_checkpoints
 import torch
 
 from emilib import profiles
-from emilib.features.extraction import extract
-from emilib.features.feature_set import FeatureSet
 from emilib.pipeline import Workspace
 from emilib.training.loop import predict
 
@@ -48,28 +46,6 @@ def test_the_saved_model_predicts_what_it_predicted(workspace):
     for role, module in (("audio", after.audio), ("text", after.text)):
         pairs = zip(before[role].parameters(), module.parameters(), strict=True)
         assert not all(torch.equal(a, b) for a, b in pairs), role
-
-
-def test_the_fusion_alone_gives_the_same_on_features_of_its_encoders(workspace):
-    """What is inside does what extraction and standardising do, to half precision."""
-    trained = workspace.results(["taemi_tuned"]).model("taemi_tuned")
-    data = workspace.features_of("taemi_tuned").validation
-    batch = data.batch(np.arange(len(data)))
-    encoders = {"vision": workspace.encoders("paper_b")["vision"]}
-    encoders |= {"audio": trained.audio, "text": trained.text}
-    words = workspace.clips.set_index("id").loc[data.ids, "transcript"].fillna("")
-    sounds = [workspace.media["waveform"][i] for i in data.ids]
-    frames = [workspace.media["frames"][i] for i in data.ids]
-    rows = list(extract(encoders, frames, sounds, words.tolist()))
-    missing = np.full(trained.text.dim, np.nan, np.float32)
-    text = np.stack([missing if row["text"] is None else row["text"][0] for row in rows])
-    cached = FeatureSet.from_arrays(
-        data.ids, [r["frames"] for r in rows], [r["audio"] for r in rows], text
-    ).standardised(workspace.features("ours", "paper_b").train.scaling)
-    with torch.no_grad():
-        inside = trained(**batch.inputs()).intensity.numpy()
-    np.testing.assert_allclose(predict(trained.fusion, cached), inside, atol=5e-3)
-    assert np.ptp(inside, axis=0).max() > 0.02
 
 
 def test_a_batch_of_media_is_that_of_features_with_sound_and_words(workspace):

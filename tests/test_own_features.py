@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from test_models import SIZES, ready
 
 from emilib.features import FeatureSet
 from emilib.models import MODELS, for_features
@@ -10,29 +11,6 @@ from emilib.study import Recipe, fit
 
 WIDTHS = {"frames": 5, "audio": 3, "text": 7}
 CLIPS = 24
-# Small sizes; a class that is not in the table is small already.
-SMALL = {
-    "TAEMI": {"width": 8, "heads": 2},
-    "DualStage": {"width": 8, "segments": 3, "tcn_width": 4, "audio_hidden": 3, "layers": 1},
-    "LastStepGRU": {"hidden": 6, "layers": 1},
-    "LateAverage": {"hidden": 6, "layers": 1},
-    "Yu2024": {"width": 8, "heads": 2, "layers": 1, "dilations": (1, 2)},
-    "StatisticsMLP": {"modality": "frames"},
-    "Savchenko2025": {"hidden": 4},
-    "Zhang2024": {"width": 8, "heads": 2, "layers": 1, "members": 2},
-    "TFN": {"width": 4, "text_width": 6, "hidden": 8},
-    "MulT": {"width": 8, "heads": 2, "layers": 1},
-    "MISA": {"width": 8},
-}
-# What a class reads; the others read all three.
-READS = {
-    "MeanLinear": ["audio"],
-    "LastStepGRU": ["frames"],
-    "StatisticsMLP": ["frames"],
-    "Hallmen2024": ["audio"],
-    "LateAverage": ["frames", "audio"],
-    "Yu2024": ["frames", "audio"],
-}
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -48,12 +26,12 @@ def clips(targets=2, lacking=(), **changes):
     arrays["text"] = np.stack([np.resize(row, WIDTHS["text"]) for row in target])
     arrays["text"][[2, 3]] = np.nan
     arrays = {name: array for name, array in arrays.items() if name not in lacking}
-    return FeatureSet.from_arrays(range(CLIPS), **{**arrays, **changes})
+    return FeatureSet.from_arrays(range(CLIPS), **arrays | changes)
 
 
 def trained(name, data, valid=None, epochs=2):
     torch.manual_seed(0)
-    model = for_features(name, data, **SMALL.get(name, {}))
+    model = for_features(name, data, **SIZES.get(name, {}))
     return fit(model, data, valid, Recipe(epochs=epochs, batch_size=8, lr=1e-2), seed=0)
 
 
@@ -65,15 +43,14 @@ def test_every_model_learns_any_width_and_number_of_targets(name, targets):
     prediction = result.predict(data)
     assert prediction.shape == (CLIPS, targets)
     assert np.isfinite(prediction).all()
-    assert result.history["epoch"].tolist() == list(range(1, 21))
     assert result.history["loss"].iloc[-1] < 0.95 * result.history["loss"].iloc[0]
 
 
 @every_model
 @pytest.mark.parametrize("lacking", WIDTHS)
 def test_a_modality_may_be_missing_altogether(name, lacking):
-    data, reads = clips(lacking=[lacking]), READS.get(name, list(WIDTHS))
-    if reads == [lacking]:
+    data, reads = clips(lacking=[lacking]), ready(name).dims
+    if list(reads) == [lacking]:
         with pytest.raises(ValueError, match=lacking):
             trained(name, data)
         return
@@ -83,9 +60,8 @@ def test_a_modality_may_be_missing_altogether(name, lacking):
 
 
 def test_for_features_takes_widths_and_settings():
-    dual_stage = for_features("DualStage", clips(9, lacking=["audio"]), **SMALL["DualStage"])
-    assert dual_stage.dims == {"frames": 5, "text": 7}
-    assert dual_stage.head.out_features == 9
+    dual_stage = for_features("DualStage", clips(9, lacking=["audio"]), **SIZES["DualStage"])
+    assert (dual_stage.dims, dual_stage.head.out_features) == ({"frames": 5, "text": 7}, 9)
     gru = for_features("LastStepGRU", clips(), modality="audio", hidden=4)
     assert (gru.gru.input_size, gru.gru.hidden_size) == (3, 4)
 
@@ -94,7 +70,5 @@ def test_what_does_not_fit_is_refused():
     for name, lacking in (("TAMEI", []), ("TAEMI", ["target"]), ("Yu2024", ["frames", "audio"])):
         with pytest.raises(ValueError, match=r"TAMEI|targets|frames or audio"):
             for_features(name, clips(lacking=lacking))
-    with pytest.raises(ValueError, match="1 outputs"):
+    with pytest.raises(ValueError, match="num_targets"):
         fit(for_features("MeanLinear", clips(2)), clips(1), recipe=Recipe(epochs=1))
-    with pytest.raises(ValueError, match="audio of width 3"):
-        trained("MeanLinear", clips(), clips(audio=[np.ones((2, 4))] * CLIPS))

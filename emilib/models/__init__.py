@@ -43,10 +43,8 @@ def for_features(name: str, data, **settings):
     accepted = inspect.signature(MODELS[name]).parameters
     has = tuple(m for m in MODALITIES if m in data.dims)
     reads = [m for m in MODALITIES if f"{m}_dim" in accepted]
-    if not reads:  # of one modality: what is asked for, or its own, or else the first there is
-        default = accepted["modality"].default
-        default = has[0] if default is inspect.Parameter.empty else default
-        reads = [settings.get("modality", default)]
+    if not reads:  # of one modality: what is asked for, or its own
+        reads = [settings.get("modality", accepted["modality"].default)]
     if not set(reads) & set(has):
         wanted = " or ".join(reads)
         raise ValueError(f"expected clips with {wanted}, which {name} reads, got {', '.join(has)}")

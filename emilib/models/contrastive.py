@@ -1,7 +1,6 @@
 """Stage I of paper A: contrastive alignment of frames or audio with text (Eq. 1), SGDR (Eq. 10).
 
-Each media side is aligned with text in a run of its own: a `ContrastivePair` holds one media
-side and the text side, `contrastive_loss` is what it minimises.
+Each media side is aligned with text in a run of its own.
 """
 
 import hashlib
@@ -51,17 +50,13 @@ class ContrastivePair(nn.Module, PyTorchModelHubMixin):
         pooled = media if media.ndim == 2 else pool_clip(media, valid, self.segments)
         return F.normalize(self.media_head(pooled), dim=-1)
 
-    def embed_text(self, text: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Transcripts of B clips → (B, width), L2-normalised; inputs as in `embed_media`."""
-        pooled = text if text.ndim == 2 else pool_clip(text, valid, self.segments)
-        return F.normalize(self.text_head(pooled), dim=-1)
+    def embed_text(self, text: Tensor) -> Tensor:
+        """Transcripts' vectors (B, text_dim) → (B, width), L2-normalised."""
+        return F.normalize(self.text_head(text), dim=-1)
 
-    def forward(
-        self, media, text, media_valid=None, text_valid=None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, media, text, valid=None) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings of both sides (B, width) and the logit scale."""
-        media, text = self.embed_media(media, media_valid), self.embed_text(text, text_valid)
-        return media, text, self.logit_scale
+        return self.embed_media(media, valid), self.embed_text(text), self.logit_scale
 
 
 def pool_clip(hidden_states: Tensor, valid: Tensor | None, segments: int) -> Tensor:
@@ -90,11 +85,7 @@ def contrastive_loss(media, text, logit_scale, symmetric=True, same_text=None) -
         media → text only
     same_text : (B,) long, clips of one number have the same transcript (`text_groups`). Such
         clips are not negatives of each other: left out of the denominators.
-
-    Raises ValueError where shapes disagree.
     """
-    if media.shape != text.shape:
-        raise ValueError(f"expected two sides (B, W) alike, got {media.shape} and {text.shape}")
     # Similarities times up to 100 need more than half precision.
     dtype = torch.promote_types(media.dtype, torch.float32)
     with torch.autocast(media.device.type, enabled=False):
@@ -133,19 +124,6 @@ def recall_at(media: Tensor, text: Tensor, k: int, groups: Tensor | None = None)
     best = similarity.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
     ahead = ((similarity >= best) & ~own).sum(1)
     return float((ahead < k).double().mean())
-
-
-def alignment(media: Tensor, text: Tensor) -> float:
-    """Mean squared distance of two sides (N, W), normalised; 0 is perfect (Wang and Isola 2020)."""
-    return float((media - text).double().square().sum(1).mean())
-
-
-def uniformity(embedding: Tensor) -> float:
-    """log mean exp(-2 d²) over all pairs of clips (Wang and Isola 2020); lower is more spread.
-
-    embedding (N, W), normalised. A collapsed embedding gives 0, the highest.
-    """
-    return float(torch.pdist(embedding.double()).square().mul(-2).exp().mean().log())
 
 
 def sgdr(optimizer, steps_per_epoch: int, cycle_epochs: int = 10, lr_min: float = 1e-7):

@@ -16,15 +16,8 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from emilib import MODALITIES
+from emilib.models import temporal
 from emilib.models.inputs import Output, check_choice, check_inputs, masked_mean, stand_in
-from emilib.models.temporal import (
-    TCN,
-    BiLSTM,
-    DifferenceGate,
-    pool_segments,
-    positions,
-    transformer,
-)
 
 
 class DualStage(nn.Module, PyTorchModelHubMixin):
@@ -78,10 +71,10 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
         self.width, self.segments, self.segment_pooling = width, segments, segment_pooling
 
         if "frames" in modalities:
-            self.tcn = TCN(frames_dim, tcn_width, tcn_kernel, tcn_dilations, dropout)
+            self.tcn = temporal.TCN(frames_dim, tcn_width, tcn_kernel, tcn_dilations, dropout)
         if "audio" in modalities:
-            self.lstm = BiLSTM(audio_dim, audio_hidden)
-            self.gate = DifferenceGate(2 * audio_hidden) if gate else nn.Identity()
+            self.lstm = temporal.BiLSTM(audio_dim, audio_hidden)
+            self.gate = temporal.DifferenceGate(2 * audio_hidden) if gate else nn.Identity()
         states = {"frames": tcn_width, "audio": 2 * audio_hidden, "text": text_dim}
         self.mapping = nn.ModuleDict(
             {name: mapping_mlp(states[name], width, dropout) for name in self.dims}
@@ -92,7 +85,7 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
             self.quality = nn.ModuleDict({name: score_mlp(width) for name in self.dims})
         # Stands for a clip without any modality, so that its output is finite and learned.
         self.nothing = nn.Parameter(torch.randn(width) * 0.02)
-        self.encoder = transformer(width, heads, layers, dropout)
+        self.encoder = temporal.transformer(width, heads, layers, dropout)
         self.head = nn.Linear(width, num_targets)
 
     def forward(
@@ -124,11 +117,11 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
         base = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]  # (B, M)
         states, real = {}, {}
         if "frames" in x:
-            hidden = self.tcn(x["frames"], valid["frames"])  # Eq. 2
-            states["frames"], real["frames"] = pool_segments(hidden, valid["frames"], counts)
+            h = self.tcn(x["frames"], valid["frames"])  # Eq. 2
+            states["frames"], real["frames"] = temporal.pool_segments(h, valid["frames"], counts)
         if "audio" in x:
-            hidden = self.gate(self.lstm(x["audio"], valid["audio"]))  # Eq. 3, 6
-            states["audio"], real["audio"] = pool_segments(hidden, valid["audio"], counts)
+            h = self.gate(self.lstm(x["audio"], valid["audio"]))  # Eq. 3, 6
+            states["audio"], real["audio"] = temporal.pool_segments(h, valid["audio"], counts)
         if "text" in x:
             states["text"], real["text"] = x["text"], base & valid["text"]  # one step for all
         nothing = self.nothing.new_zeros(())
@@ -163,7 +156,7 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
         # A clip without any valid segment: the learned vector is its only one.
         token = self.nothing.to(fused.dtype)
         fused, valid = stand_in(fused, valid, valid.any(1), token)
-        hidden = self.encoder(fused + positions(fused), src_key_padding_mask=~valid)
+        hidden = self.encoder(fused + temporal.positions(fused), src_key_padding_mask=~valid)
         return masked_mean(self.head(hidden), valid)
 
 

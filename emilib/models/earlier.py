@@ -102,10 +102,7 @@ class LateAverage(Fusion):
         gru = {"hidden": hidden, "layers": layers}
         self.frames_model = LastStepGRU(frames_dim, "frames", num_targets, **gru)
         self.audio_model = MeanLinear(audio_dim, "audio", num_targets)
-
-    @property
-    def missing(self) -> dict[str, Tensor]:
-        return {**self.frames_model.missing, **self.audio_model.missing}
+        self.missing = {**self.frames_model.missing, **self.audio_model.missing}
 
     def combine(self, sequences: Sequences, present: Tensor) -> Output:
         frames = self.frames_model.combine({"frames": sequences["frames"]}, present)
@@ -186,7 +183,7 @@ class StatisticsMLP(Fusion):
     loss is 1 - mean Pearson.
     """
 
-    def __init__(self, dim: int, modality: str, num_targets: int = 6, *, hidden: int = 64):
+    def __init__(self, dim=768, modality="frames", num_targets=6, *, hidden=64):
         super().__init__({modality: dim})
         pooled = 4 * dim if modality == "frames" else dim
         first, second = nn.Linear(pooled, hidden), nn.Linear(hidden, num_targets)
@@ -212,10 +209,7 @@ class Savchenko2025(Fusion):
         )
         # A buffer: searched, saved with the model, never touched by an optimiser.
         self.register_buffer("fusion", torch.full((len(self.dims), num_targets), 1 / 3))
-
-    @property
-    def missing(self) -> dict[str, Tensor]:
-        return {name: member.missing[name] for name, member in self.members.items()}
+        self.missing = {n: member.missing[n] for n, member in self.members.items()}
 
     def combine(self, sequences: Sequences, present: Tensor) -> Output:
         outputs = [m.combine({n: sequences[n]}, present) for n, m in self.members.items()]

@@ -51,13 +51,12 @@ def check_inputs(
         raise ValueError(f"expected at least one of {', '.join(dims)}, got none; pass its features")
     for name, (values, _) in passed.items():
         shape = "(B, D)" if name == "text" else "(B, T, D)"
-        if not isinstance(values, Tensor) or not values.is_floating_point():
-            kind = getattr(values, "dtype", type(values).__name__)
-            raise ValueError(f"expected {name} {shape} as a floating point Tensor, got {kind}")
-        if values.ndim != shape.count(",") + 1 or 0 in values.shape:
+        kind = getattr(values, "dtype", type(values).__name__), tuple(getattr(values, "shape", ()))
+        floating = isinstance(values, Tensor) and values.is_floating_point()
+        if not floating or values.ndim != shape.count(",") + 1 or 0 in values.shape:
             raise ValueError(
-                f"expected {name} of shape {shape} with at least one clip and one step, got "
-                f"{tuple(values.shape)}; a clip without {name} is one step that is not valid"
+                f"expected {name} as a floating point Tensor of shape {shape} with at least one "
+                f"clip and one step, got {kind}; a clip without {name} is one step, not valid"
             )
         if values.shape[-1] != dims[name]:
             raise ValueError(

@@ -20,7 +20,7 @@ from emilib import SAMPLE_RATE, workers
 from emilib.cache import key, share, world_size
 from emilib.features.encoders import TextEncoder, VisionEncoder, padded
 from emilib.models.contrastive import ContrastivePair, contrastive_loss, sgdr, text_groups
-from emilib.training.optimisation import load_state, save_state
+from emilib.training.loop import load_state, save_state
 from emilib.training.recipes import StageOne
 
 STRETCHES = 8  # a step sees one frame of each stretch of a clip; not stated in the paper
@@ -34,9 +34,6 @@ class Clips:
     frames: Sequence  # (T, 3, H, W) uint8, or None, one a clip
     waveforms: Sequence  # (S,) float at 16 kHz, or None
     texts: list[str]  # "" where there are none
-
-    def __len__(self):
-        return len(self.ids)
 
 
 @dataclasses.dataclass
@@ -183,8 +180,13 @@ def _gradient(media, text, pair, parameters, clips, rows, plan: StageOne, draw, 
     texts = [clips.texts[row] for row in rows]
     eq1 = {"symmetric": plan.symmetric, "same_text": text_groups(texts).to(device)}
     loss_of = functools.partial(contrastive_loss, **eq1)
-    longest = None if vision else round(plan.audio_seconds * SAMPLE_RATE)
-    cuts = [_cut(_length(sequence, row), longest, draw) for row in rows]
+    lengths, longest = [_length(sequence, row) for row in rows], plan.audio_seconds * SAMPLE_RATE
+    if vision:
+        cuts = [drawn_frames(length, draw) for length in lengths]
+    else:  # a stretch of each sound
+        room = [max(1, length - round(longest)) for length in lengths]
+        starts = [int(torch.randint(most, (), generator=draw)) for most in room]
+        cuts = [slice(start, start + round(longest)) for start in starts]
     size = plan.chunk or math.ceil(len(rows) / world_size())
     chunks = [range(i, min(i + size, len(rows))) for i in range(0, len(rows), size)]
 
@@ -208,14 +210,6 @@ def _gradient(media, text, pair, parameters, clips, rows, plan: StageOne, draw, 
     loss = loss_of(*embed(0), pair.logit_scale)
     loss.backward()
     return loss.item()
-
-
-def _cut(length: int, longest: int | None, draw: torch.Generator) -> list[int] | slice:
-    """What one step sees of a clip: a stretch of `longest` samples, or which frames."""
-    if longest is None:
-        return drawn_frames(length, draw)
-    start = int(torch.randint(max(1, length - longest), (), generator=draw))
-    return slice(start, start + longest)
 
 
 def _length(sequence: Sequence, row: int) -> int:

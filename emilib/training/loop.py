@@ -7,24 +7,28 @@ is trained by one process.
 
 import contextlib
 import dataclasses
+import hashlib
+import io
 import itertools
 import math
 import time
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from emilib import workers
-from emilib.cache import key
+from emilib.cache import atomic_write, key, rank
 from emilib.features.feature_set import FeatureSet
 from emilib.metrics import pearson
+from emilib.models.contrastive import sgdr
 from emilib.progress import epoch_bar
-from emilib.training import optimisation
-from emilib.training.optimisation import derived_seed, load_state, save_state
 from emilib.training.recipes import Recipe
 
 CLIPPING = {"norm": nn.utils.clip_grad_norm_, "value": nn.utils.clip_grad_value_}
@@ -118,7 +122,7 @@ def fit(
     trained = [p for p in model.to(device).parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     steps = math.ceil(math.ceil(len(train) / recipe.batch_size) / recipe.accumulate)
-    schedule = optimisation.make_schedule(optimizer, recipe, steps)
+    schedule = make_schedule(optimizer, recipe, steps)
     half = HALF.get(recipe.mixed_precision) if gpus else None
     scaler = torch.amp.GradScaler(device.type, enabled=half == torch.float16)
     parts, average, judged = [model, optimizer, schedule, scaler], None, model
@@ -184,7 +188,7 @@ def _train(model, batches, recipe: Recipe, half, average, optimizer, schedule, s
             if prediction.shape != target.shape:
                 count = f"num_targets={target.shape[1]}"
                 raise ValueError(f"expected a model of {count}, got {prediction.shape[1]} outputs")
-            loss = optimisation.LOSSES[recipe.loss](prediction, target)
+            loss = LOSSES[recipe.loss](prediction, target)
             # Some earlier solutions have a term of their own, e.g. members trained as if alone.
             if getattr(output, "auxiliary_loss", None) is not None:
                 loss = loss + output.auxiliary_loss.float()
@@ -253,3 +257,71 @@ def check_data(train: FeatureSet, valid: FeatureSet | None) -> None:
         same = data.dims | train.dims == train.dims | data.dims  # either may lack a modality
         if data.num_targets != train.num_targets or not same:
             raise ValueError(f"{name}: expected targets and widths of train, {train}, got {data}")
+
+
+def derived_seed(*numbers: int) -> int:
+    """A 63-bit seed from whole numbers, far from those of neighbouring numbers.
+
+    Epoch t, from 1, of a run with seed s draws the order of its clips from ``derived_seed(s, t)``
+    and dropout from ``derived_seed(s, t, 1)``: it is the same after another epoch or a restart.
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def pearson_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """1 - mean ρ over the columns of a batch (B, E); a constant column counts as ρ 0."""
+    p = prediction - prediction.mean(dim=0)
+    y = target - target.mean(dim=0)
+    # The root of zero has no finite slope; the small number keeps it away from there.
+    scale = ((p * p).sum(dim=0) * (y * y).sum(dim=0) + 1e-12).sqrt()
+    return 1 - ((p * y).sum(dim=0) / scale).mean()
+
+
+LOSSES = {"mse": F.mse_loss, "1-pearson": pearson_loss}
+
+
+def make_schedule(optimizer, recipe: Recipe, steps_per_epoch: int):
+    """The learning rate's schedule, to be stepped after every step of the optimiser."""
+    if recipe.schedule == "warmup_cosine":
+        from transformers import get_cosine_schedule_with_warmup
+
+        warmup = round(recipe.warmup_epochs * steps_per_epoch)
+        return get_cosine_schedule_with_warmup(optimizer, warmup, recipe.epochs * steps_per_epoch)
+    if recipe.schedule == "sgdr":
+        return sgdr(optimizer, steps_per_epoch, recipe.cycle_epochs, recipe.min_lr)
+    return LambdaLR(optimizer, lambda step: 1.0)
+
+
+def save_state(checkpoint, identity: str, parts: list, rest: tuple) -> None:
+    """Write an unfinished run into the folder `checkpoint`, where there is one, on the first rank.
+
+    parts : modules, optimisers and others with a `state_dict`; rest : plain data and tensors
+    """
+    if checkpoint is None or rank() != 0:
+        return
+    stream = io.BytesIO()
+    torch.save((identity, [part.state_dict() for part in parts], rest), stream)
+    payload = stream.getvalue()
+    # torch.load does not notice a flipped bit, so the file begins with its digest.
+    atomic_write(Path(checkpoint) / "epoch.pt", hashlib.sha256(payload).digest() + payload)
+
+
+def load_state(checkpoint, identity: str, parts: list) -> tuple | None:
+    """Bring `parts` to what `save_state` wrote, and return the rest; None where nothing is intact.
+
+    Raises ValueError for the checkpoint of another run.
+    """
+    if checkpoint is None or not (path := Path(checkpoint) / "epoch.pt").exists():
+        return None
+    content = path.read_bytes()
+    if hashlib.sha256(content[32:]).digest() != content[:32]:
+        return None
+    saved, states, rest = torch.load(io.BytesIO(content[32:]), "cpu", weights_only=True)
+    if saved != identity:
+        raise ValueError(
+            f"{checkpoint}: expected a checkpoint of this run, got one of another run (settings, "
+            "seed, data or model differ); pass another folder or delete this one"
+        )
+    for part, state in zip(parts, states, strict=True):
+        part.load_state_dict(state)
+    return rest

@@ -14,8 +14,8 @@ from emilib.features.loading import wordpiece
 
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
 LARGE |= {"intermediate_size": 4096, "feat_extract_norm": "layer", "conv_bias": True}
-CONFIGS = (CLIPVisionConfig(patch_size=16), Wav2Vec2Config(**LARGE, do_stable_layer_norm=True))
-CONFIGS = (*CONFIGS, BertConfig())
+WAV2VEC2 = Wav2Vec2Config(**LARGE, do_stable_layer_norm=True)
+CONFIGS = (CLIPVisionConfig(patch_size=16), WAV2VEC2, BertConfig())
 
 
 def throughput(repeats=3, device=None, scale=1.0, **fields) -> pd.DataFrame:
@@ -37,22 +37,13 @@ def throughput(repeats=3, device=None, scale=1.0, **fields) -> pd.DataFrame:
     side = vit.config.image_size
     pictures = [torch.zeros(frames, 3, side, side, dtype=torch.uint8).numpy()]
     waves = [torch.arange(12 * SAMPLE_RATE).short().numpy()] * sounds
-    rows, jobs = (
-        [],
-        (
-            ("ViT-B/16", "frames", frames, extraction.encode_frames, vision, pictures),
-            (
-                "wav2vec2-large",
-                "s of audio",
-                12 * sounds,
-                extraction.encode_waveforms,
-                audio,
-                waves,
-            ),
-            ("BERT-base", "texts", len(texts), extraction.encode_texts, text, texts),
-        ),
-    )
-    for what, unit, count, encode, encoder, clips in jobs:
+    jobs = {
+        ("ViT-B/16", "frames", frames): (extraction.encode_frames, vision, pictures),
+        ("wav2vec2-large", "s of audio", 12 * sounds): (extraction.encode_waveforms, audio, waves),
+        ("BERT-base", "texts", len(texts)): (extraction.encode_texts, text, texts),
+    }
+    rows = []
+    for (what, unit, count), (encode, encoder, clips) in jobs.items():
         encode(encoder, clips, batching=plan)
         began = time.perf_counter()
         for _ in range(repeats):

@@ -65,7 +65,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def _plain(value):
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if dataclasses.is_dataclass(value):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {"__class__": type(value).__name__, **fields}
     if hasattr(value, "item"):  # a NumPy scalar
@@ -73,13 +73,13 @@ def _plain(value):
     raise TypeError(f"expected plain data for a key, got {type(value).__name__} {value!r:.80}")
 
 
+def _text(parts: dict) -> str:
+    return json.dumps(parts, sort_keys=True, ensure_ascii=False, default=_plain)
+
+
 def key(**parts) -> str:
     """Hex digest (32 digits) of the named parts; equal parts give equal keys."""
     return hashlib.sha256(_text(parts).encode()).hexdigest()[:32]
-
-
-def _text(parts: dict) -> str:
-    return json.dumps(parts, sort_keys=True, ensure_ascii=False, default=_plain)
 
 
 def file_sum(path) -> str:
@@ -102,9 +102,9 @@ def code_version(*modules: str) -> str:
 @functools.cache
 def _syntax_sum(file: Path) -> str:
     tree = ast.parse(file.read_bytes())
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(tree):
-        if isinstance(node, documented) and ast.get_docstring(node) is not None:
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if documented and ast.get_docstring(node) is not None:
             del node.body[0]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
@@ -141,13 +141,11 @@ class Cache:
     def has(self, kind: str, parts: dict) -> bool:
         """Whether the step is finished and its files are what was written."""
         folder = self.folder(kind, parts)
-        if folder in self._checked and folder.exists():
-            return True
-        with contextlib.suppress(OSError, json.JSONDecodeError):
-            if json.loads((folder / SUMS).read_text()) == _sums(folder):
-                self._checked.add(folder)
-                return True
-        return False
+        if folder not in self._checked:
+            with contextlib.suppress(OSError, json.JSONDecodeError):
+                if json.loads((folder / SUMS).read_text()) == _sums(folder):
+                    self._checked.add(folder)
+        return folder in self._checked and folder.exists()
 
     def scratch(self, kind: str, parts: dict) -> Path:
         """A folder for what an unfinished step keeps in case it is killed; removed on success."""

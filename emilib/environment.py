@@ -39,13 +39,11 @@ def requirements(path=FILE) -> list[str]:
 def check(path=FILE) -> list[Row]:
     """One Row a requirement, in the file's order: what is wanted, what is installed."""
     rows = []
-    for requirement in requirements(path):
-        package, _, wanted = requirement.partition("==")
+    for package, wanted in (line.split("==") for line in requirements(path)):
         try:
-            installed = importlib.metadata.version(package)
+            rows.append(Row(package, wanted, importlib.metadata.version(package)))
         except importlib.metadata.PackageNotFoundError:
-            installed = None
-        rows.append(Row(package, wanted, installed))
+            rows.append(Row(package, wanted, None))
     return rows
 
 

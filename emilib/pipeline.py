@@ -45,8 +45,8 @@ class Workspace:
     """
 
     def __init__(self, profile=None, corpus=None, home=None):
-        known = isinstance(profile, profiles.Profile)
-        self.profile = profile if known else profiles.get(profile)
+        is_profile = isinstance(profile, profiles.Profile)
+        self.profile = profile if is_profile else profiles.get(profile)
         self.home = Path(home).resolve() if home else environment.home()
         corpus = corpus or os.environ.get("EMI_CORPUS")
         if not corpus and self.profile.corpus_size is None:
@@ -61,32 +61,26 @@ class Workspace:
         self.cache = Cache(folder / "cache")
         self.figures = environment.figures(self.profile.name, self.embedded, self.home)
         self.workers = self.profile.workers or workers.count()
+        self._note = {"size": self.profile.corpus_size, "code": code_version("synthetic")}
 
     def __repr__(self):
         return f"Workspace({self.profile.name!r}, {self.corpus_name!r})"
 
-    # ------------------------------------------------------------------------------ the corpus
-
     @functools.cached_property
     def reader(self) -> CorpusReader:
         """The clips; the embedded corpus is made, or finished, when first asked for."""
-        reader = CorpusReader(self.source, self.cache, self.workers)
-        if self.embedded and rank() == 0 and not self._is_made():
+        if rank() == 0 and not self._is_made():
             from emilib.synthetic import film  # its drawing and sound take seconds to import
 
             size, progress = self.profile.corpus_size, Counter("embedded corpus: clips made")
             film.make(self.source, **size, workers=self.workers, progress=progress)
-            self.cache.step("corpus", self._corpus_parts, lambda folder: None)
+            self.cache.step("corpus", self._note, lambda folder: None)
         wait_until(self._is_made)
-        return reader
-
-    @property
-    def _corpus_parts(self) -> dict:
-        return {"size": self.profile.corpus_size, "code": code_version("synthetic")}
+        return CorpusReader(self.source, self.cache, self.workers)
 
     def _is_made(self) -> bool:
-        noted = self.cache.exists("corpus", self._corpus_parts)
-        return not self.embedded or (noted and self.source.exists())
+        noted = self.source.exists() and self.cache.exists("corpus", self._note)
+        return noted or not self.embedded
 
     folder = property(lambda self: self.reader.folder)
     clips = property(lambda self: self.reader.clips)
@@ -113,8 +107,8 @@ class Workspace:
 
         if not self.embedded:
             self.reader.require_words()
-        encoders, more = self.profile.encoder_configs(), self.profile.taemi_encoders or {}
-        for role, config in [*encoders.items(), *more.items()]:
+        configs = [self.profile.encoder_configs(), self.profile.taemi_encoders or {}]
+        for role, config in (item for encoders in configs for item in encoders.items()):
             if "checkpoint" in config:
                 loading.check(role, config["checkpoint"], config.get("revision"))
         if self.profile.corpus_size is None:
@@ -129,8 +123,6 @@ class Workspace:
         used = self.reader.partitions(self.profile.max_seconds)
         return resources.estimate(self.profile, used, heard, self.workers)
 
-    # ---------------------------------------------------------------------- media and encoders
-
     @functools.cached_property
     def steps(self) -> Steps:
         """The steps from the corpus to features, in order."""
@@ -144,14 +136,9 @@ class Workspace:
         from emilib.features.loading import load_encoder
 
         folder = self.steps.align()[side]
-        return Contrast(
-            load_encoder(folder / "media").eval(),
-            load_encoder(folder / "text").eval(),
-            quietly(ContrastivePair.from_pretrained, folder / "heads").eval(),
-            pd.read_csv(folder / "history.csv").to_dict("records"),
-        )
-
-    # -------------------------------------------------------------------------------- features
+        encoders = [load_encoder(folder / name).eval() for name in ("media", "text")]
+        pair = quietly(ContrastivePair.from_pretrained, folder / "heads").eval()
+        return Contrast(*encoders, pair, pd.read_csv(folder / "history.csv").to_dict("records"))
 
     def _step(self, kind: str, stage="aligned") -> Step:
         if kind not in ("ours", "official", "media"):
@@ -171,13 +158,13 @@ class Workspace:
         step = self._step(kind, stage)
         if kind == "media":
             return self._media(self.features("ours", "paper_b"))
-        sets = [self._feature_set("train", step.stores)]
+        train = self._feature_set("train", step.stores)
         # A test clip may lack what the others have.
-        sets += [self._feature_set(s, step.stores, sets[0].dims) for s in ("validation", "test")]
+        others = [self._feature_set(s, step.stores, train.dims) for s in ("validation", "test")]
+        sets = [train, *others]
         if standardised:
-            moments = sets[0].moments()
+            moments = train.moments()
             sets = [data.standardised(moments) for data in sets]
-        # Standardised or not, these are other features.
         fingerprint = key(features=step.key, standardised=standardised)
         return FeatureSplits(*sets, fingerprint=fingerprint)
 
@@ -209,8 +196,6 @@ class Workspace:
         """The features, or the media, that an experiment of `experiments` is trained on."""
         return self.features(*self.experiments()[experiment].features.split(", "))
 
-    # --------------------------------------------------------------------------------- results
-
     def experiments(self) -> dict:
         """Every experiment of this profile, by name."""
         return all_experiments(self.profile)
@@ -240,9 +225,10 @@ class Workspace:
 
         Columns step, done, all: numbers of parts.
         """
-        columns, size = ["step", "done", "all"], self.profile.corpus_size
+        columns = ["step", "done", "all"]
         if not self._is_made():
-            return pd.DataFrame([("embedded corpus", 0, sum(size.values()))], columns=columns)
+            size = sum(self.profile.corpus_size.values())
+            return pd.DataFrame([("embedded corpus", 0, size)], columns=columns)
         rows = [(s.name, int(self.cache.exists(s.kind, s.parts)), 1) for s in self.steps]
         trained = [e for e in self.experiments().values() if e.model is not None]
         done, seeds = 0, self.profile.seeds
@@ -252,8 +238,9 @@ class Workspace:
                 features = self.features_of(experiment.name)
                 parts = [result_parts(experiment, seed, features) for seed in seeds]
                 done += sum(self.cache.exists(KIND, part) for part in parts)
-        rows.append(("training runs", done, len(trained) * len(seeds)))
-        return pd.DataFrame(rows, columns=columns)
+        return pd.DataFrame(
+            [*rows, ("training runs", done, len(trained) * len(seeds))], columns=columns
+        )
 
     def tables(self) -> dict:
         """Every table of both papers as DataFrames, by name; trains what is missing."""

@@ -43,8 +43,7 @@ def epoch_bar(total: int):
     """
     watched = sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
     hidden = not watched or "EMI_PROGRESS" in os.environ or cache.rank() != 0
-    settings = {"desc": "training", "unit": "epoch", "file": sys.stderr}
-    with tqdm(total=total, disable=hidden, **settings) as bar:
+    with tqdm(total=total, disable=hidden, desc="training", unit="epoch", file=sys.stderr) as bar:
 
         def tell(record: dict) -> None:
             known = "" if math.isnan(record["rho"]) else f", ρ {record['rho']:.3f}"
@@ -55,15 +54,13 @@ def epoch_bar(total: int):
 
 
 class Counter:
-    """A callback ``counter(done, total)`` that reports a stage at most once in `every` seconds,
-    and at its end.
-    """
+    """A callback ``counter(done, total)`` that reports a stage every 10 s, and at its end."""
 
-    def __init__(self, stage: str, every: float = 10.0):
-        self.stage, self.every, self.last = stage, every, time.monotonic()
+    def __init__(self, stage: str):
+        self.stage, self.last = stage, time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if done >= total or now - self.last >= self.every:
+        if done >= total or now - self.last >= 10.0:
             self.last = now
             report(f"{self.stage} {done}/{total}")

@@ -57,8 +57,9 @@ class CorpusReader:
         words = self.clips.set_index("id")["transcript"].loc[list(ids)]
         return [text if isinstance(text, str) else "" for text in words]
 
-    def ids(self, split: str) -> list[str]:
-        return self.table.loc[self.table["split"] == split, "id"].tolist()
+    def ids(self, split: str | None = None) -> list[str]:
+        table = self.table if split is None else self.table[self.table["split"] == split]
+        return table["id"].tolist()
 
     @property
     def has_official(self) -> bool:
@@ -93,13 +94,11 @@ class CorpusReader:
         """Length of each clip in seconds, by id; NaN where neither picture nor sound opens."""
 
         def make(folder: Path) -> None:
-            lengths = defects.durations(self.table, self.processes)
-            lengths.to_json(folder / "seconds.json", orient="index")
+            defects.durations(self.table, self.processes).to_json(folder / "seconds.json")
 
         parts = {"corpus": self.key, "code": code_version("corpus/defects.py", "corpus/media.py")}
-        folder = self.cache.shared_step("durations", parts, make)
-        lengths = json.loads((folder / "seconds.json").read_text())
-        return pd.Series(lengths, dtype=float).loc[self.table["id"]]
+        text = (self.cache.shared_step("durations", parts, make) / "seconds.json").read_text()
+        return pd.Series(json.loads(text), dtype=float).loc[self.table["id"]]
 
     def partitions(self, longest: float | None = None) -> pd.DataFrame:
         """`split`, `clips` and `seconds` of each partition, clips counted up to `longest` s."""
@@ -131,16 +130,16 @@ class CorpusReader:
 
         None without one, and for one that can't be used: the audit lists them as "bad features".
         """
-        paths, widths = self.table.set_index("id")[list(OFFICIAL.values())].loc[list(ids)], {}
-        for row in paths.itertuples(index=False, name=None):
+        rows, widths = self.table.set_index("id").loc[list(ids)].to_dict("records"), {}
+        for row in rows:
             arrays = {}
-            for name, path in zip(OFFICIAL, row, strict=True):
-                array = _readable(feature_files.load_features, path)
+            for name, column in OFFICIAL.items():
+                array = _readable(feature_files.load_features, row[column])
                 usable = array is not None and array.size and np.isfinite(array).all()
                 arrays[name] = array.astype(np.float16) if usable else None
                 if usable and array.shape[1] != (width := widths.setdefault(name, array.shape[1])):
                     got = f"got {array.shape[1]}; take the features of one encoder"
-                    raise ValueError(f"{path}: expected {width} values a step, {got}")
+                    raise ValueError(f"{row[column]}: expected {width} values a step, {got}")
             yield arrays
 
 
@@ -158,11 +157,10 @@ def decode(files: dict, looked: bool, profile, kept: int | None, sound=True) -> 
     if any(wanted.values()):
         limits = {"fps": profile.fps, "size": profile.image_size, "max_seconds": longest}
         result = _readable(media.decode, files["video"], **limits, **wanted)
-        if result is not None:
-            frames, waveform = result.images, result.waveform
+        frames, waveform = (result.images, result.waveform) if result else (None, None)
     if sound and files["audio"] is not None:
         result = _readable(media.decode, files["audio"], frames=False, max_seconds=longest)
-        waveform = None if result is None else result.waveform
+        waveform = result.waveform if result else None
     if crops:
         stated = (_readable(media.stated_seconds, files[name]) for name in ("video", "audio"))
         duration = next((s for s in stated if s is not None), math.nan)

@@ -9,8 +9,10 @@ that it was made from; while that key stands, the notebook is not executed again
 
 import argparse
 import contextlib
+import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,10 +29,13 @@ from traitlets.config import Config
 
 from emilib import cache, environment, profiles
 from emilib.corpus import read as read_corpus
-from emilib.notebook_files import discover, read, update_notebooks
 
 ROOT = environment.ROOT
 QUIET_S = 30.0  # after so long without a line, say that it still runs
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
 
 
 class NotebookFailed(RuntimeError):
@@ -39,6 +44,20 @@ class NotebookFailed(RuntimeError):
 
 def say(text: str) -> None:
     print(text, flush=True)
+
+
+def discover(folder, only: str | None = None) -> list[Path]:
+    """The notebooks ``NN_name.ipynb`` of a folder by number, or the one whose number is `only`."""
+    paths = sorted(p for p in Path(folder).glob("*.ipynb") if re.match(r"\d\d_", p.name))
+    if only is not None:
+        paths = [p for p in paths if p.name[:2] == only.zfill(2)]
+    if not paths:
+        raise ValueError(f"There is no notebook named {only or 'NN'}_name.ipynb in {folder}.")
+    return paths
+
+
+def read(path: Path):
+    return nbformat.read(path, as_version=4)
 
 
 def keys(paths: Iterable[Path], **parts) -> dict[Path, str]:
@@ -154,7 +173,47 @@ def first_line(text: str, length: int) -> str:
     return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
-# ------------------------------------------------------------------ the whole run
+def update_notebooks(folder, out) -> list[Path]:
+    """Write the outputs of the executed copies in `out` into the notebooks of `folder`.
+
+    The cell that papermill injected, times, stderr, widgets and paths of this machine are left
+    out; cells are counted 1, 2, 3, and stream outputs in a row are one. Returns what has changed.
+    Raises ValueError where a copy is of another version of its notebook.
+    """
+    changed = []
+    for path in discover(folder):
+        result, executed = read(path), read(Path(out) / path.name)
+        run = [c for c in executed.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+        if [c.source for c in run] != [c.source for c in result.cells]:
+            raise ValueError(f"{path.name} has changed since it was executed: run it again.")
+        count = 0
+        for cell, twin in zip(result.cells, run, strict=True):
+            cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags" and v}
+            if cell.cell_type == "code":
+                count += 1
+                cell.execution_count, cell.outputs = count, []
+                for output in twin.outputs:
+                    add_output(cell.outputs, output, count)
+        result.metadata = METADATA
+        text = nbformat.writes(nbformat.from_dict(result)) + "\n"
+        if text != path.read_text(encoding="utf-8"):
+            cache.atomic_write(path, text)
+            changed.append(path)
+    return changed
+
+
+def add_output(outputs: list, output, count: int) -> None:
+    if output.get("name") == "stderr":
+        return
+    plain = json.dumps(output).replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".")
+    output = nbformat.from_dict(json.loads(plain))
+    if "execution_count" in output:
+        output.execution_count = count
+    output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    if outputs and output.output_type == outputs[-1].output_type == "stream":
+        outputs[-1].text += output.text  # where a kernel cuts its output is a matter of time
+    else:
+        outputs.append(output)
 
 
 def corpus_state(corpus: str | None) -> list:

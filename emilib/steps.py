@@ -31,7 +31,7 @@ from emilib.training import contrastive_pretraining, self_supervised
 ROLES = ("vision", "audio", "text")
 STAGES = ("random", "start", "aligned", "one_way", "paper_b")  # of the encoders
 ENCODERS = ("features/encoders.py", "features/loading.py")
-STAGE_ONE = ("training/contrastive_pretraining.py", "models/contrastive.py")
+STAGE_ONE = "stage-one"  # the kind of its steps
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -41,7 +41,6 @@ class Step:
     settings : all that determines it, apart from the steps it needs
     make : ``make(step, folder)`` fills the finished folder; of a step that is made clip by clip,
         ``make(step, ids)`` yields a dict of arrays or None for each of its `ids`, by `columns`
-    together : whether all ranks make it, not the first alone
     """
 
     name: str
@@ -52,7 +51,6 @@ class Step:
     needs: tuple["Step", ...] = ()
     ids: Sequence[str] = ()
     columns: tuple[str, ...] = ()
-    together: bool = False
 
     @functools.cached_property
     def parts(self) -> dict:
@@ -67,7 +65,8 @@ class Step:
 
     def folder(self) -> Path:
         """The finished folder; made where it is missing."""
-        run = self.cache.step if self.together else self.cache.shared_step
+        # All ranks work on Stage I together.
+        run = self.cache.step if self.kind == STAGE_ONE else self.cache.shared_step
         return run(self.kind, self.parts, functools.partial(self.make, self))
 
     @functools.cached_property
@@ -115,11 +114,8 @@ class Steps:
 
     def _step(self, name, kind, make, needs=(), columns=(), split=None, **settings) -> Step:
         """A step of these settings; with `columns`, of the clips of a split, or of all."""
-        ids = self.reader.table["id"].tolist() if split is None else self.reader.ids(split)
-        settings = {"corpus": self.reader.key, **settings}
+        settings, ids = {"corpus": self.reader.key, **settings}, self.reader.ids(split)
         return Step(name, kind, settings, make, self.cache, tuple(needs), ids, columns)
-
-    # ----------------------------------------------------------------------- media and encoders
 
     @functools.cached_property
     def media(self) -> Step:
@@ -132,10 +128,7 @@ class Steps:
         p, columns = self.profile, ("frames", "waveform")
         frames = [p.visual, p.fps, p.stored_frames, p.image_size, p.face_size, p.max_seconds]
         code = code_version("reader.py", "corpus/media.py")
-
-        def make(step, ids):
-            return self.reader.decoded(ids, profile=p, kept=p.stored_frames)
-
+        make = lambda step, ids: self.reader.decoded(ids, profile=p, kept=p.stored_frames)  # noqa: E731
         return self._step("decoding", "media", make, (), columns, frames=frames, code=code)
 
     def clips(self) -> contrastive_pretraining.Clips:
@@ -166,25 +159,23 @@ class Steps:
 
         role, plan, clips = step.settings["role"], step.settings["plan"], self.clips()
         encoder, progress = self.untrained(role), Counter(f"{step.name}: step")
+        rows, warm, least = {
+            "vision": (clips.frames, self_supervised.warm_vision, 2),
+            "audio": (clips.waveforms, self_supervised.warm_audio, getattr(encoder, "shortest", 1)),
+            "text": (clips.texts, self_supervised.warm_text, 1),
+        }[role]
+        usable = [row for row in rows if row is not None and len(row) >= least]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            if role == "vision":
-                frames = [f for f in clips.frames if f is not None and len(f) > 1]
-                losses = self_supervised.warm_vision(encoder, frames, plan, 0, progress)
-            elif role == "audio":
-                least = encoder.shortest
-                sounds = [w for w in clips.waveforms if w is not None and len(w) >= least]
-                losses = self_supervised.warm_audio(encoder, sounds, plan, 0, progress)
-            else:
-                words = list(filter(None, clips.texts))
-                losses = self_supervised.warm_text(encoder, words, plan, 0, progress)
+            losses = warm(encoder, usable, plan, 0, progress)
         save_encoder(encoder, folder)
         (folder / "losses.json").write_text(json.dumps(losses))
 
     @functools.cached_property
     def runs(self) -> dict[tuple[str, str], Step]:
         """Stage I by stage, "aligned" or "one_way" (Eq. 1 to the letter), and side."""
-        code, runs = code_version(*STAGE_ONE, *ENCODERS), {}
+        code = ("training/contrastive_pretraining.py", "models/contrastive.py", *ENCODERS)
+        code, runs = code_version(*code), {}
         for stage, side in itertools.product(("aligned", "one_way"), ("audio", "frames")):
             role, plan = "vision" if side == "frames" else "audio", self.profile.stage_one[side]
             settings = {
@@ -195,14 +186,13 @@ class Steps:
             }
             needs = [self.media, *(self.starts[r] for r in (role, "text") if self.starts)]
             name = f"Stage I, {side}-text{', Eq. 1' if stage == 'one_way' else ''}"
-            step = self._step(name, "stage-one", self._run, needs, **settings)
-            runs[stage, side] = dataclasses.replace(step, together=True)
+            runs[stage, side] = self._step(name, STAGE_ONE, self._run, needs, **settings)
         return runs
 
     def _run(self, step: Step, folder: Path) -> None:
         from emilib.features.loading import save_encoder
 
-        encoders = [self.started(role) for role in (step.settings["role"], "text")]
+        encoders = self.encoders("start", (step.settings["role"], "text")).values()
         settings = {"seed": 0, "checkpoint": self.cache.scratch(step.kind, step.parts)}
         settings |= {"plan": step.settings["plan"], "progress": Counter(f"{step.name}: step")}
         result = contrastive_pretraining.pretrain(*encoders, self.clips(), **settings)
@@ -217,8 +207,8 @@ class Steps:
         finish(list(runs.values()))
         return {side: run.folder() for side, run in runs.items()}
 
-    def encoders(self, stage="aligned") -> dict:
-        """Encoders "vision", "audio" and "text" as they are at one of STAGES.
+    def encoders(self, stage="aligned", roles=ROLES) -> dict:
+        """Encoders of `roles`, all of "vision", "audio" and "text", as they are at one of STAGES.
 
         "random", untrained; "start", pretrained checkpoints or the self-supervised start;
         "aligned", after Stage I (the text encoder of the run `StageOne.text_from`); "one_way",
@@ -230,21 +220,16 @@ class Steps:
 
         if stage not in STAGES:
             raise ValueError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
-        if stage in ("random", "paper_b"):
-            return {role: self.untrained(role, stage) for role in ROLES}
+        if stage in ("random", "paper_b") or (stage == "start" and not self.starts):
+            return {role: self.untrained(role, stage) for role in roles}
         if stage == "start":
-            finish(list(self.starts.values()))
-            return {role: self.started(role) for role in ROLES}
-        folders = self.align(stage)
-        paths = {"vision": folders["frames"] / "media", "audio": folders["audio"] / "media"}
-        paths["text"] = folders[self.profile.stage_one["frames"].text_from] / "text"
-        return {role: load_encoder(path) for role, path in paths.items()}
-
-    def started(self, role: str):
-        """The encoder of a role as Stage I begins with it."""
-        from emilib.features.loading import load_encoder
-
-        return load_encoder(self.starts[role].folder()) if self.starts else self.untrained(role)
+            finish([self.starts[role] for role in roles])
+            folders = {role: self.starts[role].folder() for role in roles}
+        else:
+            runs = self.align(stage)
+            folders = {"vision": runs["frames"] / "media", "audio": runs["audio"] / "media"}
+            folders["text"] = runs[self.profile.stage_one["frames"].text_from] / "text"
+        return {role: load_encoder(folders[role]) for role in roles}
 
     def untrained(self, role: str, stage="random"):
         """The encoder of a role from nothing, or from the checkpoint that the profile names."""
@@ -275,8 +260,6 @@ class Steps:
         weights = checkpoints.identity(config["checkpoint"], config.get("revision"))
         return {**config, "weights": weights}
 
-    # --------------------------------------------------------------------------------- features
-
     @functools.lru_cache(maxsize=8)  # noqa: B019 - these steps live as long as their process
     def features(self, stage: str) -> Step:
         """Stores "frames", "audio" and "text" of all clips, by the encoders at a stage."""
@@ -289,11 +272,10 @@ class Steps:
             "words": [p.text_pool, p.max_tokens],
             "code": code_version("features/extraction.py", *ENCODERS),
         }
-        needs = [run for (name, _), run in self.runs.items() if name == stage]
-        needs = [self.media, *(self.starts.values() if stage == "start" else needs)]
-        columns = ("frames", "audio", "text")
-        name = f"features, {stage}"
-        return self._step(name, "features", self._encode, needs, columns, **settings)
+        runs = [run for (name, _), run in self.runs.items() if name == stage]
+        needs = (self.media, *(self.starts.values() if stage == "start" else runs))
+        make, columns = self._encode, ("frames", "audio", "text")
+        return self._step(f"features, {stage}", "features", make, needs, columns, **settings)
 
     def corrupted(self, stage: str, modality: str, corrupt: Callable, by: dict) -> store.Store:
         """Features of the validation clips, their media changed before the encoder; kept.
@@ -302,14 +284,12 @@ class Steps:
         corrupt(id, medium) : a clip's frames (T, 3, S, S) uint8 or waveform (S,) int16, changed
         by : all that determines `corrupt`
 
-        Features are as encoders give them, not standardised. A clip without the modality has None.
+        Features are as encoders give them, not standardised; None without the modality.
         """
         clean, columns = self.features(stage), (modality,)
         make = functools.partial(self._encode, modality=modality, corrupt=corrupt)
-        settings = {name: clean.settings[name] for name in ("stage", "every")}
-        settings |= {"features": clean.key, "by": [modality, by]}
-        name = f"corrupted {modality}"
-        step = self._step(name, "corrupted", make, clean.needs, columns, "validation", **settings)
+        settings = (f"corrupted {modality}", "corrupted", make, clean.needs, columns, "validation")
+        step = self._step(*settings, **clean.settings, by=[modality, by])
         return step.stores[modality]
 
     def _encode(self, step: Step, ids, modality=None, corrupt=None) -> Iterator[dict]:

@@ -10,7 +10,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor
 from itertools import islice
 
 import loky
@@ -30,17 +29,8 @@ def device():
     """The GPU of this rank where there is one, else the CPU."""
     import torch
 
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    number = int(os.environ.get("LOCAL_RANK") or 0)
-    return torch.device("cuda", number % torch.cuda.device_count())
-
-
-def pool(workers: int) -> Executor:
-    """The executor of this process, with so many workers; do not shut it down after use."""
-    return loky.get_reusable_executor(
-        workers, timeout=None, initializer=_start, env={"OMP_NUM_THREADS": "1"}
-    )
+    number, gpus = int(os.environ.get("LOCAL_RANK") or 0), torch.cuda.device_count()
+    return torch.device("cuda", number % gpus) if gpus else torch.device("cpu")
 
 
 def ordered_map(function: Callable, items: Iterable, workers: int | None = None) -> Iterator:
@@ -54,7 +44,8 @@ def ordered_map(function: Callable, items: Iterable, workers: int | None = None)
     if workers < 2 or _is_worker:
         yield from map(function, items)
         return
-    remaining, executor = iter(items), pool(workers)
+    settings = {"timeout": None, "initializer": _start, "env": {"OMP_NUM_THREADS": "1"}}
+    remaining, executor = iter(items), loky.get_reusable_executor(workers, **settings)
     waiting = deque(executor.submit(function, item) for item in islice(remaining, 4 * workers))
     try:
         while waiting:

@@ -80,21 +80,12 @@ def place(tmp_path_factory):
 def start(place, home, processes=1):
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     environment = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
-    environment |= {
-        "EMI_WEIGHTS": str(place / "weights"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(TESTS.parent),
-    }
+    environment |= {"EMI_WEIGHTS": str(place / "weights"), "HF_HUB_OFFLINE": "1"}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
     command = [sys.executable, *(launcher if processes > 1 else [])]
-    return subprocess.Popen(
-        [*command, str(place / "run.py"), str(place / "corpus"), str(place / home)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    command += [str(place / name) for name in ("run.py", "corpus", home)]
+    options = {"env": environment, "text": True, "start_new_session": True}
+    return subprocess.Popen(command, **options, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def finish(process):

@@ -11,21 +11,17 @@ import pytest
 
 from emilib import __main__ as command_line
 from emilib import environment, profiles
-from emilib.models import MODELS
 from emilib.study import claims, experiments
 
 ROOT = environment.ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def cells(path, kind):
-    every = nbformat.read(path, as_version=4).cells
-    return "\n\n".join(cell.source for cell in every if cell.cell_type == kind)
-
-
-TEXTS = {"README.md": (ROOT / "README.md").read_text("utf-8")}
-TEXTS |= {path.name: cells(path, "markdown") for path in NOTEBOOKS}
-README = TEXTS["README.md"]
+README = (ROOT / "README.md").read_text("utf-8")
+TEXTS = {"README.md": README}
+for path in NOTEBOOKS:
+    cells = nbformat.read(path, as_version=4).cells
+    TEXTS[path.name] = "\n\n".join(c.source for c in cells if c.cell_type == "markdown")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
 
@@ -39,12 +35,6 @@ def shell(text):
 
 
 COMMANDS = sorted(set().union(*map(shell, TEXTS.values())))
-
-
-def test_readme_is_read_in_five_minutes():
-    words = re.sub(r"\]\([^)]*\)|\|", " ", FENCE.sub("", README)).split()
-    assert len(words) <= 950
-    assert {"./run_all.sh", "./run_all.sh --test"} <= shell(README)
 
 
 def test_options_of_run_all_exist():
@@ -95,19 +85,9 @@ def test_links_exist(name):
         assert (ROOT / span).exists(), span
 
 
-def test_every_notebook_and_model_is_listed():
+def test_every_notebook_is_listed():
     listed = set(re.findall(r"\((notebooks/\S+\.ipynb)\)", README))
     assert listed == {f"notebooks/{path.name}" for path in NOTEBOOKS}
-    own = TEXTS["08_your_own_data.ipynb"]
-    models = re.search(r"`for_features` knows (.*?);", own, re.DOTALL).group(1)
-    assert re.findall(r"`(\w+)`", models) == list(MODELS)
-
-
-def test_variables_are_read_somewhere():
-    files = [ROOT / "run_all.sh", *(ROOT / "emilib").rglob("*.py")]
-    code = [path.read_text("utf-8") for path in files] + [cells(path, "code") for path in NOTEBOOKS]
-    named = set(re.findall(r"\bEMI_[A-Z_]+\b", "".join(TEXTS.values())))
-    assert named <= set(re.findall(r"EMI_[A-Z_]+", "".join(code)))
 
 
 def test_findings_are_those_of_the_committed_figures():

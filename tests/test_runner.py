@@ -11,18 +11,17 @@ import pandas as pd
 import psutil
 import pytest
 
-from emilib import notebook_files, runner
+from emilib import runner
 from emilib.study import claims
 
 
 def write(folder, name, *sources):
     """A notebook with a title, a parameters cell and the given code cells."""
     v4 = nbformat.v4
-    cells = [
-        v4.new_markdown_cell("# A title"),
-        v4.new_code_cell('profile, corpus = "embedded", None', metadata={"tags": ["parameters"]}),
-        *(v4.new_code_cell(source) for source in sources),
-    ]
+    tagged = {"tags": ["parameters"]}
+    cells = [v4.new_markdown_cell("# A title")]
+    cells += [v4.new_code_cell('profile, corpus = "embedded", None', metadata=tagged)]
+    cells += map(v4.new_code_cell, sources)
     folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(v4.new_notebook(cells=cells), folder / name)
     return folder / name
@@ -34,19 +33,13 @@ def run(folder, out, figures=None):
     runner.run_notebooks(paths, out, parameters, runner.keys(paths), figures)
 
 
-def outputs(path):
-    return [
-        o.get("text") for c in nbformat.read(path, as_version=4).cells for o in c.get("outputs", [])
-    ]
-
-
 def test_runs_in_order_skips_what_is_done_and_reruns_what_changed(tmp_path, capsys):
     source, out = tmp_path / "note books {x}", tmp_path / "out {y}"
     write(source, "00_first.ipynb", "print(profile)")
     slow = "import os, time\nopen(os.environ['EMI_PROGRESS'], 'a').write('half way\\n')"
     write(source, "01_second.ipynb", f"{slow}\ntime.sleep(1)")
     run(source, out)
-    assert outputs(out / "00_first.ipynb") == ["smoke\n"]
+    assert '"smoke\\n"' in (out / "00_first.ipynb").read_text()
     said = capsys.readouterr().out
     assert "[1/2] 00_first … done" in said
     assert "half way" in said
@@ -57,7 +50,7 @@ def test_runs_in_order_skips_what_is_done_and_reruns_what_changed(tmp_path, caps
     (out / "00_first.ipynb").write_text('{"cells": [')
     run(source, out)
     assert capsys.readouterr().out.count("done") == 2, "one is changed, the other spoilt"
-    assert outputs(out / "01_second.ipynb") == ["changed\n"]
+    assert '"changed\\n"' in (out / "01_second.ipynb").read_text()
     assert sorted(p.name for p in out.iterdir()) == ["00_first.ipynb", "01_second.ipynb"]
 
 
@@ -77,14 +70,13 @@ def test_keys_depend_on_source_parts_and_what_comes_before(tmp_path):
 
 
 def test_a_lost_figure_runs_its_notebook_again(tmp_path, capsys):
-    figures = tmp_path / "figures"
-    figures.mkdir()
-    made = figures / "made.csv"
+    made = tmp_path / "figures" / "made.csv"
+    made.parent.mkdir()
     write(tmp_path / "in", "00_a.ipynb", f"open({str(made)!r}, 'w').close()")
-    run(tmp_path / "in", tmp_path / "out", figures)
-    made.unlink()
-    run(tmp_path / "in", tmp_path / "out", figures)
-    assert made.exists()
+    for _ in range(2):
+        made.unlink(missing_ok=True)
+        run(tmp_path / "in", tmp_path / "out", made.parent)
+        assert made.exists()
     assert "up to date" not in capsys.readouterr().out
 
 
@@ -122,8 +114,8 @@ def test_an_ended_run_leaves_no_kernel_and_no_half_notebook(number, tmp_path):
     )
     command = [sys.executable, "-c", script, str(tmp_path / "in"), str(tmp_path / "out")]
     with subprocess.Popen(command, cwd=runner.ROOT, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 90
-        while not (marker.exists() and marker.read_text()) and time.monotonic() < deadline:
+        while not (marker.exists() and marker.read_text()):
+            assert process.poll() is None
             time.sleep(0.1)
         kernel = psutil.Process(int(marker.read_text()))
         process.send_signal(number)
@@ -144,7 +136,7 @@ def test_cleaned_outputs_can_be_committed(tmp_path, monkeypatch):
     )
     path = write(tmp_path / "in", "00_a.ipynb", loud, "6 * 7")
     run(tmp_path / "in", tmp_path / "out")
-    assert notebook_files.update_notebooks(tmp_path / "in", tmp_path / "out") == [path]
+    assert runner.update_notebooks(tmp_path / "in", tmp_path / "out") == [path]
     made = nbformat.read(path, as_version=4)
     assert [cell.get("execution_count") for cell in made.cells] == [None, 1, 2, 3]
     assert made.cells[2].outputs[0].text == "figures smoke\n"
@@ -152,18 +144,18 @@ def test_cleaned_outputs_can_be_committed(tmp_path, monkeypatch):
     assert [c.metadata.get("tags") for c in made.cells[:2]] == [None, ["parameters"]]
     for trace in ("papermill", "injected", "noise", "widgets", "start_time", str(runner.ROOT)):
         assert trace not in path.read_text()
-    assert notebook_files.update_notebooks(tmp_path / "in", tmp_path / "out") == [], "a fixed point"
+    assert runner.update_notebooks(tmp_path / "in", tmp_path / "out") == [], "a fixed point"
 
     write(tmp_path / "in", "00_a.ipynb", "another source")
     with pytest.raises(ValueError, match="run it again"):
-        notebook_files.update_notebooks(tmp_path / "in", tmp_path / "out")
+        runner.update_notebooks(tmp_path / "in", tmp_path / "out")
 
 
 def test_one_notebook_by_its_number(tmp_path):
-    first, third = (write(tmp_path, name, "1") for name in ("00_a.ipynb", "03_b.ipynb"))
-    (tmp_path / "draft.ipynb").write_text("{}")
-    assert runner.discover(tmp_path) == [first, third]
-    assert runner.discover(tmp_path, "3") == runner.discover(tmp_path, "03") == [third]
+    paths = [write(tmp_path, name, "1") for name in ("00_a.ipynb", "03_b.ipynb")]
+    (tmp_path / "draft.ipynb").touch()
+    assert runner.discover(tmp_path) == paths
+    assert runner.discover(tmp_path, "3") == runner.discover(tmp_path, "03") == paths[1:]
     with pytest.raises(ValueError, match="no notebook"):
         runner.discover(tmp_path, "09")
 

@@ -27,16 +27,15 @@ LISTED = {canonicalize_name(Requirement(line).name) for line in environment.requ
 
 
 def test_the_list_is_exact_and_each_entry_has_its_reason():
-    yaml = pytest.importorskip("yaml")
-    *conda, pip = yaml.safe_load(environment.FILE.read_text())["dependencies"]
+    yaml, text = pytest.importorskip("yaml"), environment.FILE.read_text()
+    *conda, pip = yaml.safe_load(text)["dependencies"]
     assert environment.requirements() == pip["pip"]
     specs = {MatchSpec(text).name.normalized: str(MatchSpec(text).version) for text in conda}
     assert set(specs) == {"python", "pip"}
     assert ">=3.11" in specs["python"]
     assert all([s.operator for s in Requirement(line).specifier] == ["=="] for line in pip["pip"])
-    assert "torch==2.13.0" in pip["pip"]
     assert len(LISTED) == len(pip["pip"]), "a package twice"
-    items = re.findall(r"^ *- (?!pip:|conda-forge)(.*)$", environment.FILE.read_text(), re.M)
+    items = re.findall(r"^ *- (?!pip:|conda-forge)(.*)$", text, re.M)
     assert len(items) == len(conda) + len(pip["pip"])
     assert all(item.partition("#")[2].strip() for item in items)
 
@@ -73,13 +72,12 @@ def test_what_is_imported_is_listed_and_what_is_listed_is_used():
 def test_check_tells_what_is_missing_and_what_differs(tmp_path):
     numpy = importlib.metadata.version("numpy")
     path = tmp_path / "environment.yml"
-    wanted = (f"numpy=={numpy}", "scipy==0.1", "no-such-thing-here==1.0")
-    path.write_text("".join(f"      - {line} # why\n" for line in wanted))
+    path.write_text(
+        "".join(f"      - {p} # why\n" for p in (f"numpy=={numpy}", "scipy==0.1", "no==1"))
+    )
     same, other, missing = environment.check(path)
     assert same == ("numpy", numpy, numpy)
-    assert same.fits
-    assert not other.fits
-    assert missing.installed is None
+    assert (same.fits, other.fits, missing.fits, missing.installed) == (True, False, False, None)
     assert environment.Row("torch", "2.13.0", "2.13.0+cpu").fits
 
 
@@ -127,7 +125,7 @@ class Checkout:
         self.root, self.bin, self.log = folder / "a check out", folder / "bin", folder / "stub.log"
         (self.root / "emilib").mkdir(parents=True)
         (self.root / "notebooks").mkdir()
-        (self.root / "notebooks" / "03_tiny.ipynb").write_text("{}")
+        (self.root / "notebooks" / "03_tiny.ipynb").touch()
         for name in ("run_all.sh", "environment.yml", "emilib/environment.py"):
             shutil.copy(ROOT / name, self.root / name)
         self.bin.mkdir()
@@ -211,10 +209,7 @@ def test_first_run_installs_and_the_second_does_not(checkout, tmp_path):
     assert "OFFLINE=\n" in checkout.run("--profile", "paper", "--corpus", str(corpus))
     assert checkout.calls() == [], "nothing is installed twice"
 
-    for line, calls in (
-        ("      - tiny==1.0 # new\n", ["venv", "pip", "pip"]),
-        ("# a comment\n", []),
-    ):
+    for line, calls in (("      - tiny==1.0 # new\n", ["venv", "pip", "pip"]), ("# word\n", [])):
         with open(checkout.root / "environment.yml", "a") as stream:
             stream.write(line)
         checkout.run()
@@ -249,16 +244,6 @@ def test_an_installation_that_fails(checkout, pip_says, sentence):
     assert checkout.calls()[-3:] == ["venv", "pip", "pip"], "the next run installs again"
 
 
-def test_the_real_pip_without_a_registry(checkout):
-    """What pip says of a closed port is recognised."""
-    (checkout.root / "environment.yml").write_text("dependencies:\n  - pip:\n      - no-such==1\n")
-    closed = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "1"}
-    closed |= {"PIP_CONFIG_FILE": os.devnull, "PYTHON": sys.executable, "EMI_ENV": "venv"}
-    said = checkout.refused(**closed)
-    assert "registry does not answer" in said
-    assert "127.0.0.1" not in said
-
-
 def test_conda_is_used_where_it_is(checkout):
     checkout.add("conda", CONDA_STUB)
     checkout.run()
@@ -277,8 +262,6 @@ def test_the_current_environment(checkout):
     checkout.run(EMI_ENV="current")
     with open(checkout.root / "environment.yml", "a") as stream:
         stream.write("      - no-such-thing-here==1.0\n")
-    said = checkout.run(EMI_ENV="current", succeeds=False)
-    assert "Missing in this environment" in said
-    assert "no-such-thing-here==1.0" in said
+    assert "no-such-thing-here==1.0" in checkout.run(EMI_ENV="current", succeeds=False)
     assert checkout.calls() == []
     assert not (checkout.root / ".venv").exists()

@@ -43,41 +43,31 @@ def die(number):
 def test_a_worker_is_part_of_its_rank(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert workers.count() == max(1, len(os.sched_getaffinity(0)) // 2)
-    results = list(workers.ordered_map(circumstances, ["RANK"] * 4, 2))
-    for ranks, threads, count, inner, pid in results:
-        assert (ranks, threads, count, inner) == ([], 1, 1, 2)
+    for *known, pid in workers.ordered_map(circumstances, ["RANK"] * 4, 2):
+        assert known == [[], 1, 1, 2]
         assert pid != os.getpid()
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_results_are_in_order_and_workers_are_reused(count):
+def test_results_and_errors_are_in_order_and_workers_are_reused(count):
     results = [list(workers.ordered_map(slowly, range(20), count)) for _ in range(2)]
     assert [number for number, _ in results[0]] == list(range(20))
     pids = {pid for result in results for _, pid in result}
     assert pids == {os.getpid()} if count == 1 else len(pids) == 2
     assert list(workers.ordered_map(slowly, [], count)) == []
+    inverses = workers.ordered_map(invert, [1, 2, 0, 4, 5, 6], count)
+    assert [next(inverses), next(inverses)] == [1, 0.5]
+    with pytest.raises(ZeroDivisionError):
+        next(inverses)
+    assert list(workers.ordered_map(invert, [1, 2], count)) == [1, 0.5]
 
 
 def test_items_are_read_no_further_ahead():
     read = []
-
-    def items():
-        for number in range(20):
-            read.append(number)
-            yield number
-
-    for taken, result in enumerate(workers.ordered_map(abs, items(), 2), 1):
+    items = (read.append(number) or number for number in range(20))
+    for taken, result in enumerate(workers.ordered_map(abs, items, 2), 1):
         assert result == taken - 1
         assert len(read) == min(20, taken + 8)
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_an_error_is_raised_when_it_is_its_turn(count):
-    results = workers.ordered_map(invert, [1, 2, 0, 4, 5, 6], count)
-    assert [next(results), next(results)] == [1, 0.5]
-    with pytest.raises(ZeroDivisionError):
-        next(results)
-    assert list(workers.ordered_map(invert, [1, 2], count)) == [1, 0.5]
 
 
 def test_a_worker_that_dies_is_reported_and_replaced():
@@ -104,20 +94,12 @@ def test_workers_end_with_a_parent_that_was_killed():
     assert psutil.wait_procs(children, timeout=30)[1] == []
 
 
-SCRIPT = """
-import math
-from emilib import workers
-print('begun')
-print(list(workers.ordered_map(math.sqrt, [4.0, 9.0], 2)))
-"""
-
-
-@pytest.mark.parametrize("piped", [False, True])
-def test_a_script_without_a_guard_may_use_workers(tmp_path, piped):
-    """Its workers do not run it again: not from a file, and not from a pipe."""
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-" if piped else str(tmp_path / "script.py")]
+def test_a_script_without_a_guard_may_use_workers(tmp_path):
+    """Its workers do not run it again."""
+    work = "import math\nfrom emilib import workers\nprint('begun')\n"
+    work += "print(list(workers.ordered_map(math.sqrt, [4.0, 9.0], 2)))\n"
+    (tmp_path / "script.py").write_text(work)
     options = {"capture_output": True, "text": True, "timeout": 120, "cwd": ROOT}
     options["env"] = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, input=SCRIPT if piped else None, **options)
+    done = subprocess.run([sys.executable, str(tmp_path / "script.py")], **options)
     assert done.stdout == "begun\n[2.0, 3.0]\n", done.stderr[-2000:]

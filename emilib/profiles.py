@@ -197,7 +197,6 @@ def get(name: str | None = None, visual: str | None = None, seeds: int | None = 
         raise ValueError(f"visual: expected 'faces' or 'video', got {visual!r}")
     if seeds and not (str(seeds).isdigit() and int(seeds) >= 1):
         raise ValueError(f"seeds: expected a whole number from 1, got {seeds!r}")
-    profile = _PROFILES[name]()
     changes = {"visual": visual} if visual else {}
     changes |= {"seeds": tuple(range(int(seeds)))} if seeds else {}
-    return dataclasses.replace(profile, **changes)
+    return dataclasses.replace(_PROFILES[name](), **changes)

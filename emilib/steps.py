@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -134,12 +134,9 @@ class Steps:
     def clips(self) -> contrastive_pretraining.Clips:
         """What pretraining may see: the training clips, without their labels."""
         ids, stores = self.reader.ids("train"), self.media.stores
-        return contrastive_pretraining.Clips(
-            ids,
-            Rows(stores["frames"], ids, torch.from_numpy),
-            Rows(stores["waveform"], ids, lambda a: torch.from_numpy(a).float() / 32768),
-            self.reader.texts(ids),
-        )
+        frames = Rows(stores["frames"], ids, torch.from_numpy)
+        sound = Rows(stores["waveform"], ids, lambda a: torch.from_numpy(a).float() / 32768)
+        return contrastive_pretraining.Clips(ids, frames, sound, self.reader.texts(ids))
 
     @functools.cached_property
     def starts(self) -> dict[str, Step]:
@@ -148,8 +145,8 @@ class Steps:
         code = code_version("training/self_supervised.py", *ENCODERS)
         for role in ("audio", "vision", "text") if plan else ():
             needs = () if role == "text" else (self.media,)
-            settings = {"role": role, "config": self.identity(role), "pool": self.profile.text_pool}
-            settings |= {"plan": plan, "code": code}
+            settings = {"config": self.identity(role), "pool": self.profile.text_pool}
+            settings |= {"role": role, "plan": plan, "code": code}
             name = f"self-supervised start, {role}"
             starts[role] = self._step(name, "start", self._start, needs, **settings)
         return starts
@@ -294,8 +291,11 @@ class Steps:
 
     def _encode(self, step: Step, ids, modality=None, corrupt=None) -> Iterator[dict]:
         """Features clip by clip; of one modality alone, corrupted, where it is named."""
-        media = {"frames": self._frames(ids), "audio": Rows(self.media.stores["waveform"], ids)}
-        words = self.reader.texts(ids)
+        stores, words = self.media.stores, self.reader.texts(ids)
+        media = {"frames": Rows(stores["frames"], ids), "audio": Rows(stores["waveform"], ids)}
+        if self.profile.stored_frames is not None:  # encoders get all, the store keeps but a few
+            decoded = self.reader.decoded(ids, profile=self.profile, kept=None, sound=False)
+            media["frames"] = (row["frames"] for row in decoded)
         if modality is not None:
             pairs = zip(ids, media[modality], strict=True)
             changed = (None if medium is None else corrupt(i, medium) for i, medium in pairs)
@@ -311,13 +311,6 @@ class Steps:
                     "an encoder are damaged or do not fit the network"
                 )
             yield row
-
-    def _frames(self, ids) -> Iterable:
-        """Every clip's frames as the encoder gets them: all, where the store keeps but a few."""
-        if self.profile.stored_frames is None:
-            return Rows(self.media.stores["frames"], ids)
-        decoded = self.reader.decoded(ids, profile=self.profile, kept=None, sound=False)
-        return (row["frames"] for row in decoded)
 
     @functools.cached_property
     def official(self) -> Step:

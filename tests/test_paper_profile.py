@@ -30,21 +30,18 @@ from emilib import cache, profiles
 from emilib.pipeline import Workspace
 from emilib.study import tables
 
-RECIPES = [f"{name}_recipe" for name in ("dual_stage", "taemi", "baseline", "earlier", "savchenko")]
-
 
 def main(corpus, home):
     paper, smoke = profiles.paper(), profiles.smoke()
-    plans = {
-        side: dataclasses.replace(plan, epochs=2, cycle_epochs=1, chunk=8, lr_max=1e-3)
-        for side, plan in paper.stage_one.items()
-    }
-    changes = {name: dataclasses.replace(getattr(paper, name), epochs=1) for name in RECIPES}
-    narrow = {name: getattr(smoke, name) for name in ("dual_stage", "taemi", "baseline", "earlier")}
-    profile = dataclasses.replace(
-        paper, stage_one=plans, seeds=(0,), max_seconds=6.0, **changes, **narrow
-    )
-    made = Workspace(profile, corpus, home).tables()
+    short = {"epochs": 2, "cycle_epochs": 1, "chunk": 8, "lr_max": 1e-3}
+    plans = {side: dataclasses.replace(plan, **short) for side, plan in paper.stage_one.items()}
+    changes = {"seeds": (0,), "max_seconds": 6.0, "stage_one": plans}
+    for name in ("dual_stage", "taemi", "baseline", "earlier"):
+        changes[name] = getattr(smoke, name)
+    for name in ("dual_stage", "taemi", "baseline", "earlier", "savchenko"):
+        recipe = getattr(paper, f"{name}_recipe")
+        changes[f"{name}_recipe"] = dataclasses.replace(recipe, epochs=1)
+    made = Workspace(dataclasses.replace(paper, **changes), corpus, home).tables()
     if cache.rank() == 0:
         tables.write(made, Path(home) / "tables")
 
@@ -54,8 +51,10 @@ if __name__ == "__main__":
 """
 
 
-def real_corpus(folder):
+@pytest.fixture
+def place(tmp_path):
     """An embedded corpus that passes for a real one, with clips as short, long and broken."""
+    folder = tmp_path / "corpus"
     make(folder, 20, 10, 5, workers=1)
     (folder / "synthetic.json").unlink()
     short, long, broken, silent = sorted((folder / "raw").glob("*.mp4"))[:4]
@@ -65,16 +64,9 @@ def real_corpus(folder):
     broken.write_bytes(b"no video in here")
     (folder / "text" / f"{silent.stem}.txt").unlink()
     (folder / "audio" / f"{broken.stem}.mp3").write_bytes(b"no sound in here")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("paper")
-    real_corpus(folder / "corpus")
-    small_checkpoints.write(folder / "weights")
-    (folder / "run.py").write_text(SCRIPT)
-    return folder
+    small_checkpoints.write(tmp_path / "weights")
+    (tmp_path / "run.py").write_text(SCRIPT)
+    return tmp_path
 
 
 def start(place, home, processes=1):
@@ -99,24 +91,15 @@ def numbers(folder):
     return {name: table.drop(columns="seconds") for name, table in read.items()}
 
 
-@pytest.fixture(scope="module")
-def whole(place):
-    """The tables of one process that nothing disturbs."""
+def test_two_processes_that_are_killed_twice_come_to_the_tables_of_one(place):
     finish(start(place, "whole"))
-    return numbers(place / "whole")
-
-
-def test_every_row_of_every_table_has_its_number(whole):
+    whole = numbers(place / "whole")
     for name, table in whole.items():
         assert not table.loc[table["here"].isna(), "row"].tolist(), name
         assert np.isfinite(table["here"]).all()
-
-
-def test_two_processes_that_are_killed_twice_come_to_the_same_tables(place, whole):
-    random = np.random.default_rng()
-    for _ in range(2):
+    for seconds in np.random.default_rng().uniform(8, 40, 2):
         process = start(place, "two", processes=2)
-        time.sleep(random.uniform(8, 40))
+        time.sleep(seconds)
         if process.poll() is None:  # else it was quicker than that, and there is nothing to kill
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=60)

@@ -9,23 +9,17 @@ from conftest import write_media
 from transformers import BertConfig
 
 from emilib import EMOTIONS, profiles
-from emilib.cache import Cache
 from emilib.pipeline import SYNTHETIC, Workspace
 
 
 def test_the_embedded_corpus_is_made_and_named(workspace, tmp_path):
     assert workspace.corpus_name == SYNTHETIC
-    counts = workspace.clips["split"].value_counts().to_dict()
-    assert counts == {"train": 14, "validation": 8, "test": 3}
-    assert workspace.transcript_source.startswith("Text: from")
-    assert workspace.figures.is_relative_to(workspace.home)
-    assert Workspace("embedded", home=tmp_path).figures.is_relative_to(tmp_path)
-
-
-def test_pretraining_sees_no_clip_that_is_judged_later(workspace):
     clips = workspace.clips
-    training = clips.loc[clips["split"] == "train", "id"]
-    assert workspace.steps.clips().ids == training.tolist()
+    assert clips["split"].value_counts().to_dict() == {"train": 14, "validation": 8, "test": 3}
+    assert workspace.transcript_source.startswith("Text: from")
+    assert Workspace("embedded", home=tmp_path).figures.is_relative_to(tmp_path)
+    # Pretraining sees no clip that is judged later.
+    assert workspace.steps.clips().ids == clips.loc[clips["split"] == "train", "id"].tolist()
 
 
 def test_media_follow_the_defects_of_the_clips(workspace):
@@ -73,27 +67,11 @@ def test_media_that_are_not_changed_give_the_features_as_they_were(workspace):
 
 
 def test_a_second_workspace_makes_nothing_again(workspace, monkeypatch):
-    workspace.features("ours")
+    fingerprint = workspace.features("ours").fingerprint
+    for place in ("emilib.reader.decode", "emilib.cache.Cache.scratch"):
+        monkeypatch.setattr(place, None)
     again = Workspace(workspace.profile, home=workspace.home)
-
-    def refuse(*_):
-        raise AssertionError("a step that is kept was made again")
-
-    monkeypatch.setattr("emilib.reader.decode", refuse)
-    monkeypatch.setattr(Cache, "scratch", refuse)
-    assert again.features("ours").fingerprint == workspace.features("ours").fingerprint
-
-
-def test_a_corpus_folder_from_elsewhere_gives_the_same_features(workspace, tmp_path):
-    elsewhere = tmp_path / "a corpus"
-    shutil.copytree(workspace.folder, elsewhere)
-    other = Workspace(workspace.profile, elsewhere, tmp_path / "home")
-    assert other.corpus_name == SYNTHETIC, "a copied synthetic corpus is still labelled so"
-    assert other.steps.official.key == workspace.steps.official.key
-    (elsewhere / "synthetic.json").unlink()
-    real = Workspace(workspace.profile, elsewhere, tmp_path / "home")
-    assert real.corpus_name == "corpus a corpus"
-    assert real.reader.key != other.reader.key
+    assert again.features("ours").fingerprint == fingerprint
 
 
 def _append(path):
@@ -111,19 +89,22 @@ CHANGES = {
 }
 
 
-def test_the_corpus_key_of_a_real_folder_follows_what_is_in_it(workspace, tmp_path):
-    folder = tmp_path / "corpus"
+def test_a_corpus_folder_from_elsewhere_has_a_key_of_what_is_in_it(workspace, tmp_path):
+    folder = tmp_path / "a corpus"
     shutil.copytree(workspace.folder, folder)
+
+    def elsewhere():
+        return Workspace(workspace.profile, folder, tmp_path / "home")
+
+    assert elsewhere().corpus_name == SYNTHETIC, "a copied synthetic corpus is still labelled so"
+    assert elsewhere().steps.official.key == workspace.steps.official.key
     (folder / "synthetic.json").unlink()
-
-    def key():
-        return Workspace(workspace.profile, folder, tmp_path / "home").reader.key
-
-    keys = [key()]
-    assert key() == keys[0]
+    assert elsewhere().corpus_name == "corpus a corpus"
+    keys = [workspace.reader.key, elsewhere().reader.key]
+    assert elsewhere().reader.key == keys[1]
     for where, change in CHANGES.items():
         change(next(path for path in sorted(folder.rglob("*")) if path.match(where)))
-        keys.append(key())
+        keys.append(elsewhere().reader.key)
         assert len(set(keys)) == len(keys), where
 
 

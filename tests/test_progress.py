@@ -13,10 +13,9 @@ from emilib.study import Recipe, fit
 VARIABLES = ("EMI_PROGRESS", "JPY_PARENT_PID", "JPY_SESSION_NAME", "WORLD_SIZE", "RANK")
 
 
-@pytest.fixture
-def screen(monkeypatch):
+def watch(monkeypatch, terminal=True):
     screen = io.StringIO()
-    screen.isatty = lambda: True
+    screen.isatty = lambda: terminal
     monkeypatch.setattr("sys.stderr", screen)
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
@@ -34,10 +33,10 @@ def screen(monkeypatch):
         (False, {}, False),  # a log
     ],
 )
-def test_the_bar_is_drawn_where_somebody_looks(screen, monkeypatch, terminal, variables, drawn):
+def test_the_bar_is_drawn_where_somebody_looks(monkeypatch, terminal, variables, drawn):
+    screen = watch(monkeypatch, terminal)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    screen.isatty = lambda: terminal
     with epoch_bar(3) as tell:
         tell({"loss": 0.5, "rho": float("nan")})
         tell({"loss": 0.25, "rho": 0.125})
@@ -46,8 +45,8 @@ def test_the_bar_is_drawn_where_somebody_looks(screen, monkeypatch, terminal, va
     assert drawn or screen.getvalue() == ""
 
 
-def test_fit_draws_a_bar_or_calls_a_function(screen):
-    draw, told = np.random.default_rng(0), []
+def test_fit_draws_a_bar_or_calls_a_function(monkeypatch):
+    screen, draw, told = watch(monkeypatch), np.random.default_rng(0), []
     data = FeatureSet.from_arrays(range(9), text=draw.normal(size=(9, 2)), target=draw.random(9))
     settings = (for_features("MeanLinear", data, modality="text"), data, data, Recipe(epochs=4))
     fit(*settings, progress=told.append)

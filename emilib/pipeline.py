@@ -209,11 +209,9 @@ class Workspace:
         for name in list(chosen):  # a mean of members needs these
             chosen += [m for m in listed[name].members if m not in chosen]
         wanted = {n: listed[n] for n in chosen}
-        features = {
-            kind: self.features(*kind.split(", "))
-            for kind in sorted({e.features for e in wanted.values()})
-            if kind != "official" or self.has_official
-        }
+        kinds = {e.features for e in wanted.values()}
+        kinds -= set() if self.has_official else {"official"}
+        features = {kind: self.features(*kind.split(", ")) for kind in sorted(kinds)}
         without = untrainable(wanted, features)
         trained = [e for n, e in wanted.items() if n not in without]
         settings = {"workers": self.workers, "progress": Counter("training runs")}

@@ -136,9 +136,8 @@ def execute(path: Path, out: Path, parameters: dict, label: str):
                 what = f"{error.ename}: {error.evalue}"
             elif "Kernel died" in what:
                 what += ": its Python process ended by itself, most often for want of memory"
-            what = first_line(what, 300).rstrip(".")
-            message = f"{where} failed with {what}. The executed copy is {failed}."
-            raise NotebookFailed(message) from error
+            what = f"failed with {first_line(what, 300).rstrip('.')}"
+            raise NotebookFailed(f"{where} {what}. The executed copy is {failed}.") from error
     failed.unlink(missing_ok=True)
     running.unlink()
     return notebook
@@ -241,14 +240,9 @@ def run(options, profile, home: Path, figures: Path) -> None:
         shutil.rmtree(out.parent)
         say(f"Removed: {out.parent}.")
     environment.require_room(home)
-    made_from = keys(
-        discover(notebooks),
-        package=cache.code_version("."),
-        dependencies=environment.requirements(),
-        python=sys.version,
-        profile=profile,
-        corpus=corpus_state(options.corpus),
-    )
+    parts = {"package": cache.code_version("."), "dependencies": environment.requirements()}
+    parts |= {"python": sys.version, "profile": profile, "corpus": corpus_state(options.corpus)}
+    made_from = keys(discover(notebooks), **parts)
     paths = discover(notebooks, options.only)
     stale = [p for p in paths if not up_to_date(out / p.name, made_from[p], figures)]
     if options.dry_run or stale:

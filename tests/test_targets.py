@@ -51,8 +51,8 @@ def test_fit_is_fit_on_standardised_targets_and_predicts_in_the_range_given():
     scaled = TRAIN.with_target(scale.transform(wide(TRAIN).target))
     by_hand = fit(small(), scaled, None, RECIPE, seed=1)
     again = fit(small(), wide(TRAIN), None, dataclasses.replace(RECIPE, keep="last"), seed=1)
-    for first, second in zip(again.model.parameters(), by_hand.model.parameters(), strict=True):
-        torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-3)
+    weights = (dict(result.model.named_parameters()) for result in (again, by_hand))
+    torch.testing.assert_close(*weights, atol=1e-4, rtol=1e-3)
     learnt = scale.transform(again.predict(VALID))
     np.testing.assert_allclose(learnt, by_hand.predict(VALID), atol=1e-3)
     rho = mean_pearson(wide(VALID).target, result.predict(VALID))
@@ -110,8 +110,8 @@ def test_experiments_whose_modality_no_clip_has_say_why(features):
     listed = {name: listed[name] for name in names}
     assert runs.untrainable(listed, features) == dict.fromkeys(names, "no official features")
     one = {"official": dataclasses.replace(features["ours"], train=TRAIN.only("frames"))}
-    reason = "no sound in the official features"
-    assert runs.untrainable(listed, one) == dict.fromkeys(names[1:], reason)
+    expected = dict.fromkeys(names[1:], "no sound in the official features")
+    assert runs.untrainable(listed, one) == expected
 
 
 @pytest.fixture(scope="module")

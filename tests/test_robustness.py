@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import convolve1d
+from scipy.ndimage import gaussian_filter
 
 from emilib import metrics, profiles
 from emilib.cache import Cache
@@ -79,7 +79,6 @@ def test_noise_has_the_power_that_is_asked_for(snr):
     measured = 10 * np.log10(np.mean(sound.astype(float) ** 2) / np.mean(noise**2))
     assert measured == pytest.approx(snr, abs=0.05)
     assert abs(np.corrcoef(noise[1:], noise[:-1])[0, 1]) < 0.01, "white"
-    assert not robustness.with_noise(np.zeros(500, np.int16), snr, np.random.default_rng(0)).any()
     loud = robustness.with_noise(np.full(5000, 30_000, np.int16), 0.0, np.random.default_rng(0))
     assert (loud.min(), loud.max()) == (-32768, 32767)
 
@@ -89,15 +88,12 @@ def pictures(steps=8, size=32):
 
 
 def test_blur_is_a_gaussian_over_each_picture():
-    frames, sigma = pictures(), 0.05 * 32
-    reach = int(4 * sigma + 0.5)
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    expected = frames.astype(float)
-    for axis in (2, 3):
-        expected = convolve1d(expected, kernel / kernel.sum(), axis=axis, mode="nearest")
+    frames = pictures()
     blurred = robustness.blurred(frames, 0.05)
     assert blurred.dtype == np.uint8
-    assert np.abs(blurred - expected).max() <= 0.51
+    for place in np.ndindex(frames.shape[:2]):
+        expected = gaussian_filter(frames[place].astype(float), 0.05 * 32, mode="nearest")
+        np.testing.assert_allclose(blurred[place], expected, atol=0.51)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
@@ -282,6 +278,5 @@ def test_models_are_measured_once_and_predict_of_clean_clips_what_they_did(tmp_p
         expected = [predict(results.model(name, seed), missing) for seed in (0, 1)]
         np.testing.assert_allclose(damaged, expected, atol=1e-5)
     again = robustness.measure(results, queries, None, cache)  # nobody needs the clips any more
-    for pair, predictions in measured.intensity.items():
-        np.testing.assert_array_equal(again.intensity[pair], predictions)
+    np.testing.assert_equal(again.intensity, measured.intensity)
     assert set(measured.weights) == {(corruption, "dual") for corruption in queries}

@@ -40,14 +40,9 @@ def test_pooled_sound_is_mean_and_deviation_and_pooled_frames_are_the_change_sin
     data = FeatureSet.from_arrays("ab", frames=[steps, None], audio=[steps, None], text=words)
     sound = representation.clip_statistics(data, "audio")
     change = representation.clip_statistics(data, "frames")
-    for column in range(3):
-        values = [float(v) for v in steps[:, column]]
-        mean = sum(values) / 7
-        spread = (sum((v - mean) ** 2 for v in values) / 7) ** 0.5
-        np.testing.assert_allclose(sound[0, [column, 3 + column]], [mean, spread], rtol=1e-6)
-        assert change[0, column] == pytest.approx(mean - values[0], rel=1e-6)
-    assert np.isnan(sound[1]).all()
-    assert np.isnan(change[1]).all()
+    np.testing.assert_allclose(sound[0], [*steps.mean(0), *steps.std(0)], rtol=1e-5)
+    np.testing.assert_allclose(change[0], steps.mean(0) - steps[0], rtol=1e-5)
+    assert np.isnan([*sound[1], *change[1]]).all()
     np.testing.assert_array_equal(representation.clip_statistics(data, "text"), words)
 
 

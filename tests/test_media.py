@@ -15,8 +15,6 @@ from emilib.corpus import media
 from emilib.corpus.feature_files import load_features
 from emilib.corpus.media import MediaError, decode, stated_seconds
 
-B_FRAMES = {"g": "30", "bf": "3", "b-pyramid": "normal", "sc_threshold": "0"}
-
 
 def all_frames(path):
     """(time, image) of every frame, by plain PyAV and nothing else."""
@@ -26,7 +24,7 @@ def all_frames(path):
 
 def brute_force(path, fps):
     """Exactly what `decode` promises, over the list of all frames, in whole 90 kHz ticks."""
-    first = {}
+    first, fps = {}, fps or 1000
     for time, image in all_frames(path):
         first.setdefault((round(time * 90000) + 90) * Fraction(fps) // 90000, (time, image))
     return [first[slot] for slot in sorted(first)]
@@ -41,7 +39,7 @@ RHYTHMS = {
 }
 
 
-@pytest.mark.parametrize("fps", [5, 1, 7.5, 30])
+@pytest.mark.parametrize("fps", [5, 1, 7.5, 30, None])
 @pytest.mark.parametrize("rhythm", RHYTHMS)
 def test_frames_are_those_of_a_brute_force_choice(tmp_path, fps, rhythm):
     times = RHYTHMS[rhythm] - RHYTHMS[rhythm][0]
@@ -53,44 +51,32 @@ def test_frames_are_those_of_a_brute_force_choice(tmp_path, fps, rhythm):
     assert result.measured_fps == pytest.approx((len(times) - 1) / times[-1], rel=1e-3)
 
 
-def test_no_rate_keeps_every_frame(tmp_path):
-    path = write_media(tmp_path / "a.mp4", np.arange(13) / 25)
-    np.testing.assert_array_equal(decode(path, fps=None).images, [i for _, i in all_frames(path)])
-
-
-@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_a_lying_rate_field_changes_nothing(tmp_path, suffix):
-    times = np.arange(40) / 25
-    honest = decode(write_media(tmp_path / f"a.{suffix}", times, clock=Fraction(1, 25)))
-    lies = {"rate": 1000, "clock": Fraction(1, 1000)}
-    lying = decode(write_media(tmp_path / f"b.{suffix}", times, **lies))
+def test_a_lying_rate_field_changes_nothing(tmp_path):
+    times, lies = np.arange(40) / 25, {"rate": 1000, "clock": Fraction(1, 1000)}
+    honest = decode(write_media(tmp_path / "a.mp4", times, clock=Fraction(1, 25)))
+    lying = decode(write_media(tmp_path / "b.mp4", times, **lies))
     assert lying.declared_fps == pytest.approx(1000)
     assert honest.declared_fps == pytest.approx(25) == lying.measured_fps
     assert honest.duration == pytest.approx(lying.duration) == pytest.approx(1.6)
     np.testing.assert_allclose(lying.times, honest.times, atol=1e-6)
 
 
-def test_missing_time_stamps_are_made_up_and_counted(tmp_path):
-    path = write_media(tmp_path / "a.h264", np.arange(50) / 25)  # a bare stream has no clock
-    result = decode(path)
-    assert any("time stamp" in problem for problem in result.problems)
-    np.testing.assert_allclose(result.times, np.arange(10) / 5, atol=1e-6)
-
-
-def test_time_begins_with_the_file(tmp_path):
+def test_time_begins_with_the_file_and_missing_stamps_are_made_up(tmp_path):
+    bare = decode(write_media(tmp_path / "a.h264", np.arange(50) / 25))  # it has no clock
+    assert any("time stamp" in problem for problem in bare.problems)
     path = write_media(tmp_path / "a.mpg", np.arange(50) / 25, codec="mpeg1video")
     assert all_frames(path)[0][0] > 0.1  # a program stream begins late
-    np.testing.assert_allclose(decode(path).times, np.arange(10) / 5, atol=1e-6)
+    for result in (bare, decode(path)):
+        np.testing.assert_allclose(result.times, np.arange(10) / 5, atol=1e-6)
 
 
-@pytest.mark.parametrize("codec", ["libx265", "mpeg4", "libvpx-vp9"])
-def test_other_codecs(tmp_path, codec):
-    suffix = "webm" if "vp9" in codec else "mov"
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mov", "libx265"), ("a.mov", "mpeg4"), ("a.webm", "libvpx-vp9")]
+)
+def test_other_codecs(tmp_path, name, codec):
     options = {"x265-params": "log-level=none"} if codec == "libx265" else {"deadline": "realtime"}
-    path = write_media(tmp_path / f"a.{suffix}", np.arange(25) / 25, codec=codec, options=options)
-    result = decode(path, size=32)
-    assert result.images.shape == (5, 32, 32, 3)
-    assert result.damaged == 0
+    path = write_media(tmp_path / name, np.arange(25) / 25, codec=codec, options=options)
+    assert decode(path, size=32).images.shape == (5, 32, 32, 3)
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
@@ -111,8 +97,6 @@ def test_images_follow_the_display_matrix(tmp_path, degrees, mirror):
     expected[line, column] = plain
     result = decode(path)
     np.testing.assert_array_equal(result.images[0], expected)
-    if not any(mirror):
-        assert (result.rotation - degrees) % 360 == 0
 
 
 def test_damaged_frames_are_dropped_counted_and_the_rest_goes_on(tmp_path):
@@ -134,10 +118,9 @@ def test_damaged_frames_are_dropped_counted_and_the_rest_goes_on(tmp_path):
     np.testing.assert_allclose(result.times, good, atol=1e-6)
     assert result.times[-1] > 2.3  # the end of the file was reached
     assert result.problems[0].startswith(f"{bad} damaged frames")
-    slots = {}
-    for time in result.times:  # a damaged frame gives its slot to the next good one
-        slots.setdefault(int((time + 1e-3) * 5), time)
-    np.testing.assert_allclose(decode(path).times, list(slots.values()), atol=1e-9)
+    _, first = np.unique(np.floor((result.times + 1e-3) * 5), return_index=True)
+    # a damaged frame gives its slot to the next good one
+    np.testing.assert_array_equal(decode(path).times, result.times[first])
 
 
 def test_a_cut_file_gives_what_is_left(tmp_path):
@@ -184,21 +167,16 @@ def test_waveform_is_mono_16_khz_of_the_same_tone(tmp_path, name, codec, rate, c
     result = decode(path, frames=False)
     assert result.images is None
     assert (result.waveform.dtype, result.waveform.ndim) == (np.float32, 1)
-    assert len(result.waveform) == pytest.approx(32000, abs=1700)  # a codec pads by a block
     middle = result.waveform[8000:24000]
     assert np.argmax(np.abs(np.fft.rfft(middle))) == 440  # one second: a bin is a hertz
     assert np.sqrt(2) * middle.std() == pytest.approx(0.5, rel=0.06)  # LAME alone takes 5 %
 
 
 def test_resampling_agrees_with_scipy(tmp_path):
-    rng, time = np.random.default_rng(0), np.arange(48000) / 48000
-    tones = sum(
-        rng.uniform(0.05, 0.1) * np.sin(2 * np.pi * hertz * time + rng.uniform(0, 6))
-        for hertz in (110, 440, 1500, 3000)
-    )
+    tones = sum(sine(hertz, 1, 48000, amplitude=0.1) for hertz in (110, 440, 1500, 3000))
     options = {"sound_codec": "pcm_s16le", "sound_rate": 48000}
-    result = decode(write_media(tmp_path / "a.wav", sound=tones[None], **options)).waveform
-    expected = resample_poly(tones, 1, 3)
+    result = decode(write_media(tmp_path / "a.wav", sound=tones, **options)).waveform
+    expected = resample_poly(tones[0], 1, 3)
     assert len(result) == len(expected)
     assert np.abs(result - expected)[200:-200].max() < 2e-3
 
@@ -212,16 +190,13 @@ def test_channels_are_averaged(tmp_path, layout):
     np.testing.assert_allclose(decode(path).waveform, sound.mean(axis=0), atol=1e-4)
 
 
-def test_late_sound_keeps_time_with_the_picture(tmp_path):
+def test_late_sound_keeps_time_with_the_picture_and_a_hole_becomes_silence(tmp_path):
     path = write_media(tmp_path / "a.mkv", np.arange(50) / 25, sine(440, 1), sound_start=0.7)
     result = decode(path)
     loud = np.flatnonzero(np.abs(result.waveform) > 0.1)[0] / 16000
     assert loud == pytest.approx(0.7, abs=0.08)
     assert any("silence" in problem for problem in result.problems)
-
-
-def test_a_hole_in_the_sound_becomes_silence(tmp_path):
-    """A file whose time stamps jump by half a second in the middle."""
+    # a file whose time stamps jump by half a second in the middle
     with av.open(str(tmp_path / "a.mkv"), "w") as out:
         audio = out.add_stream("pcm_s16le", rate=16000)
         audio.layout = "mono"
@@ -303,9 +278,9 @@ class Trap:
         return os.mkdir, (self.path,)
 
 
-@pytest.mark.parametrize("wrap", [lambda t: t, lambda t: [t], lambda t: np.array([t, 1])])
+@pytest.mark.parametrize("wrap", [list, np.array])
 def test_a_pickle_that_would_run_something_is_refused_without_running_it(tmp_path, wrap):
-    (tmp_path / "a.pkl").write_bytes(pickle.dumps(wrap(Trap(tmp_path / "sprung"))))
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(wrap([Trap(tmp_path / "sprung")])))
     with pytest.raises(MediaError, match=r"a\.pkl .*posix\.mkdir"):
         load_features(tmp_path / "a.pkl")
     assert not (tmp_path / "sprung").exists()
@@ -322,7 +297,6 @@ def test_a_pickle_that_would_run_something_is_refused_without_running_it(tmp_pat
         (pickle.dumps(np.zeros((2, 2, 2))), r"\(2, 2, 2\)"),
         (pickle.dumps(np.zeros((4, 4)))[:-20], "pickle"),
         (b"", "pickle"),
-        (b"this is no pickle", "pickle"),
         (None, "no file"),
     ],
 )

@@ -41,7 +41,6 @@ class Media:
     images : (T, H, W, 3) uint8 RGB upright, or None without a frame
     times : (T,) seconds from the file's beginning, increasing
     damaged : frames and packets that could not be decoded cleanly, all of them left out
-    rotation : degrees counter-clockwise that the images were turned to stand upright
     waveform : (S,) float32 mono at `sample_rate` Hz, beginning with the file; None without sound
     duration : decoded seconds (as the container states it where nothing was decoded)
     declared_fps, measured_fps : frames a second by the file's header and by its time stamps; NaN
@@ -52,7 +51,6 @@ class Media:
     images: np.ndarray | None = None
     times: np.ndarray = field(default_factory=lambda: np.zeros(0))
     damaged: int = 0
-    rotation: int = 0
     waveform: np.ndarray | None = None
     sample_rate: int = SAMPLE_RATE
     duration: float = 0.0
@@ -120,11 +118,10 @@ def _decode_pictures(media, container, stream, fps, size, limit):
         here = len(shown) if fps is None else math.floor((time + TIME_TOLERANCE) * fps)
         if here <= slot:
             continue
-        slot, matrix = here, _display_matrix(frame)
-        media.rotation = media.rotation if matrix == UPRIGHT else frame.rotation
+        slot = here
         shape = (frame.height, frame.width) if size or shape is None else shape
         times.append(time)
-        images.append(_upright(frame, matrix, shape, size, reformatter))
+        images.append(_upright(frame, shape, size, reformatter))
     if len(shown) > 1:
         media.measured_fps = (len(shown) - 1) / (shown[-1] - shown[0])
     if shown:
@@ -153,8 +150,8 @@ def _display_matrix(frame):
     return matrix if tuple(map(abs, matrix)) in (UPRIGHT, (0, 1, 1, 0)) else UPRIGHT
 
 
-def _upright(frame, matrix, shape, size, reformatter):
-    """RGB (H, W, 3) of one frame, resized, then turned and mirrored by its matrix."""
+def _upright(frame, shape, size, reformatter):
+    """RGB (H, W, 3) of one frame, resized, then turned and mirrored by its display matrix."""
     height, width = shape
     if size is not None:
         scale = size / min(shape)
@@ -168,7 +165,7 @@ def _upright(frame, matrix, shape, size, reformatter):
     if size is not None:
         top, left = (height - size) // 2, (width - size) // 2
         image = image[top : top + size, left : left + size]
-    a, b, c, d = matrix
+    a, b, c, d = _display_matrix(frame)
     if a == 0:  # the columns of the result run along the rows of the image
         image, a, d = image.transpose(1, 0, 2), c, b
     return np.ascontiguousarray(image[::d, ::a])

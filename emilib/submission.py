@@ -24,8 +24,8 @@ def write(path, ids, predictions, expected_ids=None):
     ids : N clips, each five digits; expected_ids : every clip that must have a row, None for `ids`
     predictions : (N, 6) in order of EMOTIONS, or (S, N, 6) for S seeds, whose mean is taken
 
-    The file is there whole or not at all. Returns its path. Raises ValueError where the shapes
-    disagree, for a prediction that is not finite, and for any problem that `validate` would list.
+    Returns the path. Raises ValueError where the shapes disagree, for a prediction that is not
+    finite, and for any problem that `validate` would list.
     """
     values, shape = np.asarray(predictions, dtype=float), (len(ids), len(EMOTIONS))
     values = values.mean(axis=0) if values.ndim == 3 and len(values) else values
@@ -54,7 +54,7 @@ def make(workspace, run, path):
     if run not in known:
         raise ValueError(f"There is no run {run!r}; expected one of {', '.join(known)}.")
     if Path(path).is_dir():
-        raise ValueError(f"{path} is a folder; expected the name of the CSV to write.")
+        raise ValueError(f"{path} is a folder; expected the name of a CSV.")
     expected = _test_ids(workspace.clips)  # before anything is trained
     outcome = workspace.results([run])[run]
     write(path, outcome.test_ids, outcome.test_predictions, expected)
@@ -64,15 +64,13 @@ def make(workspace, run, path):
 def validate(path, corpus=None):
     """What is wrong with a submission: a sentence a problem, an empty list for a good file.
 
-    corpus : folder in the layout of Hume-Vidmimic2; then every test clip must have a row, and no
-        other clip. Without it a gap between the ids is a warning.
+    corpus : folder in the layout of Hume-Vidmimic2, whose test clips and no other must have a row;
+        without it a gap between the ids is a warning
 
     A sentence that starts with `WARNING` names something odd that the challenge would accept.
     Raises CorpusError for a corpus folder that can't be read or has no test clips.
     """
     expected = None if corpus is None else _test_ids(read(corpus, strict=False))
-    if not Path(path).is_file():
-        return [f"{path} is no file; expected a CSV with the header {HEADER}."]
     return _sentences(path, path, expected)
 
 
@@ -95,7 +93,7 @@ def _sentences(source, path, expected):
     options = {"header": None, "dtype": str, "keep_default_na": False, "skip_blank_lines": False}
     try:
         table = pd.read_csv(source, **options).fillna("")
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         return [f"{path} is no readable CSV ({str(error).strip()}); expected {HEADER}."]
     table.index += 1  # lines
     if (header := tuple(table.iloc[0])) != COLUMNS:

@@ -297,7 +297,7 @@ def test_a_pickle_that_would_run_something_is_refused_without_running_it(tmp_pat
         (pickle.dumps(np.zeros((2, 2, 2))), r"\(2, 2, 2\)"),
         (pickle.dumps(np.zeros((4, 4)))[:-20], "pickle"),
         (b"", "pickle"),
-        (None, "no file"),
+        (None, "No such file"),
     ],
 )
 def test_no_features(tmp_path, content, word):

@@ -33,11 +33,6 @@ DEFECTS = {
     "duplicate id": "an id with several rows in the split files; the first one counts",
     "missing id": "a row without any file, or files without a row",
 }
-MISSING = {  # where other clips of the split have such a file
-    "video": ("no video", "no file in raw/"),
-    "faces": ("no face", "no folder in face_images/"),
-    "transcript": ("no transcript", "no file in text/"),
-}
 
 
 def audit(folder, workers=None):
@@ -51,7 +46,10 @@ def audit(folder, workers=None):
     Raises CorpusError where the folder can't be read at all; a broken file is a row, no error.
     """
     clips, rows = read_with_findings(folder)
-    rows += _outside_range(clips)
+    for emotion in EMOTIONS if clips.attrs["targets"] == list(EMOTIONS) else ():  # own: any range
+        outside = clips.loc[~clips[emotion].fillna(0).between(0, 1), ["id", "split", emotion]]
+        for *clip, value in outside.to_numpy():
+            rows.append((*clip, "label out of range", f"{emotion} is {value:g}"))
     usual = clips[list(layout.FILE_COLUMNS)].notna().groupby(clips["split"]).any()
     jobs = [(clip, usual.loc[clip["split"]]) for clip in clips.to_dict("records")]
     clip_rows, widths = zip(*ordered_map(_audit_clip, jobs, workers), strict=True)
@@ -76,10 +74,9 @@ def report(table):
 
 
 def durations(clips, workers=None):
-    """Seconds of each clip, from the time stamps of its packets; nothing is decoded.
+    """Seconds of each clip of `emilib.corpus.read`, by id, from the time stamps of its packets.
 
     The longest track of the video; without a video the sound file; NaN where neither opens.
-    clips : a DataFrame of `emilib.corpus.read`. Returns a Series of floats indexed by id.
     """
     pairs = zip(clips["video"], clips["audio"], strict=True)
     seconds = ordered_map(_seconds, pairs, workers)
@@ -142,9 +139,12 @@ def _audit_clip(job):
             add("too short", f"{len(waveform)} samples at {SAMPLE_RATE} Hz, {SHORTEST} needed")
         if (level := media.loudness(waveform, SAMPLE_RATE)) <= media.SILENCE:
             add("silent", f"loudest 50 ms at {level:.0f} dB")
-    for column, (defect, detail) in MISSING.items():
-        if clip[column] is None and usual[column]:
-            add(defect, detail)
+    if video is None and usual["video"]:
+        add("no video", "no file in raw/")
+    if faces is None and usual["faces"]:
+        add("no face", "no folder in face_images/")
+    if clip["transcript"] is None and usual["transcript"]:
+        add("no transcript", "no file in text/")
     sizes = [path.stat().st_size for path in layout.face_paths(faces)]
     if faces and not sizes:
         add("no face", f"no <int>.jpg in {faces}")
@@ -164,14 +164,6 @@ def _audit_clip(job):
         elif not np.isfinite(features).all():
             add("bad features", f"{clip[column]}: values that are not finite")
     return rows, widths
-
-
-def _outside_range(clips):
-    if clips.attrs["targets"] == list(EMOTIONS):  # one's own targets may have any range
-        for emotion in EMOTIONS:
-            outside = clips[(clips[emotion] < 0) | (clips[emotion] > 1)]
-            for id_, split, value in outside[["id", "split", emotion]].itertuples(index=False):
-                yield id_, split, "label out of range", f"{emotion} is {value:g}"
 
 
 def _odd_widths(clips, widths):

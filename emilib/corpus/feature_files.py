@@ -2,7 +2,6 @@
 
 import codecs
 import pickle
-from pathlib import Path
 
 import numpy as np
 
@@ -29,22 +28,18 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def load_features(path):
-    """The organisers' features of one clip: a pickled array as (T, D) float32.
+    """The organisers' features of one clip: a pickled array (T, D), or (D,) as (1, D), float32.
 
-    A pickle that names anything but NumPy arrays is refused before it can run. A vector of D
-    values is taken as (1, D).
+    A pickle that names anything but NumPy arrays is refused before it can run.
     Raises MediaError for no such file, a damaged pickle, and one of anything but such an array.
     """
-    if not Path(path).is_file():
-        raise MediaError(f"There is no file {path}; expected a pickled T x D array.")
     try:
         with open(path, "rb") as file:
             array = _ArrayUnpickler(file).load()
-    except Exception as error:  # damaged bytes raise almost anything
+    except Exception as error:  # no such file; and damaged bytes raise almost anything
         raise MediaError(f"{path} is no readable pickle of an array: {error}.") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
-        kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise MediaError(f"{path} holds {kind}; expected a T x D array of numbers.")
-    if array.ndim not in (1, 2):
-        raise MediaError(f"{path} holds an array of shape {array.shape}; expected T x D.")
+    is_array = isinstance(array, np.ndarray)
+    if not is_array or array.dtype.kind not in "fiub" or array.ndim not in (1, 2):
+        got = f"{array.dtype} {array.shape}" if is_array else type(array).__name__
+        raise MediaError(f"{path} holds {got}; expected a T x D array of numbers.")
     return np.ascontiguousarray(np.atleast_2d(array), dtype=np.float32)

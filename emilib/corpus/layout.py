@@ -50,10 +50,8 @@ def read_layout(folder, strict):
     """The table of clips of a folder in the layout above, and findings: rows of `audit`."""
     folder, findings = Path(folder), []
     if not folder.is_dir():
-        raise CorpusError(
-            f"There is no corpus folder {folder}; expected one that holds {SPLIT_FILES['train']} "
-            f"and {SPLIT_FILES['validation']}, or your videos and a CSV."
-        )
+        expected = "expected one with train_split.csv and valid_split.csv, or videos and a CSV"
+        raise CorpusError(f"There is no corpus folder {folder}; {expected}.")
     files = {split: _index(folder, split) for split in SPLITS}
     tables = [_split_table(folder, split, files[split], findings, strict) for split in SPLITS]
     clips = pd.concat(tables, ignore_index=True)
@@ -75,7 +73,7 @@ def read_layout(folder, strict):
 
 
 def finished(clips, folder, targets, findings, unlisted, table, strict):
-    """The table of clips in its final order of rows and columns with its `attrs`, and findings.
+    """The table of clips in its final order with its `attrs`, and findings.
 
     unlisted : {id: sentence} of files without a row; table : what names the clips, for the notes
     """
@@ -108,10 +106,7 @@ def shortened(names, most=5):
 
 
 def face_paths(folder):
-    """Paths of the face crops of one clip in numeric order, 2.jpg before 10.jpg; [] without any.
-
-    folder : face_images/ID, or None. Anything whose name is not a number (Thumbs.db) is left out.
-    """
+    """Face crops in a folder (or None), 2.jpg before 10.jpg; names that are no number left out."""
     if folder is None or not Path(folder).is_dir():
         return []
     faces = [path for path in Path(folder).iterdir() if FACE_NAME.fullmatch(path.name)]
@@ -142,9 +137,9 @@ def read_rows(path):
     try:
         table = pd.read_csv(path, skipinitialspace=True, skip_blank_lines=False, **options)
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        expected = "expected UTF-8 text with commas, and in double quotes what holds a comma"
         raise CorpusError(
-            f"{path} is no readable CSV ({str(error).strip()}); expected UTF-8 text with commas, "
-            "and in double quotes what holds a comma."
+            f"{path} is no readable CSV ({str(error).strip()}); {expected}."
         ) from error
     table = table.fillna("")
     breaks = table.apply(lambda column: column.str.count("\n")).sum(axis=1)  # within quotes

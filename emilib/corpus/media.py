@@ -21,9 +21,7 @@ from emilib.corpus.layout import face_paths
 SILENCE = -60.0  # dB: a waveform nowhere louder than this is silent
 READ_ERRORS = 100  # unreadable places of a file before the rest is given up
 FACE_RATE = 30.0  # face crops a second in Hume-Vidmimic2
-# Containers with a clock in milliseconds round a frame's time down: a frame that is less than
-# this early still counts as on time.
-TIME_TOLERANCE = 0.001  # s
+TIME_TOLERANCE = 0.001  # s early still counts as on time: a clock in milliseconds rounds down
 SOUND_GAP = 0.1  # s; a shorter hole in the sound is rounding of time stamps
 LONGEST_GAP = 600.0  # s; beyond it the time stamp is damaged, not the sound
 FALLBACK_FPS = 25.0  # where neither time stamps nor a rate are in the file
@@ -146,7 +144,7 @@ def _display_matrix(frame):
     if data is None:
         return UPRIGHT
     values = np.rint(np.frombuffer(bytes(data), dtype="<i4")[[0, 1, 3, 4]] / 65536)
-    matrix = tuple(int(value) for value in values)
+    matrix = tuple(values.astype(int))
     return matrix if tuple(map(abs, matrix)) in (UPRIGHT, (0, 1, 1, 0)) else UPRIGHT
 
 
@@ -233,8 +231,7 @@ def loudness(waveform, sample_rate):
 def face_frames(folder, seconds, fps=5.0, size=None):
     """Face crops of a clip at `fps`, from its folder of numbered pictures.
 
-    No file states the crops' rate: it is their number over `seconds`, the clip's length, or
-    FACE_RATE where that is NaN.
+    Their rate is their number over `seconds`, the clip's length, or FACE_RATE where that is NaN.
     size : side of the square in pixels, None keeps the first picture's; fps : None keeps all
 
     Returns (T, H, W, 3) uint8 without unreadable pictures, or None where there is no other.
@@ -257,10 +254,7 @@ def face_frames(folder, seconds, fps=5.0, size=None):
 
 
 def sound_of(paths):
-    """Waveform at SAMPLE_RATE of the first of a clip's files that holds sound; None for none.
-
-    paths : the audio and the video path; what is no str is passed over
-    """
+    """Waveform at SAMPLE_RATE of the first path that holds sound; None for none."""
     for path in paths:
         with suppress(MediaError):  # the audit names unreadable files
             if isinstance(path, str) and (media := decode(path, frames=False)).waveform is not None:

@@ -14,9 +14,8 @@ def read(folder, strict=True):
     official_audio (paths as str, or None), transcript (str, None without a text file), and the
     targets as floats (NaN for test clips): the six EMOTIONS, or the columns of your CSV. Its attrs
     are "targets", "folder", and "notes", sentences about ids without files and files without id.
-    Raises CorpusError: no such folder, no CSV, wrong header; when strict also training or
-    validation clips of which none has a file, a label that is not a number, and one id with two
-    different rows.
+    Raises CorpusError: no such folder, no CSV, wrong header; when strict also a split without any
+    file, a label that is not a number, and one id with two different rows.
     """
     return read_with_findings(folder, strict)[0]
 

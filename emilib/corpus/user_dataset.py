@@ -27,21 +27,15 @@ import pandas as pd
 from emilib.corpus import layout
 from emilib.corpus.layout import MEDIA_SUFFIXES, SOURCES, SPLIT_FILES, VIDEO_SUFFIXES, CorpusError
 
-GROUP, TEXT = ("group", "speaker", "person", "subject"), ("text", "transcript")
 SPLIT_NAMES = dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 SPLIT_NAMES = {"train": "train", "training": "train", **SPLIT_NAMES, "test": "test"}
 VALIDATION_SHARE = 0.2  # of the clips, where no column says which
 MOST_VALIDATION = 0.35  # a group that would bring more than this stays in training
-SPLIT_SEED = 0
-# A target with one of these names would stand twice in the table of clips.
-_TAKEN = {"id", "seconds", *layout.FILE_COLUMNS}
 _EXAMPLE = "file,valence,arousal"
 
 
 def table_of(source):
-    """The path of the CSV of an own data set; None for a folder in the real layout.
-
-    source : a folder, or a CSV in one
+    """The path of the CSV of an own data set, itself or its folder; None for the real layout.
 
     Raises CorpusError for a folder with no CSV, or with several and none of the real layout.
     """
@@ -52,11 +46,11 @@ def table_of(source):
         return None  # `layout` explains what is wrong with it
     tables = sorted(path for path in source.iterdir() if path.suffix.lower() == ".csv")
     if len(tables) != 1:
+        names = layout.shortened([path.name for path in tables])
         raise CorpusError(
             f"{source}: expected train_split.csv and valid_split.csv, or one CSV of your own that "
-            f"begins with {_EXAMPLE}, got {len(tables)} CSVs "
-            f"({layout.shortened([path.name for path in tables])}); of several name the one that "
-            "lists the clips, as in --corpus folder/labels.csv"
+            f"begins with {_EXAMPLE}, got {len(tables)} CSVs ({names}); of several name the one "
+            "meant, as in --corpus folder/labels.csv"
         )
     return tables[0]
 
@@ -70,7 +64,7 @@ def read_table(table, strict=False):
     """
     folder, rows, findings = Path(table).parent, layout.read_rows(table), []
     if rows.empty:
-        raise CorpusError(f"{table} names no clip; expected {_EXAMPLE}, then a row a clip.")
+        raise CorpusError(f"{table} names no clip; expected a row a clip.")
     special, targets = _columns(table, rows.columns)
     places = [f"{table}, line {line}" for line in rows.index]
     index = _media_below(folder)
@@ -109,13 +103,14 @@ def _columns(table, head):
     if "" in head or head.has_duplicates or numeric.any():
         expected = f"expected a header such as {_EXAMPLE}, a name of its own for each column"
         raise CorpusError(f"{table}: {expected}, got {','.join(head)}")
-    special = {"split": ("split",), "group": GROUP, "text": TEXT}
+    special = {"split": ("split",), "group": ("group", "speaker", "person", "subject")}
+    special["text"] = ("text", "transcript")
     for meaning, names in special.items():
         special[meaning] = next((name for name in head[1:] if name.lower() in names), None)
     targets = [name for name in head[1:] if name not in special.values()]
     if not targets:
         raise CorpusError(f"{table}: expected a column of numbers a target, as in {_EXAMPLE}.")
-    if taken := [name for name in targets if name.lower() in _TAKEN]:
+    if taken := [name for name in targets if name.lower() in ("id", "seconds", *SOURCES)]:
         raise CorpusError(f"{table} calls a target {taken[0]!r}, a name used here; rename it.")
     return special, targets
 
@@ -141,8 +136,7 @@ def _find(cell, where, index):
     paths = index.get(name, [])
     paths = [path for path in paths if _column(path) == "video"] or paths
     exact = [path for path in paths if name in (path.as_posix(), path.with_suffix("").as_posix())]
-    paths = exact or paths
-    if len(paths) > 1:
+    if len(paths := exact or paths) > 1:
         both = " and ".join(path.as_posix() for path in paths[:2])
         raise CorpusError(f"{where}: {cell} may be {both}; write its path.")
     stem, suffix = os.path.splitext(name)
@@ -180,7 +174,7 @@ def _drawn(table, rows, groups, targets):
         expected = "expected labelled clips of two groups or more to draw the validation set from"
         raise CorpusError(f"{table}: {expected}, got {len(sizes)} group; add a column split.")
     names, total, count, chosen = sorted(sizes), sum(sizes.values()), 0, set()
-    random.Random(SPLIT_SEED).shuffle(names)
+    random.Random(0).shuffle(names)
     for name in names:
         if count < VALIDATION_SHARE * total and count + sizes[name] <= MOST_VALIDATION * total:
             chosen.add(name)

@@ -1,15 +1,11 @@
 """A folder of videos with a CSV of one's own: columns, files, splits, and what is wrong with it."""
 
 import re
-import tempfile
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from emilib.corpus import CorpusError, audit, read
 from emilib.corpus.layout import FILE_COLUMNS
@@ -34,24 +30,12 @@ def column(clips, name):
 SPLIT = "file,x,Y 2,split\na,1,-7.5,train\nb,2.5,1e3,TRAIN\nc,3,0,Val\nd,,,test\n"
 
 
-@given(
-    values=st.lists(st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=3), min_size=4, max_size=4),
-    names=st.lists(st.text("abc xyzÄ_'9", min_size=3).map(str.strip), min_size=3, max_size=3),
-)
-def test_targets_of_any_name_and_range_are_what_pandas_alone_reads(values, names):
-    names = [f"t{n} {name}" for n, name in enumerate(names)]
-    values[0][0] += 1.5 * (values[0][0] == values[1][0])  # a constant target is refused
-    table = pd.DataFrame(values, columns=names).assign(split=["train", "train", "dev", "TEST"])
-    table = table.loc[:, (table.iloc[:2].nunique() > 1) | (table.columns == "split")]
-    table.insert(0, "file", list("abcd"))
-    with tempfile.TemporaryDirectory() as folder:
-        clips = read(make(Path(folder), table.to_csv(index=False)))
-        plain = pd.read_csv(Path(folder) / "labels.csv")
-    targets = list(plain.columns[1:-1])
+def test_targets_of_any_name_and_range_are_what_pandas_alone_reads(tmp_path):
+    clips = read(make(tmp_path, SPLIT))
+    plain = pd.read_csv(tmp_path / "labels.csv")[targets := ["x", "Y 2"]]
     assert clips.attrs["targets"] == targets
     assert list(clips.columns) == ["id", "split", *FILE_COLUMNS, *targets]
-    np.testing.assert_allclose(clips[targets][:3], plain[targets][:3], rtol=1e-15)
-    assert clips[targets][3:].isna().all(axis=None)
+    np.testing.assert_array_equal(clips[targets], plain)
     assert (clips[targets].dtypes == np.float64).all()
 
 
@@ -77,9 +61,11 @@ def test_the_file_is_found_with_or_without_folder_and_ending(tmp_path, cell):
 
 
 @pytest.mark.parametrize("inside", [".", "videos", "deep/er"])
-def test_any_subfolder_and_any_container(tmp_path, inside):
-    clips = read(make(tmp_path, SPLIT, inside=inside, suffix=".WEBM"))
-    assert column(clips, "video")["b"] == str(tmp_path / inside / "b.WEBM")
+@pytest.mark.parametrize(("suffix", "kind"), [(".WEBM", "video"), (".wav", "audio")])
+def test_any_subfolder_and_any_container_also_sound_alone(tmp_path, inside, suffix, kind):
+    clips = read(make(tmp_path, SPLIT, inside=inside, suffix=suffix))
+    assert column(clips, kind)["b"] == str(tmp_path / inside / f"b{suffix}")
+    assert clips[["video", "audio"]].notna().sum().sum() == 4
 
 
 def test_two_files_of_one_name_are_told_apart_by_their_path(tmp_path):
@@ -92,16 +78,9 @@ def test_two_files_of_one_name_are_told_apart_by_their_path(tmp_path):
     text = "file,x,split\none/a,1,train\ntwo/a.mp4,2,train\nb,2,val\n"
     (tmp_path / "labels.csv").write_text(text)
     clips = read(tmp_path)
-    videos = column(clips, "video")
-    assert videos["one/a"] == str(tmp_path / "one/a.mp4")
-    assert videos["two/a"] == str(tmp_path / "two/a.mp4")
+    for name in ("one/a", "two/a"):
+        assert column(clips, "video")[name] == str(tmp_path / f"{name}.mp4")
     assert clips["audio"].isna().all()  # nothing tells whose a.mp3 is
-
-
-def test_sound_alone_is_a_clip_too(tmp_path):
-    clips = read(make(tmp_path, SPLIT, inside="recordings", suffix=".wav"))
-    assert clips["video"].isna().all()
-    assert column(clips, "audio")["c"] == str(tmp_path / "recordings/c.wav")
 
 
 def test_words_come_from_a_column_or_from_text_files(tmp_path):
@@ -118,13 +97,11 @@ def test_words_come_from_a_column_or_from_text_files(tmp_path):
 
 
 def test_folders_of_the_real_layout_are_used_where_they_are(tmp_path):
-    make(tmp_path, SPLIT)
+    for inside, suffix in (("audio", ".mp3"), ("vit", ".pkl"), ("face_images/a", ".jpg")):
+        make(tmp_path, SPLIT, names="a", inside=inside, suffix=suffix)
+    row = read(make(tmp_path, SPLIT)).iloc[0]
     places = {"audio": "audio/a.mp3", "official_vision": "vit/a.pkl", "faces": "face_images/a"}
-    for name in ("audio/a.mp3", "vit/a.pkl", "face_images/a/1.jpg"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    row = read(tmp_path).iloc[0]
-    assert {name: row[name] for name in places} == {n: str(tmp_path / p) for n, p in places.items()}
+    assert row[[*places]].tolist() == [str(tmp_path / place) for place in places.values()]
 
 
 # ---- splits drawn here --------------------------------------------------------------------------
@@ -145,8 +122,6 @@ def test_without_a_split_column_no_group_is_in_two_splits(tmp_path, name):
     assert not groups["train"] & groups["validation"]
     assert Counter(splits.values()) == {"train": 48, "validation": 12}  # whole groups of four
     assert groups["validation"] == {"p1", "p4", "p5"}  # kept results hold on to the draw
-    numbers = [int(i[4:]) for i, s in splits.items() if s == "validation"]
-    assert max(numbers) - min(numbers) > 15  # no prefix
     head, *rows = (folder / "labels.csv").read_text().splitlines()
     (folder / "labels.csv").write_text("\n".join([head, *reversed(rows)]) + "\n")
     assert column(read(folder), "split") == splits
@@ -173,10 +148,9 @@ def test_a_large_group_stays_in_training(tmp_path):
 
 def test_ids_without_files_and_files_without_id_are_noted(tmp_path):
     make(tmp_path, SPLIT + "gone,1,1,train\n", names=("a", "b", "c", "d", "spare"))
-    clips = read(tmp_path)
-    assert ["gone" in n for n in clips.attrs["notes"]] == [True, False]
-    assert ["raw/spare" in n for n in clips.attrs["notes"]] == [False, True]
-    assert clips.set_index("id").loc["gone", "video"] is None
+    bare, unlisted = read(tmp_path).attrs["notes"]
+    assert "gone" in bare
+    assert "raw/spare" in unlisted
 
 
 def test_a_row_twice_is_harmless_a_contradiction_is_not(tmp_path):
@@ -206,38 +180,35 @@ def test_the_csv_itself_may_be_named(tmp_path):
 
 def test_quotes_byte_order_marks_spaces_and_empty_lines(tmp_path):
     text = '\ufefffile , "x",split\n\n a.mp4, 1 ,train\nb,2,train\r\nc,3, val\n'
-    clips = read(make(tmp_path, text))
-    assert clips.attrs["targets"] == ["x"]
-    assert column(clips, "x") == {"a": 1, "b": 2, "c": 3}
+    assert column(read(make(tmp_path, text)), "x") == {"a": 1, "b": 2, "c": 3}
 
 
-BAD = {
-    "empty": ("", "CSV"),
-    "header alone": ("file,x\n", "no clip"),
-    "no header": ("a,1,2\nb,2,3\n", "header .* got a,1,2"),
-    "no target": ("file,split\na,train\n", "column of numbers"),
-    "a column twice": ("file,x,x\na,1,2\n", "got file,x,x"),
-    "no name": ("file,x,\na,1,2\n", "got file,x,"),
-    "taken": ("file,audio\na,1\n", "'audio'"),
-    "ragged": ("file,x\na,1\nb,2,3\n", "2 fields in line 3, saw 3"),
-    "no file name": ("file,x\na,1\n,2\n", "line 3: names no file"),
-    "not a number": (SPLIT.replace("2.5", "high"), "line 3: x is 'high'"),
-    "not finite": (SPLIT.replace("2.5", "inf"), "line 3: x is 'inf'"),
-    "after a break": ('file,x,text\na,1,"\n"\nb,,y\nc,z,w\n', "line 5: x is 'z'"),
-    "constant": (SPLIT.replace("2.5", "1"), "x is constant in training"),
-    "split": (SPLIT.replace("Val", "eval"), "line 4: .*'eval'"),
-    "no validation": (SPLIT.replace("Val", "train"), "no validation clip"),
-    "no train": (SPLIT.replace("train", "val").replace("TRAIN", "val"), "no train clip"),
-    "one group": ("file,x,person\na,1,p\nb,2,p\n", "got 1 group"),
-    "no group": ("file,x,person\na,1,p\nb,2,\n", "line 3: names no group"),
-    "no files": (re.sub("\n(?=.)", "\nz", SPLIT), "None of the 2 train clips"),
-    "not UTF-8": ("file,x\n\udcff,1\n", "CSV .*UTF-8"),
-}
+BAD = [
+    ("", "CSV"),
+    ("file,x\n", "no clip"),
+    ("a,1,2\nb,2,3\n", "header .* got a,1,2"),
+    ("file,split\na,train\n", "column of numbers"),
+    ("file,x,x\na,1,2\n", "got file,x,x"),
+    ("file,x,\na,1,2\n", "got file,x,"),
+    ("file,audio\na,1\n", "'audio'"),
+    ("file,x\na,1\nb,2,3\n", "2 fields in line 3, saw 3"),
+    ("file,x\na,1\n,2\n", "line 3: names no file"),
+    (SPLIT.replace("2.5", "high"), "line 3: x is 'high'"),
+    (SPLIT.replace("2.5", "inf"), "line 3: x is 'inf'"),
+    ('file,x,text\na,1,"\n"\nb,,y\nc,z,w\n', "line 5: x is 'z'"),
+    (SPLIT.replace("2.5", "1"), "x is constant in training"),
+    (SPLIT.replace("Val", "eval"), "line 4: .*'eval'"),
+    (SPLIT.replace("Val", "train"), "no validation clip"),
+    (SPLIT.replace("train", "val").replace("TRAIN", "val"), "no train clip"),
+    ("file,x,person\na,1,p\nb,2,p\n", "got 1 group"),
+    ("file,x,person\na,1,p\nb,2,\n", "line 3: names no group"),
+    (re.sub("\n(?=.)", "\nz", SPLIT), "None of the 2 train clips"),
+    ("file,x\n\udcff,1\n", "CSV .*UTF-8"),
+]
 
 
-@pytest.mark.parametrize("how", BAD)
-def test_one_sentence_for_what_is_wrong(tmp_path, how):
-    text, word = BAD[how]
+@pytest.mark.parametrize(("text", "word"), BAD)
+def test_one_sentence_for_what_is_wrong(tmp_path, text, word):
     folder = make(tmp_path, "")
     (folder / "labels.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(CorpusError, match=word) as caught:

@@ -155,7 +155,6 @@ def test_max_seconds_stops_early(tmp_path):
     ("name", "codec", "rate", "channels"),
     [
         ("a.mp4", "aac", 44100, 2),
-        ("a.mp4", "aac", 16000, 1),
         ("a.mp3", "libmp3lame", 44100, 2),
         ("a.flac", "flac", 48000, 1),
         ("a.wav", "pcm_s16le", 8000, 2),
@@ -212,10 +211,9 @@ def test_late_sound_keeps_time_with_the_picture_and_a_hole_becomes_silence(tmp_p
     assert np.abs(waveform[24200:]).max() > 0.4
 
 
-def test_sound_only_and_picture_only(tmp_path):
+def test_picture_only_and_an_intact_file(tmp_path):
     path = write_media(tmp_path / "a.mp4", np.arange(25) / 25, sine(440, 1))
     assert decode(path, sound=False).waveform is None
-    assert decode(path, frames=False).images is None
     assert decode(path).problems == []
     assert stated_seconds(path) == pytest.approx(1, abs=0.1)
 
@@ -244,14 +242,10 @@ def test_no_media(tmp_path, content, word):
 def test_loudness_of_known_waveforms():
     late = np.zeros(16000)
     late[12000:12800] = 0.1
-    for waveform, level in (
-        (np.zeros(16000), -math.inf),
-        (np.zeros(0), -math.inf),
-        (np.ones(16000), 0),
-        (sine(440, 1)[0], 20 * math.log10(0.5 / math.sqrt(2))),
-        (late, -20),
-    ):
-        assert media.loudness(waveform, 16000) == pytest.approx(level, abs=0.05)
+    waveforms = np.zeros(16000), np.zeros(0), np.ones(16000), sine(440, 1)[0], late
+    levels = [media.loudness(waveform, 16000) for waveform in waveforms]
+    sine_level = 20 * math.log10(0.5 / math.sqrt(2))
+    assert levels == pytest.approx([-math.inf, -math.inf, 0, sine_level, -20], abs=0.05)
 
 
 # ---- the organisers' features -------------------------------------------------------------------

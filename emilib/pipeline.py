@@ -14,8 +14,7 @@ import pandas as pd
 from emilib import environment, profiles, workers
 from emilib.cache import Cache, code_version, key, rank, wait_until
 from emilib.features.checkpoints import whisper_file
-from emilib.features.feature_set import FeatureSet, FeatureSplits
-from emilib.features.media_set import MediaSet
+from emilib.features.feature_set import FeatureSet, FeatureSplits, MediaSet
 from emilib.features.store import Rows
 from emilib.models.contrastive import ContrastivePair
 from emilib.progress import Counter, quietly

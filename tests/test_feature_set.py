@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from emilib import MODALITIES
 from emilib.features import FeatureSet
-from emilib.features.media_set import MediaSet
+from emilib.features.feature_set import MediaSet
 from emilib.features.store import Rows, Store, write_shard
 
 WIDTHS = {"frames": 5, "audio": 4, "text": 6}

@@ -41,21 +41,17 @@ class VisionEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W) uint8, any size; returns (B, D)."""
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(
-                f"images: expected (B, 3, H, W) uint8, got {images.dtype} {tuple(images.shape)}"
-            )
+        if images.dtype != torch.uint8:
+            raise ValueError(f"images: expected uint8, got {images.dtype}")
         hidden = self.model(pixel_values=self.pixels(images)).last_hidden_state  # (B, 1+P, D)
         return hidden[:, 0] if self.settings["pool"] == "cls" else hidden.mean(dim=1)
 
     def pixels(self, images: Tensor) -> Tensor:
         """Resized (on the device, see `resize`) and normalised pictures, float."""
-        side, shortest = self.model.config.image_size, self.settings["shortest_edge"]
+        side, edge = self.model.config.image_size, self.settings["shortest_edge"]
         size = (side, side)
-        if shortest is not None:
-            size = tuple(
-                shortest * length // min(images.shape[-2:]) for length in images.shape[-2:]
-            )
+        if edge is not None:
+            size = tuple(edge * length // min(images.shape[-2:]) for length in images.shape[-2:])
         images = resize(images, size, self.settings["resample"])
         top, left = (size[0] - side) // 2, (size[1] - side) // 2
         images = images[..., top : top + side, left : left + side]
@@ -143,22 +139,19 @@ class AudioEncoder(nn.Module):
             )
         if self.model.config.feat_extract_norm == "group" and not valid.all():
             # Group norm mixes padding into every step, masked or not: encode clip by clip.
-            rows = zip(waveform, valid, lengths, strict=True)
-            clips = [self.encode(wave[None, :n], real[None, :n]) for wave, real, n in rows]
-            return tuple(
-                pad_sequence([x[0] for x in part], batch_first=True)
-                for part in zip(*clips, strict=True)
-            )
+            clips = [w[None, :n] for w, n in zip(waveform, lengths, strict=True)]
+            states = [self.encode(clip, torch.ones_like(clip, dtype=bool))[0][0] for clip in clips]
+            return padded(states)
         hidden = self.model(waveform * valid, attention_mask=valid.long()).last_hidden_state
         steps = torch.arange(hidden.shape[1], device=hidden.device)
         return hidden, steps < self.steps(lengths)[:, None]
 
 
 def padded(waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """(B, S) zero-padded values, of the dtype of the waveforms, and (B, S) bool."""
-    lengths = torch.tensor([len(w) for w in waveforms])
+    """(B, S, ...) zero-padded values, of the dtype of the waveforms, and (B, S) bool."""
     values = pad_sequence(list(waveforms), batch_first=True)
-    return values, torch.arange(values.shape[1]) < lengths[:, None]
+    lengths = torch.tensor([len(w) for w in waveforms], device=values.device)
+    return values, torch.arange(values.shape[1], device=values.device) < lengths[:, None]
 
 
 class EmotionHead(nn.Module):

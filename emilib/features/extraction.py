@@ -7,7 +7,6 @@ deviation of all values, is at most 0.005 (TF32, rounding in another order) or 0
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, islice, pairwise
@@ -18,7 +17,6 @@ import torch
 from emilib import SAMPLE_RATE, workers
 from emilib.features.encoders import VisionEncoder, padded
 from emilib.features.store import SHARD
-from emilib.progress import report
 
 LONGEST = 30.0  # s of audio that a network sees at once; attention grows with the square of it
 
@@ -107,11 +105,11 @@ def encode_frames(encoder, clips: Sequence, batching: Batching | None = None) ->
         if batching.compile:
             rows += [np.zeros_like(rows[0])] * (batching.frames - len(rows))
         with _autocast(device, batching):
-            return encoder(_moved(torch.from_numpy(np.stack(rows)), device))[: len(batch)].half()
+            return encoder(torch.from_numpy(np.stack(rows)).to(device))[: len(batch)].half()
 
     rows = {}
     for batch in batches:
-        rows |= zip(batch, within_memory(encode, batch, "frame"), strict=True)
+        rows |= zip(batch, encode(batch), strict=True)
     for i in seen:
         result[i] = torch.stack([rows[i, t] for t in range(len(clips[i]))]).cpu().numpy()
     return result
@@ -135,22 +133,18 @@ def encode_waveforms(encoder, clips: Sequence, every=1, batching=None) -> list:
             cut += [(i, start, stop) for start, stop in pieces(encoder, len(clip))]
 
     def encode(batch):
-        rows = padded([waves[i][start:stop] for i, start, stop in batch])
+        waveform, valid = padded([waves[i][start:stop] for i, start, stop in batch])
         with _autocast(device, batching):
-            hidden, steps = encoder.encode(*(_moved(tensor, device) for tensor in rows))
+            hidden, steps = encoder.encode(waveform.to(device), valid.to(device))
         counts = steps.sum(dim=1).tolist()
         return [own[:count].float() for own, count in zip(hidden, counts, strict=True)]
 
     limit = round(batching.seconds * SAMPLE_RATE)
     for batch in _by_length(cut, lambda piece: piece[2] - piece[1], batching.sounds, limit):
-        states |= zip(batch, within_memory(encode, batch, "waveform"), strict=True)
+        states |= zip(batch, encode(batch), strict=True)
     for i, own in groupby(cut, key=lambda piece: piece[0]):
-        whole = torch.cat([states.pop(piece) for piece in own])
-        full = len(whole) // every
-        means = whole[: full * every].view(full, every, whole.shape[1]).mean(dim=1)
-        if full * every < len(whole):
-            means = torch.cat([means, whole[full * every :].mean(dim=0, keepdim=True)])
-        result[i] = means.half().cpu().numpy()
+        groups = torch.cat([states.pop(piece) for piece in own]).split(every)
+        result[i] = torch.stack([group.mean(dim=0) for group in groups]).half().cpu().numpy()
     return result
 
 
@@ -158,8 +152,7 @@ def pieces(encoder, samples: int) -> list[tuple[int, int]]:
     """Start and stop of each piece that so many samples are cut into, about `LONGEST` at most.
 
     They begin on the grid of the encoder's steps, and each takes in the samples that its last step
-    reaches over: joined again they have the steps of the whole, and the convolutions see the same;
-    a step attends to its own piece alone.
+    reaches over: joined again they have the steps of the whole. A step attends to its piece alone.
     """
     stride, shortest = encoder.stride, encoder.shortest
     steps = int(encoder.steps(torch.tensor(samples)))
@@ -184,25 +177,19 @@ def encode_texts(encoder, texts: Sequence[str], batching: Batching | None = None
 
     def encode(batch):
         longest = max(lengths[row] for row in batch)
-        rows = {name: _moved(ids[batch, :longest], device) for name, ids in tokens.items()}
+        rows = {name: ids[batch, :longest].to(device) for name, ids in tokens.items()}
         with _autocast(device, batching):
             return encoder(**rows).half()
 
     for batch in _by_length(range(len(spoken)), lengths.__getitem__, len(spoken), batching.tokens):
         batch.sort()
-        for row, vector in zip(batch, within_memory(encode, batch, "transcript"), strict=True):
+        for row, vector in zip(batch, encode(batch), strict=True):
             result[spoken[row]] = vector[None].cpu().numpy()
     return result
 
 
 def _autocast(device: torch.device, batching: Batching):
     return torch.autocast(device.type, torch.bfloat16, enabled=batching.precision == "bf16")
-
-
-def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """To a GPU from pinned memory: the copy runs while the next batch is put together."""
-    tensor = tensor.pin_memory() if device.type == "cuda" else tensor
-    return tensor.to(device, non_blocking=True)
 
 
 def _by_length(items: Iterable, length: Callable[..., int], most: int, total: int) -> list[list]:
@@ -214,23 +201,3 @@ def _by_length(items: Iterable, length: Callable[..., int], most: int, total: in
             batches.append([])
         batches[-1].append(item)
     return batches
-
-
-def within_memory(encode: Callable[[list], Iterable], batch: list, what: str) -> list:
-    """The values of ``encode(batch)``, by halves where the device's memory runs out."""
-    try:
-        return list(encode(batch))
-    except torch.OutOfMemoryError:
-        if len(batch) == 1:
-            raise
-    # Not in the handler above: a handled exception keeps the tensors of what failed.
-    half = len(batch) // 2
-    report_once(f"too little device memory for full batches: now {half} {what}s at a time")
-    return [
-        value
-        for part in (batch[:half], batch[half:])
-        for value in within_memory(encode, part, what)
-    ]
-
-
-report_once = functools.cache(report)

@@ -52,16 +52,14 @@ class EmotionWav2Vec2(transformers.Wav2Vec2PreTrainedModel):
 
 def small_vision(config: dict, pool="cls") -> VisionEncoder:
     """A ViT of these `ViTConfig` arguments, with random weights."""
-    return VisionEncoder(
-        transformers.ViTModel(transformers.ViTConfig(**config), add_pooling_layer=False), pool
-    )
+    model = transformers.ViTModel(transformers.ViTConfig(**config), add_pooling_layer=False)
+    return VisionEncoder(model, pool)
 
 
 def small_audio(config: dict) -> AudioEncoder:
     """A wav2vec2 of these `Wav2Vec2Config` arguments, with random weights."""
-    return AudioEncoder(
-        transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**config)), normalise=False
-    )
+    model = transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**config))
+    return AudioEncoder(model, normalise=False)
 
 
 def small_text(config: dict, texts: Sequence[str], pool="cls", max_tokens=128) -> TextEncoder:
@@ -78,18 +76,15 @@ def wordpiece(texts: Sequence[str], size: int, max_tokens=128) -> transformers.B
     It holds every letter, as a word and within one, and then the most frequent words. (The
     trainer of the tokenizers library breaks ties at random.)
     """
-    normaliser = normalizers.BertNormalizer(lowercase=True)
-    splitter = pre_tokenizers.BertPreTokenizer()
-    split = (splitter.pre_tokenize_str(normaliser.normalize_str(text)) for text in texts)
+    normal, cut = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    split = (cut.pre_tokenize_str(normal.normalize_str(text)) for text in texts)
     counts = Counter(word for words in split for word, _ in words)
     letters = sorted(set("".join(counts)))
     words = sorted(counts.keys() - set(letters), key=lambda word: (-counts[word], word))
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
     pieces = [*pieces, *(f"##{letter}" for letter in letters), *words][:size]
     vocab = {piece: number for number, piece in enumerate(pieces)}
-    return transformers.BertTokenizerFast(
-        vocab=vocab, do_lower_case=True, model_max_length=max_tokens
-    )
+    return transformers.BertTokenizerFast(vocab, model_max_length=max_tokens)
 
 
 def save_encoder(encoder: nn.Module, folder) -> None:

@@ -6,7 +6,7 @@ again.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -109,7 +109,7 @@ def build(
     produce : takes the ids of the missing shards, in order, and yields for each clip a dict from
         the names to an array or None. It is called once, so it can keep workers and batches
         going over shard borders.
-    progress : called with (clips done, clips in all) of this rank
+    progress : called after each shard with (clips done, clips in all) of this rank
 
     Several ranks produce every world_size-th shard each, and wait for those of the others.
     """
@@ -117,15 +117,8 @@ def build(
     keys = [{"of": parts, "shard": [number, shard_size]} for number in range(len(shards))]
     mine = share(range(len(shards)))
     missing = [number for number in mine if not cache.has(kind, keys[number])]
-    total, absent = (sum(len(shards[n]) for n in numbers) for numbers in (mine, missing))
-
-    def counted(clips) -> Iterator[dict]:
-        for done, clip in enumerate(clips, total - absent + 1):
-            if progress is not None:
-                progress(done, total)
-            yield clip
-
-    clips = counted(produce([id_ for number in missing for id_ in shards[number]]))
+    total, left = (sum(len(shards[n]) for n in numbers) for numbers in (mine, missing))
+    clips = iter(produce([id_ for number in missing for id_ in shards[number]]))
     for number in missing:
         rows = list(islice(clips, len(shards[number])))
         columns = {name: [row[name] for row in rows] for name in names}
@@ -135,6 +128,9 @@ def build(
                 write_shard(folder / f"{name}.safetensors", ids, arrays)
 
         cache.step(kind, keys[number], write)
+        left -= len(rows)
+        if progress is not None:
+            progress(total - left, total)
     for parts_of_shard in keys:
         wait_until(lambda own=parts_of_shard: cache.has(kind, own))
     cache.shared_step(kind, parts, lambda folder: None)  # says that all shards are there

@@ -18,7 +18,6 @@ import torch
 from emilib import SAMPLE_RATE
 from emilib.cache import Cache, code_version, file_sum, key
 from emilib.features import checkpoints, store
-from emilib.features.extraction import within_memory
 from emilib.workers import ordered_map
 
 WINDOW = 30 * SAMPLE_RATE  # samples that Whisper takes at once
@@ -118,12 +117,10 @@ def transcribe(model, waveforms: Iterable, batch_size=16) -> list[str]:
                 if len(window) >= SHORTEST and not silent(window):
                     yield clip, window
 
-    def decode(batch: list) -> list:
-        return decode_windows(model, [window for _, window in batch])
-
     remaining = windows()
     while batch := list(islice(remaining, batch_size)):
-        for (clip, _), result in zip(batch, within_memory(decode, batch, "window"), strict=True):
+        results = decode_windows(model, [window for _, window in batch])
+        for (clip, _), result in zip(batch, results, strict=True):
             if result.no_speech_prob <= NO_SPEECH and result.text:
                 texts[clip].append(result.text)
     return [" ".join(words) for words in texts]

@@ -15,8 +15,7 @@ import torch
 
 from emilib import EMOTIONS, metrics, models
 from emilib.cache import Cache, code_version, key, share, single_process, wait_until
-from emilib.features.feature_set import FeatureSplits
-from emilib.features.media_set import MediaSet
+from emilib.features.feature_set import FeatureSplits, MediaSet
 from emilib.progress import quietly
 from emilib.study.experiments import MEDIA, Experiment
 from emilib.training.loop import Result, TargetScale, fit, one_thread

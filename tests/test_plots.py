@@ -10,7 +10,7 @@ import pytest
 from IPython.display import Image
 from matplotlib.figure import Figure
 
-from emilib.plots import browse, corpus_plots, notebook, style
+from emilib.plots import clip_plots, notebook, style
 
 CORPUS = "embedded corpus: drawn faces, synthetic voices"
 
@@ -63,15 +63,15 @@ def test_an_envelope_holds_every_peak():
     assert (len(time), low.min(), high.max()) == (90, waveform.min(), waveform.max())
     for start, bottom, top in zip(time, low, high, strict=True):
         assert bottom <= waveform[round(start * 1000)] <= top
-    assert style.shown_frames(31, 4).tolist() == [0, 10, 20, 30]
-    assert style.shown_frames(2, 4).tolist() == [0, 1]
+    assert style.evenly(31, 4).tolist() == [0, 10, 20, 30]
+    assert style.evenly(2, 4).tolist() == [0, 1]
 
 
 def card(labels, words=None, **parts):
     empty = {"images": None, "waveform": None, "sample_rate": 16_000, "duration": np.nan}
     media = SimpleNamespace(**(empty | parts))
     labels = pd.Series(labels, index=["Awe", "Joy"])
-    return corpus_plots.clip_card(media, "Clip 1", labels, words, ["silent: all of it"], CORPUS)
+    return clip_plots.clip_card(media, "Clip 1", labels, words, ["silent: all of it"], CORPUS)
 
 
 def test_a_card_shows_what_a_clip_has_and_says_what_it_lacks():
@@ -79,7 +79,7 @@ def test_a_card_shows_what_a_clip_has_and_says_what_it_lacks():
     parts = {"images": images, "times": np.arange(12) / 6, "waveform": sound, "duration": 2.0}
     figure = card([0.5, 0.0], "Oh, well.", **parts)
     assert {"“Oh, well.”", "0.50", "0.00", "silent: all of it", CORPUS} <= set(texts(figure))
-    assert len(figure.axes[0].images) == corpus_plots.MOST_FACES
+    assert len(figure.axes[0].images) == clip_plots.MOST_FACES
     bars = next(axes for axes in figure.axes if axes.patches).patches
     assert [bar.get_width() for bar in bars] == [0.5, 0]
     level = figure.axes[2].images[0]  # a tone of 16 kHz / 2 pi; the picture's first row is the top
@@ -90,7 +90,7 @@ def test_a_card_shows_what_a_clip_has_and_says_what_it_lacks():
 
 
 def test_source_is_shown_without_docstrings_and_tables_aligned():
-    code = notebook.show_source(browse.pick).data
+    code = notebook.show_source(notebook.pick).data
     assert '"""' not in code
     assert "def regroup(change) -> None:" in code
     compile(code.removeprefix("```python").removesuffix("```"), "shown", "exec")
@@ -107,12 +107,12 @@ def test_a_front_end_gets_drop_downs_and_a_file_the_first_picture(monkeypatch):
         drawn.append(key)
         return Figure(figsize=(1, 1))
 
-    assert isinstance(browse.pick(groups, draw, play=pytest.fail), Image)
+    assert isinstance(notebook.pick(groups, draw, play=pytest.fail), Image)
     assert drawn == [1]
     request = SimpleNamespace(get_parent=lambda: {"metadata": {"cellId": "c084"}})
-    monkeypatch.setattr(browse, "get_ipython", lambda: request)
-    monkeypatch.setattr(browse, "display", lambda *parts: displayed.extend(parts))
-    clip = browse.pick(groups, draw, first=2).children[0]
+    monkeypatch.setattr(notebook, "get_ipython", lambda: request)
+    monkeypatch.setattr(notebook, "display", lambda *parts: displayed.extend(parts))
+    clip = notebook.pick(groups, draw, first=2).children[0]
     group = next(part for part in displayed if isinstance(part, ipywidgets.Dropdown))
     assert (group.value, clip.value) == ("short", 2)
     assert [label for label, _ in group.options] == ["short (2)", "long (1)"]
@@ -120,12 +120,12 @@ def test_a_front_end_gets_drop_downs_and_a_file_the_first_picture(monkeypatch):
     group.value = "long"
     assert (clip.value, drawn[1:]) == (3, [2, 1, 3])
     monkeypatch.setenv("EMI_WIDGETS", "off")
-    assert not browse.live()
+    assert not notebook.live()
 
 
 def test_groups_follow_gaps():
     present = np.array([[1, 0, 0], [1, 1, 1], [0, 1, 1]], bool)
-    assert browse.gap_groups("abc", present) == {
+    assert notebook.gap_groups("abc", present) == {
         "everything": {"b": 1},
         "no sound, no words": {"a": 0},
         "no face": {"c": 2},

@@ -20,7 +20,7 @@ from emilib.corpus.media import MediaError
 from emilib.export import predictor_of
 from emilib.models import TAEMI
 from emilib.pipeline import Workspace
-from emilib.plots import predict_plots, style
+from emilib.plots import clip_plots, style
 from emilib.predict import Clip, EmiPredictor
 from emilib.predict import predictor as predictor_module
 from emilib.predict.clip import windows_of
@@ -244,7 +244,7 @@ def test_look_gives_attention_that_sums_to_one_over_the_clip(predictor, video):
         assert (np.diff(borders) >= 0).all()
         assert borders[[0, -1]] == pytest.approx([0, look.end], abs=0.1)
     assert look.weights is None
-    figure = predict_plots.explained(look, predictor.note)
+    figure = clip_plots.explained(look, predictor.note)
     assert "attention\nover frames" in [axes.get_ylabel() for axes in figure.axes]
 
 
@@ -256,7 +256,7 @@ def test_look_of_dual_stage_gives_its_weights(workspace, mixed):
     assert (look.weights[:, :, 1] == 0).all()
     np.testing.assert_allclose(look.weight_borders, np.linspace(0, look.end, 7))
     assert list(look.without.index) == ["all", "without frames", "without text"]
-    assert style.png(predict_plots.explained(look)).startswith(b"\x89PNG")
+    assert style.png(clip_plots.explained(look)).startswith(b"\x89PNG")
 
 
 def test_an_anchor_is_not_among_what_it_looks_at(predictor, video):
@@ -284,7 +284,7 @@ def test_a_long_clip_is_the_mean_of_its_windows(predictor, long_video):
     row = predictor.predict(long_video, text="Well.").iloc[0]
     assert row["windows"] == 6
     np.testing.assert_allclose(row[E].astype(float), table[E].mean(), atol=1e-6)
-    figure = predict_plots.over_time(table, predictor.emotions, "long.mp4", predictor.note)
+    figure = clip_plots.over_time(table, predictor.emotions, "long.mp4", predictor.note)
     for axes, emotion in zip(figure.axes, E, strict=True):
         np.testing.assert_allclose(axes.lines[1].get_ydata(), table[emotion])
 

@@ -8,7 +8,7 @@ colours from `CYCLE`: those of Okabe and Ito, which colour-blind readers tell ap
 
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
@@ -105,7 +105,7 @@ def reach(value, low, high) -> np.ndarray:
     return np.maximum(0.0, np.stack([value - low, high - value]))
 
 
-def shown_frames(count: int, most: int = 10) -> np.ndarray:
+def evenly(count: int, most: int = 10) -> np.ndarray:
     """Positions of the frames a strip has room for, evenly spread, first and last among them."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
@@ -119,7 +119,7 @@ def frame_strip(axes, frames: np.ndarray | None, most: int = 6) -> None:
     if frames is None:
         say(axes, "no face")
         return
-    chosen = frames[shown_frames(len(frames), most)].transpose(0, 2, 3, 1)
+    chosen = frames[evenly(len(frames), most)].transpose(0, 2, 3, 1)
     axes.imshow(np.concatenate(list(chosen), axis=1))
 
 
@@ -174,12 +174,10 @@ def differences(table: pd.DataFrame, corpus: str = "", title: str = "differences
 
 
 @rc_context(STYLE)
-def learning_curves(
-    histories: Mapping[str, Sequence[pd.DataFrame]], corpus: str = "", title="Learning curves"
-) -> Figure:
+def learning_curves(histories: Mapping, corpus="", title="Learning curves") -> Figure:
     """Training loss and validation ρ over epochs; a colour a model, a thin line a seed.
 
-    histories : name → a history a seed; the thick line is the mean over the seeds still running,
+    histories : name → a DataFrame a seed; the thick line is the mean over the seeds still running,
         the dot the best epoch of a seed
     """
     figure, panels = canvas(8.2, 3.2, title, corpus, columns=2)

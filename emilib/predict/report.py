@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from emilib.cache import atomic_write
-from emilib.plots import predict_plots, style
+from emilib.plots import clip_plots, style
 from emilib.predict.predictor import EmiPredictor
 from emilib.progress import report
 
@@ -81,9 +81,9 @@ def draw(predictor: EmiPredictor, predictions: Sequence, folder: Path) -> None:
         name, before = stems[place], stems[:place].count(stems[place])
         name = f"{name}-{before + 1}" if before else name
         look = predictor.look(prediction.clip)
-        figures = {name: predict_plots.explained(look, predictor.note)}
+        figures = {name: clip_plots.explained(look, predictor.note)}
         if len(prediction.start) > 1:
-            figures[f"{name}-over-time"] = predict_plots.over_time(
+            figures[f"{name}-over-time"] = clip_plots.over_time(
                 prediction.windows(), predictor.emotions, prediction.clip.name, predictor.note
             )
         for file, figure in figures.items():

@@ -5,8 +5,7 @@ the shorter side of the picture spans SPAN units. The head is an egg-shaped elli
 pixel's ray meets it, (u, v) is the place on the face after turning the head. Every edge is a ramp
 about a pixel wide (`px`). Colours are in [0, 1]. p is one record of what `face.render` tells.
 
-Only `render` is cached and callable from Python; the rest is linked into it, without reference
-counting, and stands in this file, because Numba's cache looks at no other.
+Only `render` is callable from Python; the rest is here, as Numba's cache looks at no other file.
 """
 
 import math
@@ -115,9 +114,8 @@ def _hair_behind(p, x, y, px):
         fall = _ramp(abs(x) - half, 3.0 * px) * _ramp(-y - 0.05, 0.05) * _ramp(y - p.fall, 0.10)
         cover = max(cover, fall)
     if p.style == BUN:
-        cover = max(
-            cover, _ramp(math.hypot(x / 0.24, (y + p.height * 1.12) / 0.20) - 1.0, 6.0 * px)
-        )
+        bun = math.hypot(x / 0.24, (y + p.height * 1.12) / 0.20) - 1.0
+        cover = max(cover, _ramp(bun, 6.0 * px))
     return cover
 
 

@@ -1,15 +1,13 @@
-"""eSpeak NG as a program: requests on standard input, speech on standard output, a line each.
+"""eSpeak NG as a program: a request on standard input, speech on standard output.
 
-A request is the JSON of the arguments of `voice.Speaker.say`; the answer has `samples` (base64 of
-int16), `rate` in Hz and `phonemes` ((time in s, name) each), or `error`. eSpeak NG keeps state from
-one utterance to the next, so this program initialises the library once and forks a fresh child for
-every utterance: a request always gives the same samples.
+The request is the JSON of the arguments of `voice.say`; the answer has `samples` (base64 of int16),
+`rate` in Hz and `phonemes` ((time in s, name) each). eSpeak NG keeps state from one utterance to
+the next, so every utterance is spoken by a fresh process and always has the same samples.
 """
 
 import base64
 import ctypes
 import json
-import os
 import sys
 
 import espeakng_loader
@@ -22,12 +20,9 @@ UTF8 = 1
 
 
 class Event(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_int) for name in ("type", "id", "text_position", "length")),
-        *((name, ctypes.c_int) for name in ("milliseconds", "sample")),
-        ("user_data", ctypes.c_void_p),
-        ("string", ctypes.c_char * 8),
-    )
+    _numbers = ("type", "id", "text_position", "length", "milliseconds", "sample")
+    _fields_ = [(name, ctypes.c_int) for name in _numbers]
+    _fields_ += [("user_data", ctypes.c_void_p), ("string", ctypes.c_char * 8)]
 
 
 @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(Event))
@@ -43,23 +38,16 @@ def receive(wave, count, events):
     return 0
 
 
-samples, phonemes = bytearray(), []  # of the one utterance of a child
+request, samples, phonemes = json.load(sys.stdin), bytearray(), []
 library = ctypes.CDLL(espeakng_loader.get_library_path())
 rate = library.espeak_Initialize(SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), OPTIONS)
-for line in sys.stdin:
-    if os.fork() == 0:
-        request = json.loads(line)
-        library.espeak_SetSynthCallback(receive)
-        library.espeak_ng_SetRandSeed(ctypes.c_long(1))
-        if library.espeak_SetVoiceByName(f"en-us+{request['voice']}".encode()) != 0:
-            raise SystemExit(f"eSpeak NG has no voice {request['voice']!r}")
-        for name, number in PARAMETERS.items():
-            library.espeak_SetParameter(number, request[name], 0)
-        text = request["text"].encode()
-        library.espeak_Synth(text, len(text) + 1, 0, 0, 0, UTF8, None, None)
-        speech = {"samples": base64.b64encode(samples).decode(), "phonemes": phonemes, "rate": rate}
-        print(json.dumps(speech), flush=True)
-        os._exit(0)
-    _, status = os.wait()
-    if status != 0:
-        print(json.dumps({"error": f"its process ended with status {status}"}), flush=True)
+library.espeak_SetSynthCallback(receive)
+library.espeak_ng_SetRandSeed(ctypes.c_long(1))
+if library.espeak_SetVoiceByName(f"en-us+{request['voice']}".encode()) != 0:
+    raise SystemExit(f"eSpeak NG has no voice {request['voice']!r}")
+for name, number in PARAMETERS.items():
+    library.espeak_SetParameter(number, request[name], 0)
+text = request["text"].encode()
+library.espeak_Synth(text, len(text) + 1, 0, 0, 0, UTF8, None, None)
+speech = {"samples": base64.b64encode(samples).decode(), "phonemes": phonemes, "rate": rate}
+print(json.dumps(speech))

@@ -1,6 +1,7 @@
-"""Drawn people: a shaded head with ten action units (`drawing`, about a millisecond a frame)."""
+"""Drawn people: how they look (`drawing`, about a millisecond a frame) and how they move."""
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,17 +9,20 @@ import numpy as np
 
 from emilib.synthetic import drawing
 from emilib.synthetic.drawing import BOB, BUN, CURLY, LONG, PARTED, SPAN
+from emilib.synthetic.generative_model import ACTION_UNITS, DATA
 
 # Colours are RGB in [0, 1]. A stroke is a round spot on both halves of the face, which makes it
 # darker or warmer, or its relief higher; {"one": 0.03, "au6": 0.055} means 0.03 + 0.055 au6.
 _PALETTE = json.loads(Path(__file__).with_name("palette.json").read_text("utf-8"))
+STROKE = ("relief", "dark", "warm", "u", "v", "slant", "width", "height")  # columns of strokes
 COLOURS = {name: np.array(rows) for name, rows in _PALETTE["colours"].items()}
 # Columns of a motion array (T, 19): ten action units and the eyelids in [0, 1], lips rounded by
 # speech, head rotation in radians, head position and gaze in head units.
-MOTION = (
-    *("au1", "au2", "au4", "au5", "au6", "au12", "au15", "au17", "au24", "au26"),
-    *("blink", "pucker", "yaw", "pitch", "roll", "x", "y", "gaze_x", "gaze_y"),
-)
+_OTHERS = ("blink", "pucker", "yaw", "pitch", "roll", "x", "y", "gaze_x", "gaze_y")
+MOTION = (*ACTION_UNITS[:10], *_OTHERS)
+# POSES: action units of lids or head; column of the motion, its value at full amplitude.
+# VISEMES: initials of phonemes (eSpeak's names); opening of the jaw, rounding of the lips.
+POSES, VISEMES, OTHER_VISEME = DATA["poses"], DATA["visemes"], (0.14, 0.0)
 GRAIN = 0.008  # spread of the camera's noise
 
 
@@ -72,27 +76,21 @@ def render(person: SimpleNamespace, motion, size: tuple[int, int], rng, empty=Fa
     p["centre"] = 0.435 + 0.035 * p["au26"] - 0.02 * p["au17"] + 0.015 * p["au12"]
     p["lift"] = 0.026 + 0.115 * p["au12"] - 0.095 * p["au15"]
     p["gap"] = 0.16 * p["au26"] * (1.0 - 0.7 * p["au24"]) + 0.035 * p["au12"] * (1.0 - p["au24"])
+    strokes = np.zeros((len(motion), len(_PALETTE["strokes"]), len(STROKE)))
+    for k, stroke in enumerate(_PALETTE["strokes"].values()):
+        for column, name in enumerate(STROKE):
+            terms = stroke.get(name, 0.0)
+            for term, factor in (terms if isinstance(terms, dict) else {"one": terms}).items():
+                strokes[:, k, column] += factor * (1.0 if term == "one" else p[term][:, 0])
+    strokes[..., 6:] = 1.0 / strokes[..., 6:]  # multiplying is cheaper for every pixel
     record = np.dtype([(name, float, (3,) if v.shape[1] == 3 else ()) for name, v in p.items()])
     table = np.concatenate(list(p.values()), axis=1).astype(float).view(record)[:, 0]
     # Drawn once a clip and read at a moving offset: far cheaper than noise for each pixel.
     grain = (GRAIN * rng.standard_normal(1 << 14)).astype(np.float32)
     # Allocated here: code that allocates takes Numba seconds longer to compile.
     frames = np.empty((len(motion), *size, 3), np.uint8)
-    drawing.render(frames, table, _strokes(p), grain, empty)
+    drawing.render(frames, table, strokes, grain, empty)
     return frames
-
-
-def _strokes(p: dict) -> np.ndarray:
-    """(T, K, 8): relief, dark, warm, u, v, slant, 1 / width, 1 / height of the strokes."""
-    names = ("relief", "dark", "warm", "u", "v", "slant", "width", "height")
-    strokes = np.zeros((len(p["yaw"]), len(_PALETTE["strokes"]), len(names)))
-    for k, stroke in enumerate(_PALETTE["strokes"].values()):
-        for column, name in enumerate(names):
-            terms = stroke.get(name, 0.0)
-            for term, factor in (terms if isinstance(terms, dict) else {"one": terms}).items():
-                strokes[:, k, column] += factor * (1.0 if term == "one" else p[term][:, 0])
-    strokes[..., 6:] = 1.0 / strokes[..., 6:]  # multiplying is cheaper for every pixel
-    return strokes
 
 
 def boxes(motion: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -103,3 +101,68 @@ def boxes(motion: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     y = size[0] / 2 + (motion[:, MOTION.index("y")] + 0.02) * scale - side / 2
     x, y = np.clip(x, 0, size[1] - side), np.clip(y, 0, size[0] - side)
     return np.stack([x, y, x + side, y + side], axis=1)
+
+
+def move(clip, seed: int, times, seconds: float, phonemes, rng) -> np.ndarray:
+    """How somebody moves in a clip: (T, 19), columns as in MOTION.
+
+    clip : of `generative_model.clips`; seed : of the corpus
+    times : (T,) s of the frames; seconds : length of the clip
+    phonemes : [(time in s, name), ...]
+    """
+    motion = np.zeros((len(times), len(MOTION)))
+    column = {name: motion[:, i] for i, name in enumerate(MOTION)}
+    # Action units rise, hold with a slow wave, and fall again a little before the end.
+    onset, rise, fall = rng.uniform([0.05, 0.3, 0.4], [0.35, 0.7, 0.8])
+    up, down = np.clip([(times - onset) / rise, (seconds - times) / fall], 0, 1)
+    shape = up * up * (3 - 2 * up) * (0.25 + 0.75 * (down * down * (3 - 2 * down)))
+    for name, peak in zip(ACTION_UNITS, clip.action_units, strict=True):
+        wave = 1 - 0.12 * (1 + np.sin(rng.uniform(1.5, 3) * times + rng.uniform(0, 6)))
+        target, most = POSES.get(name, (name, 1.0))
+        column[target][:] += most * peak * shape * wave / wave.max()
+    if phonemes and clip.defect not in ("silent", "no_audio_track"):
+        _move_lips(column, times, phonemes)
+    _move_head(clip, seed, column, times, rng)
+    # Lids close for about a sixth of a second every three seconds or so.
+    start = rng.uniform(0.5, 3.0)
+    while start < times[-1]:
+        closed = np.clip(1.15 - np.abs(times - start) / 0.10, 0, 1)
+        column["blink"][:] = np.maximum(column["blink"], closed)
+        start += rng.uniform(2.0, 4.5)
+    return motion
+
+
+def _move_lips(column, times, phonemes) -> None:
+    """Jaw and lips follow the phonemes; the expression keeps the rest of the face."""
+    starts, shapes = np.array([time for time, _ in phonemes]), np.zeros((len(phonemes) + 1, 2))
+    for k, (_, name) in enumerate(phonemes):
+        bare = name.lstrip("',%=_|")
+        if bare not in ("", ";", ":"):  # which are silence
+            visemes = (shape for initials, shape in VISEMES.items() if bare[0] in initials)
+            shapes[k + 1] = next(visemes, OTHER_VISEME)
+    now = shapes[np.searchsorted(starts, times, side="right")]
+    before = shapes[np.searchsorted(starts, times - 0.05, side="right")]
+    jaw, rounded = (0.65 * now + 0.35 * before).T  # lips are not infinitely fast
+    speaking = (jaw > 0).astype(float)
+    column["au26"][:] = np.clip(column["au26"] * (1 - 0.45 * speaking) + jaw, 0, 1)
+    column["au24"][:] *= 1 - 0.5 * speaking
+    column["pucker"][:] = rounded
+
+
+def _move_head(clip, seed, column, times, rng) -> None:
+    """Gestures depend on the topic mostly, on the seed a little; small drifts mean nothing."""
+    of_topic = np.random.default_rng([seed, 4, clip.topic]).uniform(-1, 1, 8)
+    of_seed = np.random.default_rng([seed, 5, clip.seed]).uniform(-1, 1, 8)
+    tilt, turn, level, gaze_x, gaze_y, nod, sway, shake = 0.8 * of_topic + 0.2 * of_seed
+    phase = rng.uniform(0, 2 * math.pi, 8)
+
+    def drift(k, speed):
+        return np.sin(speed * times + phase[k])
+
+    column["roll"][:] += 0.07 * tilt + 0.03 * drift(0, 0.8)
+    column["yaw"][:] += 0.11 * turn + 0.05 * drift(1, 0.6) + 0.05 * shake * drift(2, 4.0)
+    column["pitch"][:] += 0.04 * level + 0.03 * drift(3, 0.9) + 0.05 * nod * drift(4, 5.0)
+    column["x"][:] = 0.02 * drift(5, 0.7) + 0.04 * sway * drift(6, 2.2)
+    column["y"][:] = 0.04 + 0.015 * drift(7, 1.1) + 0.012 * nod * drift(4, 5.0)
+    column["gaze_x"][:] = 0.45 * gaze_x + 0.12 * drift(2, 1.3)
+    column["gaze_y"][:] = 0.35 * gaze_y

@@ -29,9 +29,8 @@ from emilib import EMOTIONS, SAMPLE_RATE
 from emilib.cache import atomic_write
 from emilib.corpus.layout import CorpusError
 from emilib.synthetic import face
-from emilib.synthetic.generative_model import PROSODY, Design, draw, sentence
-from emilib.synthetic.motion import move
-from emilib.synthetic.voice import FEMININE, MASCULINE, Speaker, perform
+from emilib.synthetic.generative_model import DESIGN, PROSODY, clips, draw, sentence, signals
+from emilib.synthetic.voice import FEMININE, MASCULINE, perform
 from emilib.workers import ordered_map
 
 GENERATOR = 1  # raise it when the same parameters no longer give the same corpus
@@ -44,7 +43,6 @@ STATEMENT = (
 FILMING = json.loads(Path(__file__).with_name("filming.json").read_text("utf-8"))
 TOO_SHORT = 200  # samples at SAMPLE_RATE; wav2vec2's convolutions need 400
 CROP = 112  # pixels, side of a face crop
-_speaker = functools.cache(Speaker)  # one speech program for each process
 
 
 def make(
@@ -61,78 +59,48 @@ def make(
     the hidden `.synthetic/` facts, defects and clean signals of the clips.
     Raises CorpusError when the folder holds anything else than this corpus.
     """
-    folder, design = Path(folder), Design()
+    folder = Path(folder)
     counts = {"train": train, "validation": validation, "test": test}
     if min(counts.values()) < 0 or train + validation < 1:
         raise CorpusError(f"expected clips, at least one of them labelled, got {counts}")
-    parameters = {**counts, "seed": seed, "design": asdict(design), "filming": FILMING}
-    _claim(folder, json.loads(json.dumps({**parameters, "generator": GENERATOR})))
-    performances = draw(**counts, seed=seed, design=design)
-    clips = performances.clips()
-    missing = [clip for clip in clips if not _is_finished(folder, clip)]
-    filmed = ordered_map(functools.partial(film_clip, folder, seed, design), missing, workers)
-    try:
-        for done, _ in enumerate(itertools.chain([None], filmed), len(clips) - len(missing)):
-            progress(done, len(clips))
-    finally:
-        if _speaker.cache_info().currsize:  # an interrupted one would answer the wrong request next
-            _speaker().close()
-            _speaker.cache_clear()
-    table = pd.DataFrame(performances.label, columns=list(EMOTIONS))
-    table.insert(0, "Filename", performances.id)
+    parameters = {"statement": STATEMENT, **counts, "seed": seed, "design": asdict(DESIGN)}
+    parameters |= {"filming": FILMING, "generator": GENERATOR}
+    note, text = folder / "synthetic.json", json.dumps(parameters, indent=2) + "\n"
+    same = note.exists() and note.read_text() == text
+    if not same and folder.exists() and (folder.is_file() or any(folder.iterdir())):
+        raise CorpusError(
+            f"{folder}: expected a new or empty folder, or an embedded corpus with the same "
+            "parameters in its synthetic.json, got something else; name another folder or delete it"
+        )
+    atomic_write(note, text)
+    drawn = draw(**counts, seed=seed)
+    missing = [clip for clip in clips(drawn) if not _is_finished(folder, _note(folder, clip))]
+    filmed = ordered_map(functools.partial(film_clip, folder, seed), missing, workers)
+    for done, _ in enumerate(itertools.chain([None], filmed), len(drawn.id) - len(missing)):
+        progress(done, len(drawn.id))
+    table = pd.DataFrame(drawn.label, pd.Index(drawn.id, name="Filename"), EMOTIONS)
     for split, name in (("train", "train_split.csv"), ("validation", "valid_split.csv")):
-        rows = table[np.array(performances.split) == split]
-        atomic_write(folder / name, rows.to_csv(index=False))
-    signals = performances.signals().to_csv(index=False)
-    atomic_write(folder / ".synthetic" / "signals.csv", signals)
+        atomic_write(folder / name, table[np.array(drawn.split) == split].to_csv())
+    atomic_write(folder / ".synthetic" / "signals.csv", signals(drawn).to_csv(index=False))
     return folder
 
 
-def _claim(folder: Path, parameters: dict) -> None:
-    """Take an empty folder, or recognise this very corpus in it."""
-    note = folder / "synthetic.json"
-    if not note.exists():
-        if folder.exists() and (folder.is_file() or any(folder.iterdir())):
-            raise CorpusError(
-                f"{folder}: expected a new or empty folder, or an embedded corpus (which has a "
-                "synthetic.json), got something else; name another folder"
-            )
-        atomic_write(note, json.dumps({"statement": STATEMENT, **parameters}, indent=2) + "\n")
-    present = json.loads(note.read_text())
-    for name, value in parameters.items():
-        if present.get(name) != value:
-            raise CorpusError(
-                f"{folder} holds another embedded corpus: {name}: expected {value}, got "
-                f"{present.get(name)}; name another folder or delete it"
-            )
+def _note(folder: Path, clip) -> Path:
+    return folder / ".synthetic" / "notes" / f"{clip.id}.json"
 
 
-def _files(folder: Path, clip) -> dict[str, Path]:
-    """Where the files of a clip belong, whether it has them or not."""
-    root = folder / "test_data" if clip.split == "test" else folder
-    return {
-        "video": root / "raw" / f"{clip.id}.mp4",
-        "faces": root / "face_images" / clip.id,
-        "audio": folder / "audio" / f"{clip.id}.mp3",
-        "text": folder / "text" / f"{clip.id}.txt",
-        "official_vision": folder / "vit" / f"{clip.id}.pkl",
-        "official_audio": folder / "wav2vec2" / f"{clip.id}.pkl",
-        "note": folder / ".synthetic" / "notes" / f"{clip.id}.json",  # last: the clip is finished
-    }
-
-
-def _is_finished(folder: Path, clip) -> bool:
+def _is_finished(folder: Path, note: Path) -> bool:
     """True when the clip was finished and everything it wrote is still there."""
-    files = _files(folder, clip)
-    note = json.loads(files["note"].read_text()) if files["note"].exists() else {"files": ["note"]}
-    return all(files[name].exists() for name in note["files"])
+    if not note.exists():
+        return False
+    return all((folder / name).exists() for name in json.loads(note.read_text())["files"])
 
 
-def film_clip(folder: Path, seed: int, design: Design, clip) -> None:
-    """Write all files of one clip of `Performances.clips`; last, that it is finished."""
+def film_clip(folder: Path, seed: int, clip) -> None:
+    """Write all files of one clip of `generative_model.clips`; last, that it is finished."""
     rng = np.random.default_rng([seed, 2, clip.number])
     person = _person(seed, int(clip.person))
-    words = sentence(clip.strength, clip.topic, rng, design)
+    words = sentence(clip.strength, clip.topic, rng)
     sound, rate, phonemes = _sound(clip, person, words, rng)
     seconds = len(sound) / rate
     size = FILMING["sizes"][rng.choice(len(FILMING["sizes"]), p=FILMING["size_shares"])]
@@ -143,11 +111,19 @@ def film_clip(folder: Path, seed: int, design: Design, clip) -> None:
     if stated != fps:  # frames come when they come, as from a browser's recorder
         ticks = (ticks + rng.uniform(-0.25, 0.25, len(ticks))) * stated / fps
         ticks = np.round(ticks).astype(int) - round(ticks[0])
-    motion = move(clip, seed, ticks * (1 / stated), seconds, phonemes, rng)
+    motion = face.move(clip, seed, ticks * (1 / stated), seconds, phonemes, rng)
     frames = face.render(person.face, motion, size, rng, empty=clip.defect == "no_face")
 
-    files = _files(folder, clip)
-    files["note"].unlink(missing_ok=True)
+    root = folder / "test_data" if clip.split == "test" else folder
+    files = {  # where they belong, whether the clip has them or not
+        "video": root / "raw" / f"{clip.id}.mp4",
+        "faces": root / "face_images" / clip.id,
+        "audio": folder / "audio" / f"{clip.id}.mp3",
+        "text": folder / "text" / f"{clip.id}.txt",
+        "official_vision": folder / "vit" / f"{clip.id}.pkl",
+        "official_audio": folder / "wav2vec2" / f"{clip.id}.pkl",
+    }
+    _note(folder, clip).unlink(missing_ok=True)
     for path in files.values():
         path.parent.mkdir(parents=True, exist_ok=True)
     _write_video(files["video"], clip, frames, ticks, stated, sound, rate)
@@ -160,10 +136,10 @@ def film_clip(folder: Path, seed: int, design: Design, clip) -> None:
     with threadpool_limits(1):  # the same bits with any number of threads
         _write_faces(files, clip, frames, face.boxes(motion, size), thumbs, rng)
         _write_sound(files, clip, sound, rate)
-    facts = {"id": clip.id, "split": clip.split, "defect": clip.defect, "words": words}
-    facts |= {"fps": fps, "size": size, "seconds": seconds, "frames": len(frames)}
-    facts |= {"thumbs_db": thumbs, "files": [n for n, path in files.items() if path.exists()]}
-    atomic_write(files["note"], json.dumps(facts))
+    written = [str(path.relative_to(folder)) for path in files.values() if path.exists()]
+    facts = {"id": clip.id, "split": clip.split, "defect": clip.defect, "words": words, "fps": fps}
+    facts |= {"size": size, "seconds": seconds, "frames": len(frames), "thumbs_db": thumbs}
+    atomic_write(_note(folder, clip), json.dumps({**facts, "files": written}))
 
 
 def _person(seed: int, number: int) -> SimpleNamespace:
@@ -178,7 +154,7 @@ def _person(seed: int, number: int) -> SimpleNamespace:
 def _sound(clip, person, words: str, rng):
     """Returns (samples float32 in [-1, 1], rate in Hz, [(time in s, phoneme), ...])."""
     prosody = dict(zip(PROSODY, clip.prosody, strict=True))
-    voice, rate, phonemes = perform(_speaker(), words, person, prosody, rng)
+    voice, rate, phonemes = perform(words, person, prosody, rng)
     lead, tail = rng.uniform(0.1, 0.3), rng.uniform(0.2, 0.4)
     seconds = np.clip(lead + len(voice) / rate + tail, FILMING["shortest"], FILMING["longest"])
     sound = np.zeros(round(seconds * rate), np.float32)
@@ -238,8 +214,7 @@ def _spoil(video: Path, defect: str, rng) -> None:
             packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
         data = bytearray(video.read_bytes())
         for start, size in packets[len(packets) // 3 : 2 * len(packets) // 3]:
-            inside = max(size - 8, 0)  # lengths and headers of the units stay
-            data[start + 8 : start + 8 + inside] = rng.bytes(inside)
+            data[start + 8 : start + size] = rng.bytes(max(size - 8, 0))  # the units' headers stay
         video.write_bytes(data)
 
 
@@ -258,7 +233,11 @@ def _write_faces(files, clip, frames, boxes, thumbs: bool, rng) -> None:
         crops.append(np.asarray(image))
     if thumbs:
         (folder / "Thumbs.db").write_bytes(bytes.fromhex("d0cf11e0a1b11ae1") + bytes(504))
-    files["official_vision"].write_bytes(_official(_face_features(np.stack(crops)), 384))
+    # 16 x 16 green pixels, nearly the luminance, stand for the official ViT.
+    blocks = np.stack(crops)[..., 1].reshape(len(crops), 16, CROP // 16, 16, CROP // 16)
+    pixels = blocks.mean(axis=(2, 4), dtype=np.float32).reshape(len(crops), 256)
+    pixels = (pixels - pixels.mean(axis=1, keepdims=True)) / 40
+    files["official_vision"].write_bytes(_official(pixels, 384))
 
 
 def _write_sound(files, clip, sound, rate: int) -> None:
@@ -272,33 +251,22 @@ def _write_sound(files, clip, sound, rate: int) -> None:
     else:
         files["official_audio"].write_bytes(_official(_sound_features(sound), 768))
     samples = np.clip(np.round(sound * 32767), -32768, 32767).astype(np.int16)
-    with av.open(str(files["audio"]), "w", format="mp3") as container:
-        options = {"compression_level": "7"}
-        audio = container.add_stream("libmp3lame", rate=SAMPLE_RATE, options=options)
+    with av.open(str(files["audio"]), "w", format="mp3") as mp3:
+        audio = mp3.add_stream("libmp3lame", rate=SAMPLE_RATE, options={"compression_level": "7"})
         audio.layout, audio.bit_rate = "mono", 32000
-        _encode_sound(container, audio, samples, "s16p", 576)
+        _encode_sound(mp3, audio, samples, "s16p", 576)
 
 
 def _official(features: np.ndarray, width: int) -> bytes:
     """Pickle of tanh of features (T, D) in a fixed random projection: stands for an encoder."""
-    inputs = features.shape[1]
-    projection = np.random.default_rng([inputs, width]).standard_normal((inputs, width))
-    projection = (projection / math.sqrt(inputs)).astype(np.float32)
+    shape = (features.shape[1], width)
+    projection = np.random.default_rng(shape).standard_normal(shape) / math.sqrt(shape[0])
+    projection = projection.astype(np.float32)
     return pickle.dumps(np.tanh(features @ projection), protocol=4)
 
 
-def _face_features(crops: np.ndarray) -> np.ndarray:
-    """(T, 256): 16 x 16 green pixels, nearly the luminance; stand for the official ViT."""
-    blocks = crops[..., 1].reshape(len(crops), 16, CROP // 16, 16, CROP // 16)
-    pixels = blocks.mean(axis=(2, 4), dtype=np.float32).reshape(len(crops), 256)
-    return (pixels - pixels.mean(axis=1, keepdims=True)) / 40
-
-
 def _sound_features(sound: np.ndarray) -> np.ndarray:
-    """(T, 96), ten a second: mean and spread of log band energies.
-
-    Stand for the official wav2vec2, which has 50 a second; ten keep the corpus small.
-    """
+    """(T, 96), ten a second: mean and spread of log band energies; stand for wav2vec2's 50."""
     window, step = 400, 160
     padded = np.pad(sound, (0, max(0, 1600 + window - len(sound))))
     pieces = np.lib.stride_tricks.sliding_window_view(padded, window)[::step]

@@ -20,7 +20,6 @@ How much a modality tells about the label is therefore a parameter put in by han
 ranking of the modalities on this corpus says nothing about people.
 """
 
-import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,86 +79,83 @@ class Design:
     strengths: tuple[float, float, float] = (0.3, 1.1, 2.2)  # content from which STRENGTHS begin
 
 
-@dataclass
-class Performances:
-    """N clips before they are filmed."""
-
-    id: list[str]
-    split: list[str]
-    defect: np.ndarray  # "" = none
-    person: np.ndarray  # (N,) int
-    seed: np.ndarray  # (N,) int
-    topic: np.ndarray  # (N,) int
-    action_units: np.ndarray  # (N, 16) in [0, 1], amplitude at the peak
-    prosody: np.ndarray  # (N, 8) in [-1, 1], difference from the person's habitual voice
-    strength: np.ndarray  # (N, 6) int, 0 = the emotion is not spoken of, 1..3 = STRENGTHS
-    label: np.ndarray  # (N, 6) in [0, 1]; NaN for test clips
-
-    def clips(self) -> list[SimpleNamespace]:
-        """A namespace for each clip: its `number`, and its row of every field."""
-        rows = ({name: rows[n] for name, rows in vars(self).items()} for n in range(len(self.id)))
-        return [SimpleNamespace(number=n, **row) for n, row in enumerate(rows)]
-
-    def signals(self) -> pd.DataFrame:
-        """id, split, frames_* (action units), audio_* (8 of prosody), text_* (6 x 3 counts)."""
-        columns = {"id": self.id, "split": self.split}
-        columns |= {f"frames_{n}": self.action_units[:, j] for j, n in enumerate(ACTION_UNITS)}
-        columns |= {f"audio_{n}": self.prosody[:, j] for j, n in enumerate(PROSODY)}
-        for (e, emotion), level in itertools.product(enumerate(EMOTIONS), (1, 2, 3)):
-            name = f"text_{emotion.lower().replace(' ', '_')}_{STRENGTHS[level - 1]}"
-            columns[name] = (self.strength[:, e] == level).astype(int)
-        return pd.DataFrame(columns)
+DESIGN = Design()
 
 
-def draw(train=400, validation=240, test=60, seed=0, design=None) -> Performances:
-    """Draw the clips of a corpus: signals and labels, without rendering anything (0.1 s).
+def draw(train=400, validation=240, test=60, seed=0) -> SimpleNamespace:
+    """Draw the N clips of a corpus: signals and labels, without rendering anything (0.1 s).
+
+    Returns lists `id` and `split`, and arrays:
+    defect : (N,) name, "" = none; person, seed, topic : (N,) int
+    action_units : (N, 16) in [0, 1], amplitude at the peak
+    prosody : (N, 8) in [-1, 1], difference from the person's habitual voice
+    strength : (N, 6) int, 0 = the emotion is not spoken of, 1..3 = STRENGTHS
+    label : (N, 6) in [0, 1]; NaN for test clips
 
     Ridge regressions on the clean signals reach a mean ρ on validation of .32 (frames), .46
     (audio), .58 (text) and .70 (all three); means over corpus seeds 0-9, which spread by .02.
     """
-    design, rng = design or Design(), np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([seed, 1])
     # Five-digit ids: train and validation share one shuffled range, test follows.
     split = rng.permutation(["train"] * train + ["validation"] * validation).tolist()
     split += ["test"] * test
-    seeds, contents, latent, annotators = _perform(design, rng, len(split))
-    agreement = np.clip(design.gain * (latent - _thresholds(design)), 0, 1)
+    seeds, contents, latent, annotators = _perform(rng, len(split))
+    agreement = np.clip(DESIGN.gain * (latent - _thresholds()), 0, 1)
     label = rng.binomial(annotators, agreement) / annotators
-    topics = rng.permutation(np.arange(design.seeds) % len(TOPICS))
-    person = rng.integers(design.people, size=len(split))
-    defect = _defects(len(split), rng)
+    topics = rng.permutation(np.arange(DESIGN.seeds) % len(TOPICS))
+    person = rng.integers(DESIGN.people, size=len(split))
+    # Every kind of defect occurs at least once, but never in more than a quarter of the clips.
+    order, used, defect = rng.permutation(len(split)), 0, np.full(len(split), "", object)
+    for name, rate in DATA["defects"].items():
+        count = min(max(1, round(rate * len(split))), len(split) // 4 - used)
+        defect[order[used : used + count]] = name
+        used += count
 
     def expressed(values, *hiding):  # zero where a defect hides the channel
         return np.where(np.isin(defect, hiding)[:, None], 0, values)
 
-    intensity = 1 - np.exp(-design.squash * contents)
+    intensity = 1 - np.exp(-DESIGN.squash * contents)
     face, voice = intensity[0] @ FACE.to_numpy().T, intensity[1] @ VOICE.to_numpy().T
-    face += design.face_noise * np.abs(rng.standard_normal(face.shape))
-    voice += design.voice_noise * rng.standard_normal(voice.shape)
+    face += DESIGN.face_noise * np.abs(rng.standard_normal(face.shape))
+    voice += DESIGN.voice_noise * rng.standard_normal(voice.shape)
     voice[:, ONE_SIDED] = np.maximum(voice[:, ONE_SIDED], 0)
-    strength = np.digitize(contents[2], design.strengths)
+    strength = np.digitize(contents[2], DESIGN.strengths)
     rank = np.argsort(np.argsort(-contents[2], axis=1, kind="stable"), axis=1)
-    return Performances(
+    drawn = {"split": split, "defect": defect, "person": person, "seed": seeds}
+    return SimpleNamespace(
+        **drawn,
         id=[f"{i:05d}" for i in range(len(split))],
-        split=split,
-        defect=defect,
-        person=person,
-        seed=seeds,
         topic=topics[seeds],
         action_units=expressed(1 - np.exp(-1.5 * face), "no_face"),  # a muscle saturates
         prosody=expressed(np.tanh(voice), *NO_VOICE),
-        strength=expressed(np.where(rank < design.phrases, strength, 0), *NO_WORDS),
+        strength=expressed(np.where(rank < DESIGN.phrases, strength, 0), *NO_WORDS),
         label=np.where(np.isin(split, "test")[:, None], np.nan, label),
     )
 
 
-def sentence(strength: np.ndarray, topic: int, rng: np.random.Generator, design: Design) -> str:
-    """The words of a clip: a phrase about its topic and one for every emotion spoken of.
+def clips(drawn: SimpleNamespace) -> list[SimpleNamespace]:
+    """A namespace for each clip that `draw` returned: its `number`, and its row of every field."""
+    rows = ({name: rows[n] for name, rows in vars(drawn).items()} for n in range(len(drawn.id)))
+    return [SimpleNamespace(number=n, **row) for n, row in enumerate(rows)]
 
-    strength : (6,) int in 0..3
-    """
+
+def signals(drawn: SimpleNamespace) -> pd.DataFrame:
+    """id, split, frames_* (action units), audio_* (8 of prosody), text_* (6 x 3 counts)."""
+    columns = {"id": drawn.id, "split": drawn.split}
+    columns |= {f"frames_{n}": drawn.action_units[:, j] for j, n in enumerate(ACTION_UNITS)}
+    columns |= {f"audio_{n}": drawn.prosody[:, j] for j, n in enumerate(PROSODY)}
+    for emotion, strength in zip(EMOTIONS, drawn.strength.T, strict=True):
+        for level, name in enumerate(STRENGTHS, 1):
+            column = f"text_{emotion.lower().replace(' ', '_')}_{name}"
+            columns[column] = (strength == level).astype(int)
+    return pd.DataFrame(columns)
+
+
+def sentence(strength: np.ndarray, topic: int, rng: np.random.Generator) -> str:
+    """The words of a clip: a phrase about its topic, one for each emotion of strength (6,) > 0."""
     about_topic, phrases = str(rng.choice(list(TOPICS.values())[topic])), []
     for e in np.flatnonzero(strength):
-        bank = DATA["ambiguous"] if rng.random() < design.ambiguous else WORDING
+        bank = DATA["ambiguous"] if rng.random() < DESIGN.ambiguous else WORDING
         phrase = str(rng.choice(bank[EMOTIONS[e]]))
         phrases.append(phrase.format(rng.choice(STRENGTH_WORDS[strength[e] - 1])))
     phrases = phrases or [str(rng.choice(DATA["neutral"]))]
@@ -168,46 +164,35 @@ def sentence(strength: np.ndarray, topic: int, rng: np.random.Generator, design:
     return " ".join(p[0].upper() + p[1:] + "." for p in phrases)
 
 
-def _sparse(probability: np.ndarray, design: Design) -> np.ndarray:
+def _sparse(probability: np.ndarray) -> np.ndarray:
     """Quantile function of a content: unit variance, zero below 1 - present, gamma above."""
-    mean = design.present * design.tail
-    spread = np.sqrt(mean * (design.tail + 1) - mean**2)
-    above = np.maximum(probability - (1 - design.present), 0) / design.present
-    return gamma.ppf(above, design.tail) / spread
+    mean = DESIGN.present * DESIGN.tail
+    spread = np.sqrt(mean * (DESIGN.tail + 1) - mean**2)
+    above = np.maximum(probability - (1 - DESIGN.present), 0) / DESIGN.present
+    return gamma.ppf(above, DESIGN.tail) / spread
 
 
-def _perform(design: Design, rng, clips: int):
+def _perform(rng, count: int):
     """Seeds (N,), contents c (3, N, 6), what annotators react to L (N, 6), and how many (N, 1)."""
     # s: the same values in every corpus, in another order, so that corpora are alike.
-    grid = (np.arange(design.seeds) + 0.5) / design.seeds
-    shared = np.stack([_sparse(rng.permutation(grid), design) for _ in EMOTIONS], axis=1)
-    seeds = rng.integers(design.seeds, size=clips)
-    own = _sparse(rng.random((3, clips, len(EMOTIONS))), design)
-    contents = np.sqrt(design.shared) * shared[seeds] + np.sqrt(1 - design.shared) * own
-    weights = np.array([design.weight_face, design.weight_voice, design.weight_words])
-    noise = design.noise * rng.standard_normal((clips, len(EMOTIONS)))
-    fewest, most = design.annotators
-    annotators = rng.integers(fewest, most + 1, size=(clips, 1))
+    grid = (np.arange(DESIGN.seeds) + 0.5) / DESIGN.seeds
+    shared = np.stack([_sparse(rng.permutation(grid)) for _ in EMOTIONS], axis=1)
+    seeds = rng.integers(DESIGN.seeds, size=count)
+    own = _sparse(rng.random((3, count, len(EMOTIONS))))
+    contents = np.sqrt(DESIGN.shared) * shared[seeds] + np.sqrt(1 - DESIGN.shared) * own
+    weights = np.array([DESIGN.weight_face, DESIGN.weight_voice, DESIGN.weight_words])
+    noise = DESIGN.noise * rng.standard_normal((count, len(EMOTIONS)))
+    annotators = rng.integers(*DESIGN.annotators, size=(count, 1), endpoint=True)
     return seeds, contents, np.tensordot(weights, contents, axes=1) + noise, annotators
 
 
-def _thresholds(design: Design) -> np.ndarray:
+def _thresholds() -> np.ndarray:
     """(6,) thresholds that give the wanted share of labels above zero, by bisection."""
-    _, _, latent, annotators = _perform(design, np.random.default_rng(0), 8000)
+    _, _, latent, annotators = _perform(np.random.default_rng(0), 8000)
     low, high = np.full(len(EMOTIONS), -3.0), np.full(len(EMOTIONS), 8.0)
     for _ in range(30):
         middle = (low + high) / 2
-        none = (1 - np.clip(design.gain * (latent - middle), 0, 1)) ** annotators
-        too_many = (1 - none).mean(axis=0) > np.array(design.nonzero)
+        none = (1 - np.clip(DESIGN.gain * (latent - middle), 0, 1)) ** annotators
+        too_many = (1 - none).mean(axis=0) > np.array(DESIGN.nonzero)
         low, high = np.where(too_many, middle, low), np.where(too_many, high, middle)
     return (low + high) / 2
-
-
-def _defects(clips: int, rng) -> np.ndarray:
-    """One defect name or "" a clip. Every kind at least once, but never over a quarter of clips."""
-    order, used, defect = rng.permutation(clips), 0, np.full(clips, "", object)
-    for name, rate in DATA["defects"].items():
-        count = min(max(1, round(rate * clips)), clips // 4 - used)
-        defect[order[used : used + count]] = name
-        used += count
-    return defect

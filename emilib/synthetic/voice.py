@@ -1,8 +1,4 @@
-"""Speech from eSpeak NG, in a process of its own.
-
-eSpeak NG is GPL-3, so the process that imports this module never loads it: `Speaker` starts
-`espeak_program.py`, and only that program imports `espeakng_loader`.
-"""
+"""Speech from eSpeak NG; it is GPL-3, so only the program `espeak_program.py` loads it."""
 
 import base64
 import json
@@ -14,51 +10,31 @@ import numpy as np
 from scipy.signal import lfilter
 
 FEMININE, MASCULINE = ("f1", "f2", "f3", "f4", "f5"), ("m1", "m2", "m3", "m4", "m6", "m7", "m8")
-PROGRAM = Path(__file__).resolve().with_name("espeak_program.py")
 
 
-class SpeechError(RuntimeError):
-    """The speech program could not say an utterance."""
+def say(text: str, voice: str, pitch=50, range=50, rate=175, pause=0):
+    """Speak English. Returns (samples (S,) int16, Hz, [(time in s, phoneme), ...]).
+
+    voice : one of FEMININE or MASCULINE
+    pitch, range : 0 to 99; 50 is the voice's own
+    rate : words a minute, 80 to 450
+    pause : further silence between words, in units of 10 ms
+
+    Raises CalledProcessError when the program fails; it says why on standard error.
+    """
+    request = dict(text=text, voice=voice, pitch=pitch, range=range, rate=rate, pause=pause)
+    command = [sys.executable, "-P", str(Path(__file__).resolve().with_name("espeak_program.py"))]
+    answer = json.loads(subprocess.check_output(command, input=json.dumps(request), text=True))
+    samples = np.frombuffer(base64.b64decode(answer["samples"]), "<i2")
+    return samples, answer["rate"], answer["phonemes"]
 
 
-class Speaker:
-    """A running speech program, until `close`."""
-
-    def __init__(self):
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.program = subprocess.Popen([sys.executable, "-P", str(PROGRAM)], **pipes)
-
-    def close(self) -> None:
-        self.program.communicate()  # ends its input, on which it ends
-
-    def say(self, text: str, voice: str, pitch=50, range=50, rate=175, pause=0):
-        """Speak English. Returns (samples (S,) int16, Hz, [(time in s, phoneme), ...]).
-
-        voice : one of FEMININE or MASCULINE
-        pitch, range : 0 to 99; 50 is the voice's own
-        rate : words a minute, 80 to 450
-        pause : further silence between words, in units of 10 ms
-
-        Raises SpeechError when the program fails.
-        """
-        request = dict(text=text, voice=voice, pitch=pitch, range=range, rate=rate, pause=pause)
-        try:
-            print(json.dumps(request), file=self.program.stdin, flush=True)
-            answer = json.loads(self.program.stdout.readline() or '{"error": "it has ended"}')
-        except OSError as error:
-            answer = {"error": error}
-        if "error" in answer:
-            raise SpeechError(f"The speech program cannot say {text!r}: {answer['error']}")
-        samples = np.frombuffer(base64.b64decode(answer["samples"]), "<i2")
-        return samples, answer["rate"], answer["phonemes"]
-
-
-def perform(speaker: Speaker, words: str, person, prosody: dict[str, float], rng):
+def perform(words: str, person, prosody: dict[str, float], rng):
     """Speak with prosody, each value the difference from the person's habit in [-1, 1].
 
     Returns (samples (S,) float32, sample rate in Hz, [(time in s, phoneme), ...]).
     """
-    samples, rate, phonemes = speaker.say(
+    samples, rate, phonemes = say(
         words,
         person.voice,
         pitch=round(np.clip(50 + person.pitch + 36 * prosody["pitch"], 2, 98)),

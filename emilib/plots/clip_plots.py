@@ -1,6 +1,8 @@
-"""Pictures of a prediction: what the models saw, what they looked at, and the result."""
+"""Figures of clips, of what models made of them, and of the two architectures."""
 
 import functools
+import itertools
+import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,17 +11,109 @@ import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
 from emilib import EMOTIONS, MODALITIES, SAMPLE_RATE
-from emilib.plots.style import BLACK, COLOURS, CYCLE, GREY, STYLE, bare, canvas, say, sound_wave
+from emilib.plots.style import COLOURS, GREY, STYLE, bare, canvas, evenly, say, sheet, sound_wave
 
-PICTURES = 9  # frames a strip has room for
-NOTHING = 0.34  # inches of a panel that has nothing to show
-WORDS = 6  # lines of words shown
+MOST_FACES = 10  # side by side in a strip
+WORD_LINES = 4  # of a clip's words, and of its defects
+ARCHITECTURES = json.loads(Path(__file__).with_name("architectures.json").read_text("utf-8"))
+BOX, GRID = (1.78, 0.72), (2.12, 1.02)  # width and height of a box; distance of two
+PICTURES = 9  # frames a strip over time has room for
 MARKERS = {"frames": "s", "audio": "D", "text": "^"}
 WIDTH = 9.2  # inches
 BESIDE = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}  # a legend right of its axes
+
+
+@rc_context(STYLE | {"axes.grid": False})
+def clip_card(media, title, labels: pd.Series, words, defects=None, corpus="", figure=None):
+    """All that a corpus holds of one clip: frames, sound, labels, words and defects.
+
+    media : decoded clip with images (T, S, S, 3) uint8 or None, times (T,) in s, waveform (S,) or
+        None, sample_rate in Hz, duration in s or NaN
+    labels : target → value, NaN for a clip without labels; words : no str, or an empty one, where
+        there are none
+    defects : a line each; None leaves the heading out
+    figure : draw on this one, without title and spectrogram; None for a new sheet
+    """
+    tones, figure = figure is None, figure or sheet(9.0, 6.1, title, corpus)
+    rows = [["faces"] * 2, ["wave"] * 2, *[["tones"] * 2] * tones, ["labels", "words"]]
+    heights = [1.15, 0.7, *[1.1] * tones, 1.3]
+    axes = figure.subplot_mosaic(rows, height_ratios=heights, width_ratios=[1, 1.15])
+    _draw_strip(axes["faces"], media)
+    sound_wave(axes["wave"], media.waveform, media.sample_rate)
+    axes["wave"].set_ylabel("waveform")
+    if tones:
+        _draw_spectrogram(figure, axes["tones"], media)
+        axes["wave"].tick_params(labelbottom=False)
+    for name in rows[1:-1]:
+        axes[name[0]].set_xlim(0, media.duration if media.duration > 0 else 1)
+    axes[rows[-2][0]].set_xlabel("time, s")
+    _draw_labels(axes["labels"], labels)
+    _draw_words(axes["words"], words, defects)
+    return figure
+
+
+def _draw_strip(axes, media) -> None:
+    axes.axis("off")
+    if media.images is None:
+        say(axes, "no frame could be decoded")
+        return
+    rows = evenly(len(media.images), MOST_FACES)
+    height, width = media.images.shape[1:3]
+    step = 1.06 * width
+    for left, row in zip(step * np.arange(len(rows)), rows, strict=True):
+        axes.imshow(media.images[row], extent=(left, left + width, height, 0))
+        place = {"ha": "center", "va": "top", "fontsize": 8.5}
+        axes.text(left + width / 2, height * 1.06, f"{media.times[row]:.2f} s", **place)
+    axes.set(xlim=(0, max(len(rows), MOST_FACES) * step), ylim=(height * 1.25, 0), anchor="W")
+    text = f"{len(rows)} of {len(media.images)} sampled frames, with their time stamps"
+    axes.set_title(text, loc="left", fontsize=9.5, color=GREY)
+
+
+def _draw_spectrogram(figure, axes, media) -> None:
+    """Levels over Hann windows of 25 ms, 10 ms apart, down to 80 dB below the loudest point."""
+    axes.set_ylabel("frequency, Hz")
+    window, hop = round(0.025 * media.sample_rate), round(0.010 * media.sample_rate)
+    if media.waveform is None or len(media.waveform) < window or not np.any(media.waveform):
+        say(axes, "no sound to take apart")
+        return
+    style = {"NFFT": window, "noverlap": window - hop, "pad_to": 512, "cmap": "magma"}
+    with np.errstate(divide="ignore"):  # silence has no level
+        power, _, _, image = axes.specgram(media.waveform, Fs=media.sample_rate, **style)
+    image.set_clim(10 * np.log10(power.max()) + np.array([-80, 0]))
+    figure.colorbar(image, ax=axes, label="level, dB", pad=0.01)
+
+
+def _draw_labels(axes, labels: pd.Series) -> None:
+    """A bar a target; the value beside it, as zeros have no bar."""
+    axes.set_title("labels", loc="left", size=9.5, weight="bold")
+    if labels.isna().all():
+        axes.axis("off")
+        say(axes, "no labels")
+        return
+    bars = axes.barh(list(labels.index), labels, color=GREY)
+    texts = ["not known" if np.isnan(value) else f"{value:.2f}" for value in labels]
+    axes.bar_label(bars, texts, padding=3, fontsize=8.5)
+    axes.invert_yaxis()
+    axes.set_xlim(min(0.0, 1.12 * labels.min()), 1.12 * max(1.0, labels.max()))
+    axes.tick_params(axis="y", length=0)
+
+
+def _draw_words(axes, words, defects: Sequence[str] | None) -> None:
+    axes.axis("off")
+    spoken = isinstance(words, str) and bool(words.strip())
+    style = {"style": "italic", "color": COLOURS["text"]} if spoken else {}
+    paragraphs = [(1.0, "words", [f"“{words}”" if spoken else "no words"], style)]
+    if defects is not None:
+        paragraphs.append((0.38, "defects", defects or ["none"], {}))
+    for top, heading, texts, style in paragraphs:
+        lines = [line for text in texts for line in textwrap.wrap(text, 62)]
+        lines = lines if len(lines) <= WORD_LINES else [*lines[: WORD_LINES - 1], "…"]
+        axes.text(0, top, heading, weight="bold", va="top")
+        axes.text(0, top - 0.14, "\n".join(lines), fontsize=9, va="top", linespacing=1.25, **style)
 
 
 @rc_context(STYLE)
@@ -33,8 +127,8 @@ def explained(look, note: str = "") -> Figure:
     ± sd over seeds, and where each goes when a modality is removed.
     """
     words, attention = look.prediction.text, look.attention or {}
-    lines = textwrap.wrap(f"“{words}”" if words else "no words", 95)
-    lines = lines if len(lines) <= WORDS else [*lines[: WORDS - 1], f"{lines[WORDS - 1]} …"]
+    quoted = f"“{words}”" if words else "no words"
+    lines = textwrap.wrap(quoted, 95, max_lines=6, placeholder=" …")
 
     def draw_sound(axes, look):
         sound_wave(axes, look.waveform, SAMPLE_RATE, look.start)
@@ -48,14 +142,14 @@ def explained(look, note: str = "") -> Figure:
     if look.weights is not None:
         timed.append((1.2, look.weights, _draw_weights))
     heights = [0.25 + 0.17 * len(lines)]
-    heights += [NOTHING if data is None else height for height, data, _ in timed] + [2.5]
+    heights += [0.34 if data is None else height for height, data, _ in timed] + [2.5]
     problems = [f"{problem[0].upper()}{problem[1:]}." for problem in look.prediction.problems]
     remarks = " ".join([note, *problems, *look.prediction.notes]).strip()
     title = f"What the models made of {Path(look.prediction.clip.name).name}"
     rows = {"rows": len(heights), "height_ratios": heights}
     figure, (top, *middle, bottom) = canvas(WIDTH, sum(heights) + 0.5, title, remarks, **rows)
     top.axis("off")
-    style = {"style": "italic", "color": BLACK} if words else {"color": GREY}
+    style = {"style": "italic", "color": "black"} if words else {"color": GREY}
     top.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", **style)
     for axes, (_, _, draw) in zip(middle, timed, strict=True):
         draw(axes, look)
@@ -94,7 +188,7 @@ def _draw_attention(axes, look, name: str) -> None:
     thin = {"color": COLOURS[name], "linewidth": 0.6, "alpha": 0.4, "baseline": None}
     for number, head in enumerate(relative):
         axes.stairs(head, borders, label=None if number else "a head of a seed", **thin)
-    mean = {"color": BLACK, "linewidth": 1.7, "baseline": None, "label": "mean of all"}
+    mean = {"color": "black", "linewidth": 1.7, "baseline": None, "label": "mean of all"}
     axes.stairs(relative.mean(axis=0), borders, **mean)
     # At least to 2: attention that hardly chooses must look like it.
     axes.set_ylim(0, 1.08 * max(1.85, float(relative.max())))
@@ -138,7 +232,7 @@ def _draw_intensities(axes, look) -> None:
         style |= {"markersize": 5, "zorder": 3, "clip_on": False, "label": f"without {name}"}
         axes.plot(values, y + offset, MARKERS[name], **style)
     style = {"markersize": 17, "mew": 2.4, "zorder": 4, "clip_on": False}
-    axes.plot(everything, y, "|", color=BLACK, label="with everything", **style)
+    axes.plot(everything, y, "|", color="black", label="with everything", **style)
     axes.set_yticks(y, [f"{name}  {value:.2f}" for name, value in everything.items()])
     axes.set(ylim=(-0.6, len(y) - 0.4), xlabel="intensity, mean over seeds")
     if bounded:
@@ -163,7 +257,7 @@ def over_time(windows: pd.DataFrame, emotions: Sequence[str], name: str, note: s
     shared = {"rows": len(emotions), "sharex": True, "sharey": True, "squeeze": False}
     figure, panels = canvas(WIDTH, 0.5 + 0.8 * len(emotions), title, remarks, **shared)
     for number, (axes, emotion) in enumerate(zip(panels[:, 0], emotions, strict=True)):
-        color = CYCLE[number % len(CYCLE)]
+        color = f"C{number}"  # of the cycle in STYLE
         values, spread = windows[emotion].to_numpy(), windows[f"{emotion} sd"].fillna(0).to_numpy()
         low, high = np.clip([values - spread, values + spread], *limits)
         axes.axhline(values.mean(), color=color, linewidth=0.9, linestyle="--")
@@ -175,3 +269,38 @@ def over_time(windows: pd.DataFrame, emotions: Sequence[str], name: str, note: s
     axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
     axes.set(xlim=(0, windows["end"].max()), xlabel="middle of the window, s")
     return figure
+
+
+@rc_context(STYLE | {"font.size": 8.6, "axes.grid": False})
+def architectures(upper, lower) -> None:
+    """Both papers' networks as boxes and arrows, A on the upper axes and B on the lower."""
+    for axes, (title, parts) in zip((upper, lower), ARCHITECTURES.items(), strict=True):
+        axes.set_title(title, loc="left", fontweight="bold", size=10)
+        boxes = parts["boxes"]  # name → (column, row, text), rows are frames, text and audio
+        for column, row, text in boxes.values():
+            colour = list(COLOURS.values())[(0, 2, 1)[row]] if column < 4 else GREY
+            x, y = column * GRID[0], -row * GRID[1]
+            style = {"boxstyle": "round,pad=0,rounding_size=0.12", "fc": "white", "ec": colour}
+            box = FancyBboxPatch((x - BOX[0] / 2, y - BOX[1] / 2), *BOX, lw=1.6, **style)
+            axes.add_patch(box)
+            axes.text(x, y, text, ha="center", va="center", linespacing=1.35)
+        arrow = {"arrowstyle": "-|>", "color": "black", "lw": 1.1, "shrinkA": 0, "shrinkB": 0}
+        for chain in parts["chains"]:
+            for source, target in itertools.pairwise(boxes[name] for name in chain.split()):
+                start = (source[0] * GRID[0] + BOX[0] / 2, -source[1] * GRID[1])
+                end = (target[0] * GRID[0] - BOX[0] / 2, -target[1] * GRID[1])
+                axes.annotate("", end, start, arrowprops=arrow)
+        axes.set_xlim(-BOX[0] / 2 - 0.1, 5 * GRID[0] + BOX[0] / 2 + 0.1)
+        axes.set_ylim(-2 * GRID[1] - BOX[1] / 2 - 0.1, BOX[1] / 2 + 0.1)
+        axes.set_aspect("equal")
+        axes.axis("off")
+    green = {"color": COLOURS["text"]}
+    arrow = {"arrowstyle": "-|>", "lw": 1.6, "shrinkA": 0, "shrinkB": 0} | green
+    both = arrow | {"arrowstyle": "<|-|>", "ls": "--", "color": GREY, "lw": 1.1}
+    x, edge = 3 * GRID[0], BOX[1] / 2
+    for side in (1, -1):  # from the text in the middle row up to the frames, down to the sound
+        near, far = (-GRID[1] + side * edge, -GRID[1] + side * (GRID[1] - edge))
+        upper.annotate("", (0, far), (0, near), arrowprops=both)
+        upper.text(0.12, (near + far) / 2, "Stage I, Eq. 1", color=GREY, va="center")
+        lower.annotate("", (x, far), (x, -GRID[1]), arrowprops=arrow)
+        lower.text(x - 0.15, near + 0.05 * side, "query", ha="right", va="center", **green)

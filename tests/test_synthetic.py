@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import av
@@ -79,13 +78,13 @@ def test_ids_interleave_train_and_validation_and_a_seed_draws_the_same_again():
 
 def test_every_defect_occurs_at_its_rate_and_hides_its_channel():
     drawn, rates = draw(seed=6), DATA["defects"]
-    signals, defect = signals(drawn), np.array(drawn.defect)
+    columns, defect = signals(drawn), np.array(drawn.defect)
     for name, rate in rates.items():
         assert (defect == name).sum() == max(1, round(rate * 700))
     for name, prefix in {"no_face": V, "silent": A, "empty_transcript": T}.items():
-        columns = [column for column in signals if column.startswith(prefix)]
-        assert (signals.loc[defect == name, columns] == 0).all(axis=None)
-        assert signals.loc[defect == "", columns].to_numpy().any()
+        channel = columns.filter(like=prefix)
+        assert (channel[defect == name] == 0).all(axis=None)
+        assert channel[defect == ""].to_numpy().any()
     for clips, kinds in ((48, len(rates)), (20, 5)):  # but never over a quarter
         few = [name for name in draw(train=clips, validation=0, test=0).defect if name]
         assert len(set(few)) == kinds
@@ -166,8 +165,6 @@ def test_speech_repeats_to_the_bit_and_prosody_is_heard():
     assert period(mother(pitch=20)) > 1.2 * period(mother(pitch=80))
     assert len(mother(rate=140)) > 1.3 * len(mother(rate=230))
     assert len(mother(pause=6)) > len(mother()) + 2000
-    with pytest.raises(subprocess.CalledProcessError):
-        say("hello", "nobody")
 
 
 @pytest.fixture(scope="session")
@@ -197,8 +194,8 @@ def test_layout_and_labels_are_those_of_the_real_set(corpus):
             assert row.transcript == known.words[row.id]
     labels = clips.set_index("id")[list(EMOTIONS)].reindex(drawn.id).astype(float)
     np.testing.assert_allclose(labels, drawn.label)
-    signals = pd.read_csv(corpus / ".synthetic" / "signals.csv", dtype={"id": str})
-    assert signals["id"].tolist() == drawn.id
+    written = pd.read_csv(corpus / ".synthetic" / "signals.csv", dtype={"id": str})
+    assert written["id"].tolist() == drawn.id
 
 
 def test_media_are_whole_and_mp3_has_the_sound_of_the_mp4(corpus):

@@ -21,9 +21,6 @@ MOST_FACES = 10  # side by side in a strip
 WORD_LINES = 4  # of a clip's words, and of its defects
 ARCHITECTURES = json.loads(Path(__file__).with_name("architectures.json").read_text("utf-8"))
 BOX, GRID = (1.78, 0.72), (2.12, 1.02)  # width and height of a box; distance of two
-PICTURES = 9  # frames a strip over time has room for
-MARKERS = {"frames": "s", "audio": "D", "text": "^"}
-WIDTH = 9.2  # inches
 BESIDE = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}  # a legend right of its axes
 
 
@@ -147,7 +144,7 @@ def explained(look, note: str = "") -> Figure:
     remarks = " ".join([note, *problems, *look.prediction.notes]).strip()
     title = f"What the models made of {Path(look.prediction.clip.name).name}"
     rows = {"rows": len(heights), "height_ratios": heights}
-    figure, (top, *middle, bottom) = canvas(WIDTH, sum(heights) + 0.5, title, remarks, **rows)
+    figure, (top, *middle, bottom) = canvas(9.2, sum(heights) + 0.5, title, remarks, **rows)
     top.axis("off")
     style = {"style": "italic", "color": "black"} if words else {"color": GREY}
     top.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", **style)
@@ -167,8 +164,8 @@ def _draw_frames(axes, look) -> None:
         return
     bare(axes)
     axes.set_ylabel("frames")
-    width = (look.end - look.start) / PICTURES
-    for left in look.start + width * np.arange(PICTURES):
+    width = (look.end - look.start) / 9
+    for left in look.start + width * np.arange(9):
         away = np.abs(look.times - (left + width / 2))
         if away.min() <= width:  # else nothing was shown around here
             image = look.images[away.argmin()].transpose(1, 2, 0)
@@ -230,7 +227,7 @@ def _draw_intensities(axes, look) -> None:
         axes.hlines(y + offset, everything, values, linewidth=1, **style)
         # Not clipped: many values are 0, on the axis.
         style |= {"markersize": 5, "zorder": 3, "clip_on": False, "label": f"without {name}"}
-        axes.plot(values, y + offset, MARKERS[name], **style)
+        axes.plot(values, y + offset, "sD^"[MODALITIES.index(name)], **style)
     style = {"markersize": 17, "mew": 2.4, "zorder": 4, "clip_on": False}
     axes.plot(everything, y, "|", color="black", label="with everything", **style)
     axes.set_yticks(y, [f"{name}  {value:.2f}" for name, value in everything.items()])
@@ -255,7 +252,7 @@ def over_time(windows: pd.DataFrame, emotions: Sequence[str], name: str, note: s
     remarks = f"Band: ± sd over seeds; dashed: mean of the windows. {note}".strip()
     title = f"{Path(name).name}: intensities in windows of {length}"
     shared = {"rows": len(emotions), "sharex": True, "sharey": True, "squeeze": False}
-    figure, panels = canvas(WIDTH, 0.5 + 0.8 * len(emotions), title, remarks, **shared)
+    figure, panels = canvas(9.2, 0.5 + 0.8 * len(emotions), title, remarks, **shared)
     for number, (axes, emotion) in enumerate(zip(panels[:, 0], emotions, strict=True)):
         color = f"C{number}"  # of the cycle in STYLE
         values, spread = windows[emotion].to_numpy(), windows[f"{emotion} sd"].fillna(0).to_numpy()

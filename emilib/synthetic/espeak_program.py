@@ -38,16 +38,19 @@ def receive(wave, count, events):
     return 0
 
 
-request, samples, phonemes = json.load(sys.stdin), bytearray(), []
-library = ctypes.CDLL(espeakng_loader.get_library_path())
-rate = library.espeak_Initialize(SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), OPTIONS)
-library.espeak_SetSynthCallback(receive)
-library.espeak_ng_SetRandSeed(ctypes.c_long(1))
-if library.espeak_SetVoiceByName(f"en-us+{request['voice']}".encode()) != 0:
-    raise SystemExit(f"eSpeak NG has no voice {request['voice']!r}")
-for name, number in PARAMETERS.items():
-    library.espeak_SetParameter(number, request[name], 0)
-text = request["text"].encode()
-library.espeak_Synth(text, len(text) + 1, 0, 0, 0, UTF8, None, None)
-speech = {"samples": base64.b64encode(samples).decode(), "phonemes": phonemes, "rate": rate}
-print(json.dumps(speech))
+if __name__ == "__main__":
+    request, samples, phonemes = json.load(sys.stdin), bytearray(), []
+    library = ctypes.CDLL(espeakng_loader.get_library_path())
+    rate = library.espeak_Initialize(
+        SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), OPTIONS
+    )
+    library.espeak_SetSynthCallback(receive)
+    library.espeak_ng_SetRandSeed(ctypes.c_long(1))
+    if library.espeak_SetVoiceByName(f"en-us+{request['voice']}".encode()) != 0:
+        raise SystemExit(f"eSpeak NG has no voice {request['voice']!r}")
+    for name, number in PARAMETERS.items():
+        library.espeak_SetParameter(number, request[name], 0)
+    text = request["text"].encode()
+    library.espeak_Synth(text, len(text) + 1, 0, 0, 0, UTF8, None, None)
+    speech = {"samples": base64.b64encode(samples).decode(), "phonemes": phonemes, "rate": rate}
+    print(json.dumps(speech))

@@ -19,8 +19,6 @@ from emilib.features.feature_set import FeatureSet, FeatureSplits
 from emilib.metrics import pearson
 
 ALPHAS = np.logspace(-1, 5, 25)  # penalties on standardised columns
-GAMMAS = np.array([0.1, 0.3, 1.0])  # inverse widths of the kernel, in units of 1 / D
-KERNEL_ALPHAS = (0.3, 1.0, 3.0, 10.0)
 
 
 def clip_statistics(data: FeatureSet, modality: str) -> np.ndarray:
@@ -34,13 +32,10 @@ def clip_statistics(data: FeatureSet, modality: str) -> np.ndarray:
         return data.scaled("text", data.text).astype(np.float64)
     rows = np.full((len(data), width if modality == "frames" else 2 * width), np.nan)
     for row, steps in enumerate(getattr(data, modality)):
-        if steps is None:
-            continue
-        steps = data.scaled(modality, steps).astype(np.float64)
-        if modality == "frames":
-            rows[row] = (steps - steps[0]).mean(axis=0)
-        else:
-            rows[row] = np.concatenate([steps.mean(axis=0), steps.std(axis=0)])
+        if steps is not None:
+            steps = data.scaled(modality, steps).astype(np.float64)
+            both = np.concatenate([steps.mean(axis=0), steps.std(axis=0)])
+            rows[row] = (steps - steps[0]).mean(axis=0) if modality == "frames" else both
     return rows
 
 
@@ -60,7 +55,8 @@ def ridge(train_x, train_y, valid_x, valid_y) -> np.ndarray:
 
 def kernel_ridge(train_x, train_y, valid_x, valid_y) -> np.ndarray:
     """As `ridge`, with a Gaussian kernel; width and penalty by cross-validation."""
-    grid = {"kernelridge__gamma": GAMMAS / train_x.shape[1], "kernelridge__alpha": KERNEL_ALPHAS}
+    gammas = np.array([0.1, 0.3, 1.0]) / train_x.shape[1]  # inverse widths of the kernel
+    grid = {"kernelridge__gamma": gammas, "kernelridge__alpha": (0.3, 1.0, 3.0, 10.0)}
     folds = KFold(3, shuffle=True, random_state=0)
     model = _standardised(KernelRidge(kernel="rbf"))
     search = GridSearchCV(model, grid, scoring="neg_mean_squared_error", cv=folds)
@@ -78,9 +74,8 @@ def probe(splits: FeatureSplits) -> pd.DataFrame:
     """`ridge` on the statistics of each modality, and of all: a row each, a column an emotion."""
     train, valid = splits.train, splits.validation
     known = [m for m in MODALITIES if m in train.dims and m in valid.dims]
-    return _table(
-        ridge, splits, *({m: clip_statistics(d, m) for m in known} for d in (train, valid))
-    )
+    columns = ({m: clip_statistics(data, m) for m in known} for data in (train, valid))
+    return _table(ridge, splits, *columns)
 
 
 def ceiling(signals: pd.DataFrame, splits: FeatureSplits) -> pd.DataFrame:

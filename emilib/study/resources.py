@@ -82,8 +82,8 @@ def estimate(profile, partitions: pd.DataFrame, transcribe: float = 0.0, cores: 
 def text(table: pd.DataFrame) -> str:
     """The table of `estimate` as text, with its sum and what it rests on."""
     total = {**table.sum(numeric_only=True), "stage": "all", "what": "", "gpu": table["gpu"].max()}
-    shown = pd.concat([table, pd.DataFrame([total])])
-    shown = shown[["stage", "pflop", "hours", "disk", "gpu", "what"]]
+    columns = ["stage", "pflop", "hours", "disk", "gpu", "what"]
+    shown = pd.concat([table, pd.DataFrame([total])])[columns]
     shown = shown.to_string(index=False, float_format="{:,.1f}".format)
     rates = f"{SUSTAINED / 1e12:.0f} TFLOP/s in bf16 ({RECURRENT / 1e12:.0f} in Stage II)"
     return (

@@ -41,9 +41,8 @@ def receive(wave, count, events):
 if __name__ == "__main__":
     request, samples, phonemes = json.load(sys.stdin), bytearray(), []
     library = ctypes.CDLL(espeakng_loader.get_library_path())
-    rate = library.espeak_Initialize(
-        SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), OPTIONS
-    )
+    data = espeakng_loader.get_data_path().encode()
+    rate = library.espeak_Initialize(SYNCHRONOUS, 0, data, OPTIONS)
     library.espeak_SetSynthCallback(receive)
     library.espeak_ng_SetRandSeed(ctypes.c_long(1))
     if library.espeak_SetVoiceByName(f"en-us+{request['voice']}".encode()) != 0:

@@ -9,8 +9,8 @@ from PIL import Image
 from small_checkpoints import SOUND, TEXTS
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from emilib.features.encoders import AudioEncoder, EmotionHead, padded, resize, resize_in_passes
-from emilib.features.loading import small_audio, small_text, small_vision, wordpiece
+from emilib.features.encoders import AudioEncoder, padded, resize, resize_in_passes
+from emilib.features.loading import small_text, small_vision, wordpiece
 from emilib.profiles import SMALL_AUDIO, SMALL_TEXT, SMALL_VISION
 
 GROUP = {**SOUND, "feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False}
@@ -61,11 +61,6 @@ def test_pictures_of_floats_and_unknown_pools_are_refused():
         small_text(SMALL_TEXT, TEXTS, pool="last")
 
 
-def test_attention_is_torchs_own():
-    encoders = [small_vision(SMALL_VISION), small_audio(SMALL_AUDIO), small_text(SMALL_TEXT, TEXTS)]
-    assert {e.model.config._attn_implementation for e in encoders} == {"sdpa"}
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize("config", [SOUND, SMALL_AUDIO, GROUP], ids=["large", "small", "group"])
@@ -97,15 +92,6 @@ def test_steps_are_those_of_the_convolutions(samples):
         with torch.no_grad():
             convolved = encoder.model.feature_extractor(waveform)
         assert int(encoder.steps(torch.tensor(samples))) == convolved.shape[-1]
-
-
-def test_the_emotion_head_is_two_linear_layers_with_a_tanh_between():
-    head = EmotionHead(4, 3).eval()
-    states = torch.randn(2, 5, 4)
-    (w1, b1), (w2, b2) = ((m.weight, m.bias) for m in (head.dense, head.out_proj))
-    expected = torch.tanh(states @ w1.T + b1) @ w2.T + b2
-    torch.testing.assert_close(head(states), expected)
-    assert not torch.equal(head.train()(states), head(states))  # dropout
 
 
 @torch.no_grad()

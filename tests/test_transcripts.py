@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from emilib.cache import Cache
 from emilib.corpus import media
-from emilib.features import store, transcripts
+from emilib.features import transcripts
 
 RATE = 16_000
 DRAW = np.random.default_rng(0)
@@ -139,24 +139,3 @@ def test_whisper_fills_in_what_has_no_file_once(weights, model, tmp_path, monkey
     transcripts.transcripts(clips, lambda paths: heard.append(1) or decode(paths), cache)
     assert len(heard) == 4  # a file has changed
     assert transcripts.heard_key(clips) != key
-
-
-def test_a_kill_loses_no_finished_shard(weights, tmp_path, monkeypatch):
-    monkeypatch.setenv("EMI_WEIGHTS", str(weights))
-    monkeypatch.setattr(store, "SHARD", 2)
-    build = store.build
-    monkeypatch.setattr(store, "build", lambda *a, **k: build(*a, shard_size=2, **k))
-    clips, heard, cache = table(tmp_path, [None] * 4), [], Cache(tmp_path / "cache")
-
-    def listened(paths, stop_after=4):
-        if len(heard) == stop_after:
-            raise KeyboardInterrupt
-        heard.append(paths[0])
-        return decode(paths)
-
-    with pytest.raises(KeyboardInterrupt):
-        transcripts.transcripts(clips, lambda paths: listened(paths, 3), cache)
-    heard.clear()
-    words, _ = transcripts.transcripts(clips, listened, cache)
-    assert heard == clips["audio"].tolist()[2:]
-    assert all(words)

@@ -4,8 +4,8 @@ The papers' checkpoints are replaced by small ones in their formats, and the fus
 narrow and trained for one epoch; everything else is as on the real data.
 """
 
+import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import small_checkpoints
 from conftest import sine, write_media
@@ -76,8 +77,17 @@ def start(place, home, processes=1):
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
     command = [sys.executable, *(launcher if processes > 1 else [])]
     command += [str(place / name) for name in ("run.py", "corpus", home)]
-    options = {"env": environment, "text": True, "start_new_session": True}
+    options = {"env": environment, "text": True}
     return subprocess.Popen(command, **options, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def kill(process):
+    """End the launcher and its ranks, which have sessions of their own."""
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for rank in ranks:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            rank.kill()
 
 
 def finish(process):
@@ -101,7 +111,7 @@ def test_two_processes_that_are_killed_twice_come_to_the_tables_of_one(place):
         process = start(place, "two", processes=2)
         time.sleep(seconds)
         if process.poll() is None:  # else it was quicker than that, and there is nothing to kill
-            os.killpg(process.pid, signal.SIGKILL)
+            kill(process)
         process.communicate(timeout=60)
     finish(start(place, "two", processes=2))
     for name, table in numbers(place / "two").items():

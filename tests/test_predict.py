@@ -18,7 +18,6 @@ from emilib import EMOTIONS, SAMPLE_RATE, profiles
 from emilib import __main__ as command_line
 from emilib.corpus.media import MediaError
 from emilib.export import predictor_of
-from emilib.models import TAEMI
 from emilib.pipeline import Workspace
 from emilib.plots import clip_plots, style
 from emilib.predict import Clip, EmiPredictor
@@ -97,9 +96,8 @@ def mixed(tmp_path_factory, video):
         "blind": make_video(base / "blind.mp4", 3.0, picture=False),
         "zero": base / "zero.mp4",
         "none": base / "none.mp4",
-        "locked": copied(
-            video, base / "locked.mp4", **locked
-        ),  # half of its noise passes for sound
+        # half of its noise passes for sound
+        "locked": copied(video, base / "locked.mp4", **locked),
     }
 
 
@@ -121,20 +119,13 @@ def test_prediction_equals_the_workspaces_features_and_models(workspace, predict
     np.testing.assert_allclose(row[SPREADS].astype(float), spread, atol=3e-3)
 
 
-def test_experiments_that_no_video_can_be_given_to_are_refused(workspace):
-    for name in ("baseline_average", "vit_baseline", "savchenko_2025_leaked", "x"):
-        with pytest.raises(ValueError, match=f"got '{name}'"):
-            predictor_of(workspace, name)
-
-
 def test_a_saved_predictor_gives_identical_numbers_with_any_threads(predictor, folder, video):
-    again, threads = EmiPredictor.from_pretrained(folder), torch.get_num_threads()
-    torch.set_num_threads(1)
-    before = next(predictor.predictions(video, text="So happy."))
-    torch.set_num_threads(2)
-    after = next(again.predictions(video, text="So happy."))
+    again, threads, found = EmiPredictor.from_pretrained(folder), torch.get_num_threads(), []
+    for count, one in enumerate((predictor, again), 1):
+        torch.set_num_threads(count)
+        found.append(next(one.predictions(video, text="So happy.")).intensity)
     torch.set_num_threads(threads)
-    np.testing.assert_array_equal(before.intensity, after.intensity)
+    np.testing.assert_array_equal(*found)
     assert (again.note, again.settings) == (predictor.note, predictor.settings)
 
 
@@ -173,17 +164,13 @@ SPOILT = {
 @pytest.mark.parametrize("message", SPOILT)
 def test_folders_that_are_no_plain_whole_predictor_are_refused(folder, tmp_path, message):
     copy = shutil.copytree(folder, tmp_path / "copy")
-    SPOILT[message](copy)
-    with pytest.raises(ValueError, match=message):
-        EmiPredictor.from_pretrained(copy)
-
-
-def test_no_code_of_a_folder_runs(folder, tmp_path):
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    for role in ("vision", "text"):
+    for role in ("vision", "text"):  # no code of a folder runs
         (copy / role / "own.py").write_text("raise SystemExit('code of the folder ran')")
         edit(copy / role / "config.json", auto_map={"AutoModel": "own.Model"})
     assert list(EmiPredictor.from_pretrained(copy).models) == [0, 1]
+    SPOILT[message](copy)
+    with pytest.raises(ValueError, match=message):
+        EmiPredictor.from_pretrained(copy)
 
 
 def test_each_bad_file_is_a_row_with_its_reason_and_the_others_go_on(predictor, mixed):
@@ -210,7 +197,10 @@ def test_order_company_and_workers_change_no_number(predictor, mixed, monkeypatc
     assert first[columns].equals(second.loc[first.index, columns])
 
 
-def test_arguments_that_make_no_sense_are_refused(predictor):
+def test_arguments_that_make_no_sense_are_refused(workspace, predictor):
+    for name in ("baseline_average", "vit_baseline", "savchenko_2025_leaked", "x"):
+        with pytest.raises(ValueError, match=f"got '{name}'"):
+            predictor_of(workspace, name)
     for paths, text in ((["a.mp4", "b.mp4"], "words"), (["a.mp4"], ["a", "b"]), ([], None)):
         with pytest.raises(ValueError, match="expected"):
             predictor.predict(paths, text)
@@ -259,13 +249,6 @@ def test_look_of_dual_stage_gives_its_weights(workspace, mixed):
     assert style.png(clip_plots.explained(look)).startswith(b"\x89PNG")
 
 
-def test_an_anchor_is_not_among_what_it_looks_at(predictor, video):
-    dims = [encoder.dim for encoder in predictor.encoders.values()]
-    model = TAEMI(*dims, num_targets=6, anchor="audio")
-    look = dataclasses.replace(predictor, models={0: model}).look(video, text="Fine.")
-    assert list(look.attention) == ["frames"]
-
-
 @given(st.floats(1, 3600), st.floats(1, 30), st.floats(0.1, 1))
 def test_windows_cover_the_clip(duration, window, share):
     starts, ends = windows_of(duration, window, share * window)
@@ -277,7 +260,7 @@ def test_windows_cover_the_clip(duration, window, share):
     assert len(starts) == 1 or np.allclose(ends - starts, window)
 
 
-def test_a_long_clip_is_the_mean_of_its_windows(predictor, long_video):
+def test_a_long_clip_is_the_mean_of_its_windows_and_looked_at_in_one(predictor, long_video):
     table = predictor.over_time(long_video, text="Well.", window=12, step=6)
     np.testing.assert_allclose(table["start"], [0, 6, 12, 18, 24, 29.5], atol=0.3)
     np.testing.assert_allclose(table["end"].iloc[-1], 41.5, atol=0.3)
@@ -287,25 +270,21 @@ def test_a_long_clip_is_the_mean_of_its_windows(predictor, long_video):
     figure = clip_plots.over_time(table, predictor.emotions, "long.mp4", predictor.note)
     for axes, emotion in zip(figure.axes, E, strict=True):
         np.testing.assert_allclose(axes.lines[1].get_ydata(), table[emotion])
-
-
-def test_look_into_a_long_clip_shows_one_of_its_windows(predictor, long_video):
     look = predictor.look(long_video, text="Well.", start=18.0)
     assert (look.start, look.end) == (18.0, 30.0)
     assert 18 <= look.times.min() < look.times.max() <= 30
     assert look.attention_borders["audio"][0] == 18
-    window = predictor.over_time(long_video, text="Well.").query("start == 18").iloc[0]
-    np.testing.assert_allclose(look.without.loc["all"], window[E].astype(float), atol=1e-6)
+    np.testing.assert_allclose(look.without.loc["all"], table.loc[3, E].astype(float), atol=1e-6)
     assert predictor.look(long_video, start=90.0).end == look.prediction.duration
 
 
 def test_words_of_the_command(tmp_path):
     (tmp_path / "a.txt").write_text("I am glad.")
     clips = [tmp_path / "a.mp4", tmp_path / "b.mp4"]
-    assert words_of(clips, str(tmp_path)) == ["I am glad.", None]
-    assert words_of(clips[:1], str(tmp_path / "a.txt")) == ["I am glad."]
-    assert words_of(clips[:1], "Well." * 100) == ["Well." * 100]
-    assert words_of(clips, None) == [None, None]
+    for text, words in ((str(tmp_path), ["I am glad.", None]), (None, [None, None])):
+        assert words_of(clips, text) == words
+    for text, words in ((str(tmp_path / "a.txt"), "I am glad."), ("Well." * 100, "Well." * 100)):
+        assert words_of(clips[:1], text) == [words]
     with pytest.raises(ValueError, match="folder"):
         words_of(clips, "Well.")
 

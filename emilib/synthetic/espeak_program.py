@@ -1,13 +1,14 @@
-"""eSpeak NG as a program: a request on standard input, speech on standard output.
+"""eSpeak NG as a program: requests on standard input, speech on standard output, a line each.
 
-The request is the JSON of the arguments of `voice.say`; the answer has `samples` (base64 of int16),
-`rate` in Hz and `phonemes` ((time in s, name) each). eSpeak NG keeps state from one utterance to
-the next, so every utterance is spoken by a fresh process and always has the same samples.
+A request is the JSON of one of `voice.say`; the answer has `samples` (base64 of int16), `rate` in
+Hz and `phonemes` ((time in s, name) each). eSpeak NG keeps state from one utterance to the next, so
+each is spoken by a fresh child of this process, and always has the same samples.
 """
 
 import base64
 import ctypes
 import json
+import os
 import sys
 
 import espeakng_loader
@@ -39,17 +40,23 @@ def receive(wave, count, events):
 
 
 if __name__ == "__main__":
-    request, samples, phonemes = json.load(sys.stdin), bytearray(), []
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     data = espeakng_loader.get_data_path().encode()
     rate = library.espeak_Initialize(SYNCHRONOUS, 0, data, OPTIONS)
     library.espeak_SetSynthCallback(receive)
-    library.espeak_ng_SetRandSeed(ctypes.c_long(1))
-    if library.espeak_SetVoiceByName(f"en-us+{request['voice']}".encode()) != 0:
-        raise SystemExit(f"eSpeak NG has no voice {request['voice']!r}")
-    for name, number in PARAMETERS.items():
-        library.espeak_SetParameter(number, request[name], 0)
-    text = request["text"].encode()
-    library.espeak_Synth(text, len(text) + 1, 0, 0, 0, UTF8, None, None)
-    speech = {"samples": base64.b64encode(samples).decode(), "phonemes": phonemes, "rate": rate}
-    print(json.dumps(speech))
+    for line in sys.stdin:
+        if os.fork():
+            if os.wait()[1]:
+                raise SystemExit(f"eSpeak NG failed with {line}")
+            continue
+        request, samples, phonemes = json.loads(line), bytearray(), []
+        library.espeak_ng_SetRandSeed(ctypes.c_long(1))
+        if library.espeak_SetVoiceByName(f"en-us+{request['voice']}".encode()) != 0:
+            raise SystemExit(f"eSpeak NG has no voice {request['voice']!r}")
+        for name, number in PARAMETERS.items():
+            library.espeak_SetParameter(number, request[name], 0)
+        text = request["text"].encode()
+        library.espeak_Synth(text, len(text) + 1, 0, 0, 0, UTF8, None, None)
+        speech = {"samples": base64.b64encode(samples).decode(), "phonemes": phonemes, "rate": rate}
+        print(json.dumps(speech), flush=True)
+        os._exit(0)

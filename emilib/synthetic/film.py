@@ -7,7 +7,6 @@ has random generators of its own, and every utterance is spoken by a fresh proce
 """
 
 import functools
-import itertools
 import json
 import math
 import os
@@ -30,7 +29,7 @@ from emilib.cache import atomic_write
 from emilib.corpus.layout import CorpusError
 from emilib.synthetic import face
 from emilib.synthetic.generative_model import DESIGN, PROSODY, clips, draw, sentence, signals
-from emilib.synthetic.voice import FEMININE, MASCULINE, perform
+from emilib.synthetic.voice import FEMININE, MASCULINE, colour, request, say
 from emilib.workers import ordered_map
 
 GENERATOR = 1  # raise it when the same parameters no longer give the same corpus
@@ -42,6 +41,7 @@ STATEMENT = (
 # rates frames a second, `lies` what the rate field says in clips where it lies, lengths seconds.
 FILMING = json.loads(Path(__file__).with_name("filming.json").read_text("utf-8"))
 TOO_SHORT = 200  # samples at SAMPLE_RATE; wav2vec2's convolutions need 400
+TAKE = 16  # clips that are spoken by one process
 CROP = 112  # pixels, side of a face crop
 
 
@@ -75,8 +75,11 @@ def make(
     atomic_write(note, text)
     drawn = draw(**counts, seed=seed)
     missing = [clip for clip in clips(drawn) if not _is_finished(folder, _note(folder, clip))]
-    filmed = ordered_map(functools.partial(film_clip, folder, seed), missing, workers)
-    for done, _ in enumerate(itertools.chain([None], filmed), len(drawn.id) - len(missing)):
+    takes = [missing[i : i + TAKE] for i in range(0, len(missing), TAKE)]
+    done = len(drawn.id) - len(missing)
+    progress(done, len(drawn.id))
+    for filmed in ordered_map(functools.partial(film_clips, folder, seed), takes, workers):
+        done += filmed
         progress(done, len(drawn.id))
     table = pd.DataFrame(drawn.label, pd.Index(drawn.id, name="Filename"), EMOTIONS)
     for split, name in (("train", "train_split.csv"), ("validation", "valid_split.csv")):
@@ -96,12 +99,23 @@ def _is_finished(folder: Path, note: Path) -> bool:
     return all((folder / name).exists() for name in json.loads(note.read_text())["files"])
 
 
-def film_clip(folder: Path, seed: int, clip) -> None:
-    """Write all files of one clip of `generative_model.clips`; last, that it is finished."""
-    rng = np.random.default_rng([seed, 2, clip.number])
-    person = _person(seed, int(clip.person))
-    words = sentence(clip.strength, clip.topic, rng)
-    sound, rate, phonemes = _sound(clip, person, words, rng)
+def film_clips(folder: Path, seed: int, clips: list) -> int:
+    """Film clips of `generative_model.clips`, spoken by one process; returns their number."""
+    draws = [np.random.default_rng([seed, 2, clip.number]) for clip in clips]
+    people = [_person(seed, int(clip.person)) for clip in clips]
+    words = [sentence(c.strength, c.topic, rng) for c, rng in zip(clips, draws, strict=True)]
+    prosody = [dict(zip(PROSODY, clip.prosody, strict=True)) for clip in clips]
+    spoken = say(list(map(request, words, people, prosody)))
+    for parts in zip(clips, draws, people, words, prosody, spoken, strict=True):
+        _film_clip(folder, seed, *parts)
+    return len(clips)
+
+
+def _film_clip(folder: Path, seed: int, clip, rng, person, words, prosody, spoken) -> None:
+    """Write all files of one clip; last, that it is finished."""
+    samples, rate, phonemes = spoken
+    voice = colour(samples, rate, prosody, rng)
+    sound, phonemes = _sound(clip, person, voice, rate, phonemes, rng)
     seconds = len(sound) / rate
     size = FILMING["sizes"][rng.choice(len(FILMING["sizes"]), p=FILMING["size_shares"])]
     fps = int(rng.choice(FILMING["rates"], p=FILMING["rate_shares"]))
@@ -151,10 +165,8 @@ def _person(seed: int, number: int) -> SimpleNamespace:
     return SimpleNamespace(face=appearance, voice=voice, pitch=pitch, rate=rate, hiss=hiss)
 
 
-def _sound(clip, person, words: str, rng):
-    """Returns (samples float32 in [-1, 1], rate in Hz, [(time in s, phoneme), ...])."""
-    prosody = dict(zip(PROSODY, clip.prosody, strict=True))
-    voice, rate, phonemes = perform(words, person, prosody, rng)
+def _sound(clip, person, voice, rate: int, phonemes, rng):
+    """Returns (samples float32 in [-1, 1], [(time in s, phoneme), ...])."""
     lead, tail = rng.uniform(0.1, 0.3), rng.uniform(0.2, 0.4)
     seconds = np.clip(lead + len(voice) / rate + tail, FILMING["shortest"], FILMING["longest"])
     sound = np.zeros(round(seconds * rate), np.float32)
@@ -164,7 +176,7 @@ def _sound(clip, person, words: str, rng):
     sound += person.hiss * rng.standard_normal(len(sound), dtype=np.float32)
     if clip.defect == "silent":
         sound[:] = 0
-    return np.clip(sound, -1, 1), rate, [(lead + time, name) for time, name in phonemes]
+    return np.clip(sound, -1, 1), [(lead + time, name) for time, name in phonemes]
 
 
 def _write_video(path: Path, clip, frames, ticks, stated: int, sound, rate: int) -> None:

@@ -12,9 +12,10 @@ from scipy.signal import lfilter
 FEMININE, MASCULINE = ("f1", "f2", "f3", "f4", "f5"), ("m1", "m2", "m3", "m4", "m6", "m7", "m8")
 
 
-def say(text: str, voice: str, pitch=50, range=50, rate=175, pause=0):
-    """Speak English. Returns (samples (S,) int16, Hz, [(time in s, phoneme), ...]).
+def say(requests: list[dict]) -> list[tuple]:
+    """Speak English. Returns for each (samples (S,) int16, Hz, [(time in s, phoneme), ...]).
 
+    A request has `text` and
     voice : one of FEMININE or MASCULINE
     pitch, range : 0 to 99; 50 is the voice's own
     rate : words a minute, 80 to 450
@@ -22,27 +23,32 @@ def say(text: str, voice: str, pitch=50, range=50, rate=175, pause=0):
 
     Raises CalledProcessError when the program fails; it says why on standard error.
     """
-    request = dict(text=text, voice=voice, pitch=pitch, range=range, rate=rate, pause=pause)
     command = [sys.executable, "-P", str(Path(__file__).resolve().with_name("espeak_program.py"))]
-    answer = json.loads(subprocess.check_output(command, input=json.dumps(request), text=True))
-    samples = np.frombuffer(base64.b64decode(answer["samples"]), "<i2")
-    return samples, answer["rate"], answer["phonemes"]
+    lines = "".join(json.dumps(request) + "\n" for request in requests)
+    answers = subprocess.check_output(command, input=lines, text=True).splitlines()
+    return [
+        (
+            np.frombuffer(base64.b64decode(answer["samples"]), "<i2"),
+            *map(answer.get, ("rate", "phonemes")),
+        )
+        for answer in map(json.loads, answers)
+    ]
 
 
-def perform(words: str, person, prosody: dict[str, float], rng):
-    """Speak with prosody, each value the difference from the person's habit in [-1, 1].
+def request(words: str, person, prosody: dict[str, float]) -> dict:
+    """What `say` takes; prosody is the difference from the person's habit in [-1, 1]."""
+    return {
+        "text": words,
+        "voice": person.voice,
+        "pitch": round(np.clip(50 + person.pitch + 36 * prosody["pitch"], 2, 98)),
+        "range": round(np.clip(50 + 46 * prosody["range"], 2, 98)),
+        "rate": round(person.rate + 48 * prosody["rate"]),
+        "pause": round(6 * prosody["pause"]),
+    }
 
-    Returns (samples (S,) float32, sample rate in Hz, [(time in s, phoneme), ...]).
-    """
-    samples, rate, phonemes = say(
-        words,
-        person.voice,
-        pitch=round(np.clip(50 + person.pitch + 36 * prosody["pitch"], 2, 98)),
-        range=round(np.clip(50 + 46 * prosody["range"], 2, 98)),
-        rate=round(person.rate + 48 * prosody["rate"]),
-        pause=round(6 * prosody["pause"]),
-    )
-    # Loudness, tremor, breath and brightness, which eSpeak NG has no parameter for.
+
+def colour(samples: np.ndarray, rate: int, prosody: dict[str, float], rng) -> np.ndarray:
+    """(S,) float32 with loudness, tremor, breath and brightness, which eSpeak NG does not have."""
     sound = samples.astype(np.float32) / 32768
     dull = lfilter([0.25], [1, -0.75], sound).astype(np.float32)  # one-pole low-pass
     bright = 1.2 * prosody["brightness"]
@@ -52,4 +58,4 @@ def perform(words: str, person, prosody: dict[str, float], rng):
     sound = sound + 0.5 * prosody["breath"] * envelope * hiss
     swing = 0.5 + 0.5 * np.sin(2 * np.pi * 6.5 * np.arange(len(sound)) / rate)
     sound = sound * (1 - 0.8 * prosody["tremor"] * swing)
-    return (0.7 * 10 ** (8 * prosody["loudness"] / 20) * sound).astype(np.float32), rate, phonemes
+    return (0.7 * 10 ** (8 * prosody["loudness"] / 20) * sound).astype(np.float32)

@@ -91,7 +91,7 @@ def columns(*order):
         (changed(1, 0, "661"), 3, "five digits .*got '661'"),
         (changed(1, 0, "١٢٦٦١"), 3, "five digits as 12660"),
         (changed(1, 0, "12660"), 3, "12660 again"),
-        *((changed(2, 4, v), 4, f"Pain, got '{v}'") for v in ("0_1", "NaN", "-inf", "1.0001")),
+        *((changed(2, 4, v), 4, f"Pain, got '{v}'") for v in ("0_1", "NaN", "-0.1", "1.0001", "")),
         ([HEADER, *ROWS, ROWS[0] + ",0"], None, "line 6, saw 8"),
         ([line.replace(",", ";") for line in [HEADER, *ROWS]], 1, "Filename;Admiration"),
         ([HEADER], None, "no row"),
@@ -107,21 +107,11 @@ def test_each_problem_is_a_sentence_with_file_and_line(tmp_path, lines, line, wo
     assert "\n" not in sentence
 
 
-def test_every_bad_cell_is_named_once(tmp_path):
-    cells = np.random.default_rng(0).choice(["0", "0.5", "1", "1.5", "-0.1", "x", ""], (4, 6))
-    rows = [",".join([id_, *row]) for id_, row in zip(IDS, cells, strict=True)]
-    bad = np.argwhere(~np.isin(cells, ["0", "0.5", "1"]))
-    sentences = submission.problems(submission.validate(written(tmp_path, [HEADER, *rows])))
-    places = [re.search(r"line (\d): expected .* as (.*), got", s).groups() for s in sentences]
-    assert sorted(places) == sorted((str(2 + row), EMOTIONS[column]) for row, column in bad)
-
-
-@pytest.mark.parametrize("content", [None, b"", b"\n \n", f"{HEADER}\né".encode("latin1")])
-def test_what_is_no_csv(tmp_path, content):
-    if content is not None:
+def test_what_is_no_csv(tmp_path):
+    for content in (b"", b"\n \n", f"{HEADER}\né".encode("latin1")):
         (tmp_path / "s.csv").write_bytes(content)
-    (sentence,) = submission.validate(tmp_path / "s.csv")
-    assert "no readable CSV" in sentence
+        for path in (tmp_path / "s.csv", tmp_path / "nowhere.csv"):
+            assert "no readable CSV" in submission.validate(path)[0]
 
 
 @pytest.mark.parametrize(
@@ -135,18 +125,13 @@ def test_what_is_no_csv(tmp_path, content):
 def test_what_is_odd_is_a_warning(tmp_path, lines, word):
     (sentence,) = found = submission.validate(written(tmp_path, lines))
     assert submission.problems(found) == []
-    assert sentence.startswith("Warning: ")
-    assert re.search(word, sentence)
-
-
-# ------------------------------------------------------------------ with a corpus, and the command
+    assert re.match(f"Warning: .*{word}", sentence)
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """Official features alone. Of the test clips 12661 is damaged, and 12662 has no file at all."""
-    folder = tmp_path_factory.mktemp("corpus")
-    draw = np.random.default_rng(0)
+    folder, draw = tmp_path_factory.mktemp("corpus"), np.random.default_rng(0)
     splits = {"train": range(12), "valid": range(12, 20), "test": range(12660, 12664)}
     for split, numbers in splits.items():
         ids = [f"{number:05d}" for number in numbers]
@@ -159,25 +144,20 @@ def corpus(tmp_path_factory):
                 array = draw.normal(size=(draw.integers(2, 9), width)).astype(np.float32)
                 (root / name / f"{id_}.pkl").write_bytes(pickle.dumps(array))
     for name in ("vit", "wav2vec2"):
-        broken = folder / "test_data" / name / "12661.pkl"
-        broken.write_bytes(broken.read_bytes()[:40])
+        (folder / "test_data" / name / "12661.pkl").write_bytes(b"cut")
         (folder / "test_data" / name / "12662.pkl").unlink()
     return folder
 
 
 @pytest.fixture
 def emilib(monkeypatch, capsys, tmp_path):
-    """Runs a command line: (exit code, stdout, stderr)."""
+    """Runs `emilib submit`: (exit code, stdout, stderr)."""
     monkeypatch.setenv("EMI_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["emilib", *map(str, arguments)])
-        try:
-            code = command_line.main()
-        except SystemExit as error:
-            code = error.code
-        return code, *capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["emilib", "submit", *map(str, arguments)])
+        return command_line.main(), *capsys.readouterr()
 
     return call
 
@@ -195,7 +175,7 @@ def test_every_test_clip_has_a_row_whatever_is_broken(emilib, corpus, tmp_path, 
     one = dataclasses.replace(profiles.get("smoke"), workers=1)  # no processes for small models
     monkeypatch.setattr(command_line.Source, "workspace", lambda self: Workspace(one, self.corpus))
     arguments = ["--run", "baseline_average", "--corpus", corpus, "--profile", "smoke"]
-    code, out, err = emilib("submit", *arguments, "--out", "mine.csv")
+    code, out, err = emilib(*arguments, "--out", "mine.csv")
     assert (code, out) == (0, "mine.csv\n"), err
     assert "training runs" in err
     table = pd.read_csv("mine.csv", dtype={"Filename": str})
@@ -205,15 +185,13 @@ def test_every_test_clip_has_a_row_whatever_is_broken(emilib, corpus, tmp_path, 
     assert outcome.test_ids == IDS
     np.testing.assert_allclose(table[list(EMOTIONS)], expected, atol=5e-7)
     np.testing.assert_array_equal(expected[1], expected[2], "nothing is known of either")
-    code, out, _ = emilib("submit", "--check", "mine.csv", "--corpus", corpus)
-    *warned, last = out.splitlines()
-    assert (code, last) == (0, "mine.csv is a valid submission")
-    assert all(line.startswith("Warning: mine.csv, column ") for line in warned), "short training"
+    code, out, _ = emilib("--check", "mine.csv", "--corpus", corpus)
+    assert (code, out.splitlines()[-1]) == (0, "mine.csv is a valid submission")
 
 
 def test_problems_are_printed_and_the_exit_code_says_so(emilib, tmp_path):
     path = written(tmp_path, [HEADER, *(f"{i:05d},2,2,2,2,2,2" for i in range(9))])
-    code, out, err = emilib("submit", "--check", path)
+    code, out, err = emilib("--check", path)
     assert (code, out.count("\n")) == (1, 20)
     assert err == f"emilib: {path} is no valid submission, problems: 54\n"
 
@@ -223,7 +201,6 @@ def test_problems_are_printed_and_the_exit_code_says_so(emilib, tmp_path):
     [
         ({"--run": "taemo"}, "There is no run 'taemo'; expected one of vit_baseline, "),
         ({"--out": "."}, "is a folder"),
-        ({"--corpus": "nowhere"}, "There is no corpus folder"),
         ({"--corpus": "bare"}, "The corpus in .*bare has no test clips; expected "),
     ],
 )
@@ -232,7 +209,6 @@ def test_what_can_not_be_done_is_said_before_training(emilib, corpus, tmp_path, 
     for name in ("train_split.csv", "valid_split.csv", "wav2vec2"):
         (tmp_path / "bare" / name).symlink_to(corpus / name)
     options = {"--run": "taemi", "--corpus": corpus, "--profile": "smoke", **change}
-    code, out, err = emilib("submit", *(word for pair in options.items() for word in pair))
+    code, out, err = emilib(*(word for pair in options.items() for word in pair))
     assert (code, out) == (1, "")
     assert re.match(f"emilib: .*{words}", err)
-    assert err.count("\n") == 1

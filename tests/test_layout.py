@@ -8,8 +8,8 @@ from emilib.corpus.layout import HEADER, SOURCES, face_paths
 from emilib.corpus.reading import read_with_findings
 
 
-def write_csv(path, *rows, header=HEADER):
-    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+def write_csv(path, *rows):
+    path.write_text("\n".join([HEADER, *rows]) + "\n", encoding="utf-8")
 
 
 def row(name, *labels):
@@ -65,10 +65,7 @@ def test_every_file_is_that_of_its_filename_not_of_its_row(corpus):
             assert clip.transcript == words.get(clip.id, f"words of {clip.id}")
 
 
-NAMES = ["00012", "12", "00012.mp4", "raw/00012.mp4", "raw\\00012.MP4", " 00012 "]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["00012", "12", "raw/00012.mp4", "raw\\00012.MP4", " 00012 "])
 def test_filename_forms(corpus, name):
     write_csv(corpus / "train_split.csv", row(name), row("00003"))
     assert read(corpus)["id"].tolist()[:2] == ["00003", "00012"]
@@ -80,14 +77,18 @@ def test_a_test_split_file_decides_and_its_zeros_are_no_labels(corpus):
     write_csv(corpus / "test_split.csv", row("12661", 0, 0, 0, 0, 0, 0), row("17000"))
     touch(corpus / "raw/17000.mp4")  # files may lie beside those of the other splits
     touch(corpus / "text/12661.txt", b"hello")
-    clips = read(corpus).query("split == 'test'").set_index("id")
+    write_csv(corpus / "valid_split.csv", row("00007"), row("00001"), row("00099"))
+    clips = read(corpus).set_index("id")
+    assert clips.loc["00099", ["video", "Joy"]].tolist() == [None, 0.25]
+    bare, unlisted = clips.attrs["notes"]
+    assert "00099" in bare
+    assert "12660" in unlisted
+    clips = clips[clips["split"] == "test"]
     assert clips.index.tolist() == ["12661", "17000"]
     assert clips[list(EMOTIONS)].isna().all(axis=None)
     inside = (corpus / "test_data/raw/12661.mp4", corpus / "raw/17000.mp4")
     assert clips["video"].tolist() == [*map(str, inside)]
     assert clips.loc["12661", "transcript"] == "hello"
-    (note,) = read(corpus).attrs["notes"]
-    assert "12660" in note
 
 
 def test_faces_in_numeric_order_without_thumbs(tmp_path):
@@ -95,14 +96,6 @@ def test_faces_in_numeric_order_without_thumbs(tmp_path):
         touch(tmp_path / "f" / name)
     assert [p.name for p in face_paths(tmp_path / "f")] == ["0001.jpg", "2.JPG", "10.jpg"]
     assert face_paths(None) == face_paths(tmp_path / "nowhere") == []
-
-
-def test_ids_without_files_are_kept_and_noted(corpus):
-    write_csv(corpus / "valid_split.csv", row("00007"), row("00001"), row("00099"))
-    clips = read(corpus)
-    assert clips.set_index("id").loc["00099", ["video", "Joy"]].tolist() == [None, 0.25]
-    (note,) = clips.attrs["notes"]
-    assert "00099" in note
 
 
 def test_same_row_twice_is_harmless_a_contradiction_is_not(corpus):
@@ -136,20 +129,16 @@ def test_header_may_have_a_byte_order_mark_spaces_and_another_order(corpus):
     assert labels.tolist() == [6, 5, 4, 3, 2, 1]
 
 
-def written(text):
-    return lambda folder: (folder / "train_split.csv").write_bytes(text)
+def fill(folder, text):
+    (folder / "train_split.csv").write_bytes(text)
 
 
 BROKEN = [  # (what happens to the folder, words of the error)
     (lambda f: (f / "valid_split.csv").unlink(), "valid_split.csv is missing"),
-    (written(HEADER.replace("Joy", "joy").encode()), "train_split.csv lacks .*Joy"),
-    (written(bytes(range(128, 256))), "train_split.csv .*CSV"),
-    (written(b""), "train_split.csv .*CSV"),
-    (written(f"{HEADER}\n{row('00012')}\n{row('')}".encode()), "split.csv, line 3: Filename"),
-    (
-        lambda f: [p.rename(f / f"old_{p.name}") for p in f.iterdir() if p.is_dir()],
-        "None of the 2 train .*raw/00003.mp4",
-    ),
+    (lambda f: fill(f, HEADER.replace("Joy", "joy").encode()), "train_split.csv lacks .*Joy"),
+    (lambda f: fill(f, bytes(range(128, 256))), "train_split.csv .*CSV"),
+    (lambda f: fill(f, f"{HEADER}\n{row('')}".encode()), "split.csv, line 2: Filename"),
+    (lambda f: [p.rename(f / f"x{p.name}") for p in f.glob("*[!v]")], "None of the 2 train .*raw/"),
     (lambda f: [write_csv(f / f"{s}_split.csv") for s in ("train", "valid", "test")], "no clip"),
     (lambda f: f.rename(f.with_name("elsewhere")), "no corpus folder"),
 ]
@@ -158,6 +147,5 @@ BROKEN = [  # (what happens to the folder, words of the error)
 @pytest.mark.parametrize(("act", "word"), BROKEN)
 def test_one_sentence_for_what_is_wrong(corpus, act, word):
     act(corpus)
-    with pytest.raises(CorpusError, match=word) as caught:
+    with pytest.raises(CorpusError, match=word):
         read(corpus)
-    assert "\n" not in str(caught.value)

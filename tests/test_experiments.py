@@ -5,7 +5,6 @@ import os
 
 import numpy as np
 import pytest
-import torch
 
 from emilib import profiles
 from emilib.cache import Cache
@@ -23,35 +22,25 @@ PROFILE = profiles.smoke()
 LISTED = all_experiments(PROFILE)
 
 
-def clips(count, seed, name, labelled=True):
+def clips(count, seed, name):
     draw = np.random.default_rng(seed)
-
-    def sequences(width):
-        arrays = [draw.normal(size=(n, width)) for n in draw.integers(2, 9, count)]
-        return [None if draw.random() < 0.1 else array for array in arrays]
-
-    text = draw.normal(size=(count, 4))
-    text[draw.random(count) < 0.1] = np.nan
-    ids, target = [f"{name}{i:04d}" for i in range(count)], draw.random((count, 6)).round(1)
-    target = target if labelled else None
-    return FeatureSet.from_arrays(ids, sequences(5), sequences(6), text, target)
+    frames, audio = ([draw.normal(size=(2 + i % 7, w)) for i in range(count)] for w in (5, 6))
+    text, target = draw.normal(size=(count, 4)), draw.random((count, 6)).round(1)
+    frames[3], audio[4], text[2] = None, None, np.nan
+    ids = [f"{name}{i:04d}" for i in range(count)]
+    return FeatureSet.from_arrays(ids, frames, audio, text, None if name == "3" else target)
 
 
 def splits(name, seed):
-    parts = [clips(24, seed, "1"), clips(12, 77, "2"), clips(5, seed + 2, "3", labelled=False)]
+    parts = [clips(24, seed, "1"), clips(12, 77, "2"), clips(5, seed + 2, "3")]
     return FeatureSplits(*parts, fingerprint=f"{name}-{seed}")
 
 
 KINDS = ("ours", "ours, start", "ours, one_way", "official")
 FEATURES = {name: splits(name, seed) for seed, name in enumerate(KINDS, start=1)}
 LINEAR = Experiment("linear", "MeanLinear", {"modality": "audio"}, ("audio",), "official", RECIPE)
-GRU = dataclasses.replace(
-    LINEAR,
-    name="gru",
-    model="LastStepGRU",
-    model_args={"modality": "frames", "hidden": 4},
-    modalities=("frames",),
-)
+SMALL = {"modality": "frames", "hidden": 4}
+GRU = Experiment("gru", "LastStepGRU", SMALL, ("frames",), "official", RECIPE)
 BOTH = Experiment("both", features="official", members=("linear", "gru"))
 
 
@@ -81,13 +70,12 @@ def test_every_row_has_one_experiment():
 
 
 @pytest.mark.parametrize(
-    ("full", "tables", "count"),
-    [("taemi", ("B3", "B4"), 6), ("dual_stage_vat", ("A4",), 7)],
+    ("full", "tables", "count"), [("taemi", "B3 B4", 6), ("dual_stage_vat", "A4", 7)]
 )
 def test_ablations_change_one_thing_of_the_full_model(full, tables, count):
     full = LISTED[full]
-    parts = [e for e in LISTED.values() if e.rows[0][0] in tables and e is not full]
-    parts = [e for e in parts if e.model == full.model]
+    parts = [e for e in LISTED.values() if e.rows[0][0] in tables and e.model == full.model]
+    parts = [e for e in parts if e is not full]
     assert len(parts) == count
     for part in parts:
         before, after = dict(full.model_args), dict(part.model_args)
@@ -123,9 +111,11 @@ def test_every_experiment_of_the_tables_trains(tmp_path):
     study = run(quick, (0,), FEATURES, Cache(tmp_path), workers=1)
     assert list(study) == list(LISTED)
     for outcome in study.values():
-        assert outcome.predictions.shape == (1, 12, 6)
         assert np.isfinite(outcome.predictions).all()
-        assert outcome.test_predictions.shape == (1, 5, 6)
+        assert (outcome.predictions.shape, outcome.test_predictions.shape[1:]) == (
+            (1, 12, 6),
+            (5, 6),
+        )
 
 
 def test_results_are_those_of_the_models_in_order_of_clips_and_seeds(tmp_path):
@@ -154,7 +144,6 @@ def test_results_are_those_of_the_models_in_order_of_clips_and_seeds(tmp_path):
 def test_only_what_is_missing_or_changed_is_trained(tmp_path, trained, monkeypatch):
     cache, reports = Cache(tmp_path), []
     first = run([LINEAR, GRU], (0, 1), FEATURES, cache, workers=1)
-    assert len(trained) == 4
     report = lambda *counts: reports.append(counts)  # noqa: E731
     second = run([LINEAR, GRU], (0, 1), FEATURES, Cache(tmp_path), 1, report)
     assert (len(trained), reports) == (4, [(4, 4)])
@@ -165,8 +154,8 @@ def test_only_what_is_missing_or_changed_is_trained(tmp_path, trained, monkeypat
     run([LINEAR, renamed], (0,), FEATURES, cache, workers=1)
     assert len(trained) == 6
     longer = dataclasses.replace(LINEAR, recipe=dataclasses.replace(RECIPE, epochs=4))
-    run([longer], (0,), FEATURES, cache, workers=1)
     other = {"official": dataclasses.replace(FEATURES["official"], fingerprint="changed")}
+    run([longer], (0,), FEATURES, cache, workers=1)
     run([LINEAR], (0,), other, cache, workers=1)
     monkeypatch.setattr(runs, "code_version", lambda *names: "changed")
     run([LINEAR], (0,), FEATURES, cache, workers=1)
@@ -200,8 +189,6 @@ def test_workers_change_no_bit(tmp_path):
     assert seen == [(0, 2), (1, 2), (2, 2)]
     for name in ("linear", "gru"):
         np.testing.assert_array_equal(alone[name].predictions, spread[name].predictions)
-        a, b = alone.model(name).state_dict(), spread.model(name).state_dict()
-        assert all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_failures_are_named_and_the_rest_is_kept(tmp_path, trained):
@@ -217,8 +204,8 @@ def test_failures_are_named_and_the_rest_is_kept(tmp_path, trained):
 
 
 def test_what_the_features_lack_is_named(tmp_path):
-    sets = {n: getattr(FEATURES["official"], n) for n in ("train", "validation", "test")}
-    deaf = FeatureSplits(**{n: s.only("frames") for n, s in sets.items()}, fingerprint="")
-    for features, word in (({}, "no official features"), ({"official": deaf}, "no sound")):
+    deaf = FEATURES["official"].train.only("frames")
+    deaf = {"official": FeatureSplits(deaf, deaf, deaf, fingerprint="")}
+    for features, word in (({}, "no official features"), (deaf, "no sound")):
         with pytest.raises(ValueError, match=word):
             run([LINEAR], (0,), features, Cache(tmp_path))

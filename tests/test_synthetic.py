@@ -18,15 +18,7 @@ from emilib.corpus.feature_files import load_features
 from emilib.corpus.media import decode
 from emilib.synthetic import face, generative_model
 from emilib.synthetic.film import film_clips, make
-from emilib.synthetic.generative_model import (
-    ACTION_UNITS,
-    DATA,
-    DESIGN,
-    TOPICS,
-    draw,
-    sentence,
-    signals,
-)
+from emilib.synthetic.generative_model import ACTION_UNITS, DATA, DESIGN, TOPICS, draw, signals
 from emilib.synthetic.generative_model import clips as clips_of
 from emilib.synthetic.voice import say
 
@@ -92,14 +84,14 @@ def test_every_defect_occurs_at_its_rate_and_hides_its_channel():
 
 def test_a_sentence_has_a_phrase_for_each_emotion_and_its_strength(monkeypatch):
     monkeypatch.setattr(generative_model, "DESIGN", generative_model.Design(ambiguous=0))
-    text = sentence(np.array([0, 3, 0, 1, 0, 0]), 2, np.random.default_rng(0))
-    phrases = {phrase.strip().lower() for phrase in text.split(".")} - {""}
-    assert len(phrases) == 3
+    levels = np.array([0, 3, 0, 1, 0, 0])
+    text = generative_model.sentence(levels, 2, np.random.default_rng(0)).lower()
+    assert text.count(".") == 3
     for emotion, level in (("Amusement", 3), ("Empathic Pain", 1)):
         words = DATA["strengths"][level - 1]
-        levels = [p.format(word) for p in DATA["phrases"][emotion] for word in words]
-        assert phrases & {phrase.lower() for phrase in levels}
-    assert phrases & {phrase.lower() for phrase in TOPICS["kitchen"]}
+        phrases = [p.format(word).lower() for p in DATA["phrases"][emotion] for word in words]
+        assert any(phrase in text for phrase in phrases)
+    assert any(phrase.lower() in text for phrase in TOPICS["kitchen"])
 
 
 def still(empty=False, **values):
@@ -109,30 +101,19 @@ def still(empty=False, **values):
     return face.render(person, motion, (160, 160), np.random.default_rng(0), empty)[0].astype(int)
 
 
-@pytest.mark.parametrize(
-    ("moved", "low", "high"),
-    [
-        ({"au6": 0.4, "au12": 0.8}, 0.15, 0.5),
-        ({"au1": 1.0}, -0.6, -0.2),
-        ({"au4": 1.0}, -0.4, -0.1),
-        ({"au5": 1.0}, -0.4, 0.0),
-        ({"au15": 1.0}, 0.3, 0.6),
-        ({"au26": 1.0}, 0.35, 0.7),
-        ({"blink": 1.0}, -0.25, 0.05),
-    ],
-)
-def test_action_units_move_their_part_of_the_face(moved, low, high):
-    """The centre of mass of what changes, in head units."""
-    change = np.abs(still(**moved) - still()).sum(axis=2).astype(float)
-    y, x = (np.indices(change.shape) + 0.5 - 80) * face.SPAN / 160
-    assert low < np.average(y, weights=change) < high
-    assert abs(np.average(x, weights=change)) < 0.08
-
-
-def test_every_action_unit_shows_and_an_empty_room_has_nobody():
-    for unit in ACTION_UNITS:
+def test_every_action_unit_moves_its_part_of_the_face_and_an_empty_room_has_nobody():
+    brows, eyes, mouth = ("au1", "au4"), ("au5", "blink"), ("au12", "au15", "au26")
+    heights = dict.fromkeys(brows, (-0.6, -0.1)) | dict.fromkeys(eyes, (-0.4, 0.05))
+    heights |= dict.fromkeys(mouth, (0.15, 0.7))  # in head units
+    for unit in {*ACTION_UNITS, *heights}:
         column, most = face.POSES.get(unit, (unit, 1.0))
-        assert np.abs(still(**{column: most}) - still()).max() > 40, unit
+        change = np.abs(still(**{column: most}) - still())
+        assert change.max() > 40, unit
+        y, x = (np.indices(change.shape[:2]) + 0.5 - 80) * face.SPAN / 160
+        middle = (np.average(part, weights=change.sum(axis=2)) for part in (y, x))
+        if unit in heights:
+            assert heights[unit][0] < next(middle) < heights[unit][1], unit
+            assert abs(next(middle)) < 0.08, unit
     room = still(empty=True)
     np.testing.assert_array_equal(room, still(empty=True, au26=1.0, yaw=0.3))
     assert np.ptp(room, axis=(0, 1)).max() < 80 < np.ptp(still(), axis=(0, 1)).min()
@@ -187,14 +168,10 @@ def facts(corpus):
 def test_layout_and_labels_are_those_of_the_real_set(corpus):
     clips, drawn, known = read(corpus), draw(**COUNTS, seed=3), facts(corpus)
     assert clips["split"].value_counts().to_dict() == COUNTS
-    for name in ("train_split.csv", "valid_split.csv"):
-        header = (corpus / name).read_text().splitlines()[0]
-        assert header == "Filename,Admiration,Amusement,Determination,Empathic Pain,Excitement,Joy"
-    for row in clips.itertuples():
-        if known.defect[row.id] in ("", "lying_rate"):
-            for path in (row.video, row.audio, row.faces, row.official_vision, row.official_audio):
-                assert Path(path).exists()
-            assert row.transcript == known.words[row.id]
+    whole = clips[known.defect.reindex(clips["id"]).isin(["", "lying_rate"]).to_numpy()]
+    sources = ["video", "audio", "faces", "official_vision", "official_audio"]
+    assert all(Path(path).exists() for path in whole[sources].to_numpy().ravel())
+    assert whole["transcript"].tolist() == known.words.reindex(whole["id"]).tolist()
     labels = clips.set_index("id")[list(EMOTIONS)].reindex(drawn.id).astype(float)
     np.testing.assert_allclose(labels, drawn.label)
     written = pd.read_csv(corpus / ".synthetic" / "signals.csv", dtype={"id": str})
@@ -204,15 +181,8 @@ def test_layout_and_labels_are_those_of_the_real_set(corpus):
 def test_media_are_whole_and_mp3_has_the_sound_of_the_mp4(corpus):
     known, clips = facts(corpus), read(corpus).set_index("id")
     for entry in known[known.defect == ""].head(6).itertuples():
-        path = clips.video[entry.Index]
-        with av.open(str(path)) as container:
-            assert container.streams.video[0].codec_context.name == "h264"
-            assert container.streams.audio[0].codec_context.name == "aac"
-            times = [frame.time for frame in container.decode(video=0)]
-        assert (np.diff(times) > 0).all()
-        assert len(times) == entry.frames
-        media = decode(path, fps=5, size=None)
-        assert media.images.shape[1:3] == tuple(entry.size)
+        media = decode(clips.video[entry.Index], fps=None)
+        assert media.images.shape[:3] == (entry.frames, *entry.size)
         assert media.measured_fps == pytest.approx(entry.fps, rel=0.02)
         mp3 = decode(clips.audio[entry.Index], frames=False).waveform
         n = min(len(mp3), len(media.waveform)) // 800 * 800
@@ -225,8 +195,8 @@ def test_face_crops_and_official_features(corpus):
     known, clips = facts(corpus), read(corpus).set_index("id")
     for row in clips[known.defect.reindex(clips.index) != "no_face"].itertuples():
         frames = known.frames[row.Index]
-        names = sorted(int(path.stem) for path in Path(row.faces).glob("*.jpg"))
-        assert names == list(range(1, frames + 1))
+        names = {path.name for path in Path(row.faces).glob("*.jpg")}
+        assert names == {f"{number}.jpg" for number in range(1, frames + 1)}
         assert (Path(row.faces) / "Thumbs.db").exists() == known.thumbs_db[row.Index]
         features = load_features(row.official_vision)
         assert features.shape == (frames, 384)
@@ -236,43 +206,35 @@ def test_face_crops_and_official_features(corpus):
     assert known.thumbs_db.any()
 
 
-def film(folder, defect, number=0):
-    """Video and sound of one clip with a defect."""
-    clip = clips_of(draw(**COUNTS, seed=3))[number]
-    clip.defect = defect
-    film_clips(folder, 0, [clip])
-    return folder / "raw" / f"{clip.id}.mp4", folder / "audio" / f"{clip.id}.mp3"
-
-
 def test_defects_are_really_there(tmp_path):
-    intact = film(tmp_path / "intact", "")[0]
-    whole = decode(intact, fps=None)
-    assert (whole.damaged, whole.problems) == (0, [])
+    def film(defect, number=0):  # video and sound of one clip
+        clip, folder = clips_of(draw(**COUNTS, seed=3))[number], tmp_path / defect
+        clip.defect = defect
+        film_clips(folder, 0, [clip])
+        return folder / f"raw/{clip.id}.mp4", folder / f"audio/{clip.id}.mp3"
+
+    intact = decode(film("")[0])
+    assert (intact.damaged, intact.problems) == (0, [])
     for number in range(3):
-        media = decode(film(tmp_path / "damaged", "damaged", number)[0], fps=None)
+        media = decode(film("damaged", number)[0], fps=None)
         assert media.damaged or media.problems
     with pytest.raises(ValueError):
-        decode(film(tmp_path / "unreadable", "unreadable")[0])
-    rotated = film(tmp_path / "rotated", "rotated")[0]
+        decode(film("unreadable")[0])
+    rotated = film("rotated")[0]
     with av.open(str(rotated)) as container:
         assert next(container.decode(video=0)).rotation % 360 in (90, 270)
-    assert np.abs(decode(rotated).images.astype(int) - decode(intact).images).mean() < 3
-    for path in film(tmp_path / "short", "too_short_audio"):  # for an audio encoder
+    assert np.abs(decode(rotated).images.astype(int) - intact.images).mean() < 3
+    for path in film("too_short_audio"):  # for an audio encoder
         assert 0 < len(decode(path, frames=False).waveform) < 400
-    video, audio = film(tmp_path / "mute", "no_audio_track")
+    video, audio = film("no_audio_track")
     assert decode(video).waveform is None
     assert not audio.exists()
-    assert not any((tmp_path / "mute" / "text").iterdir())
-    silent = film(tmp_path / "silent", "silent")[1]
-    assert np.abs(decode(silent, frames=False).waveform).max() < 1e-3
-    lying = decode(film(tmp_path / "lying", "lying_rate")[0])
+    assert not any((tmp_path / "no_audio_track/text").iterdir())
+    assert np.abs(decode(film("silent")[1], frames=False).waveform).max() < 1e-3
+    lying = decode(film("lying_rate")[0])
     assert lying.declared_fps > 3 * lying.measured_fps
-    film(tmp_path / "blind", "no_face")
-    assert not list((tmp_path / "blind").rglob("*.jpg"))
-
-
-def contents(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    film("no_face")
+    assert not list((tmp_path / "no_face").rglob("*.jpg"))
 
 
 def test_two_workers_finish_an_interrupted_corpus_to_the_same_and_leave_it_alone(corpus, tmp_path):
@@ -286,7 +248,10 @@ def test_two_workers_finish_an_interrupted_corpus_to_the_same_and_leave_it_alone
     progress = lambda done, _: calls.append(done)  # noqa: E731
     make(copy, **COUNTS, seed=3, workers=2, progress=progress)
     assert calls == [19, 21]
-    assert contents(corpus) == contents(copy)
+    kept, made = ([p for p in sorted(f.rglob("*")) if p.is_file()] for f in (corpus, copy))
+    for one, other in zip(kept, made, strict=True):
+        assert one.relative_to(corpus) == other.relative_to(copy)
+        assert one.read_bytes() == other.read_bytes()
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*.mp4")}
     make(copy, **COUNTS, seed=3, progress=progress)
     assert calls[2:] == [21]

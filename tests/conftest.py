@@ -14,11 +14,11 @@ CLOCK = Fraction(1, 90000)
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory):
-    """The embedded corpus in 25 clips, at work in the smallest profile with one seed."""
+    """The embedded corpus in 25 clips, at work in the smallest profile with two seeds."""
     from emilib.pipeline import Workspace  # loads torch, which few of the test files need
 
     counts = {"train": 14, "validation": 8, "test": 3}
-    profile = dataclasses.replace(profiles.smoke(), corpus_size=counts, seeds=(0,), workers=1)
+    profile = dataclasses.replace(profiles.smoke(), corpus_size=counts, seeds=(0, 1), workers=1)
     return Workspace(profile, home=tmp_path_factory.mktemp("home"))
 
 

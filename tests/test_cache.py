@@ -30,29 +30,18 @@ def write(text):
     return lambda folder: (folder / "value.txt").write_text(text)
 
 
-def test_step_is_made_once(tmp_path):
-    first = Cache(tmp_path).step("kind", {"a": 1}, write("7"))
-    assert first == Cache(tmp_path).step("kind", {"a": 1}, write("8"))
-    assert (first / "value.txt").read_text() == "7"
+def test_a_step_is_made_once_and_again_when_it_is_spoilt(tmp_path):
+    kept = Cache(tmp_path)
+    first = kept.step("kind", {"a": 1}, write("abcd"))
+    assert first == kept.step("kind", {"a": 1}, write("8"))
     assert json.loads((first / "parts.json").read_text()) == {"a": 1}
-    assert [Cache(tmp_path).has("kind", {"a": a}) for a in (1, 2)] == [True, False]
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda folder: (folder / "value.txt").write_text("abce"),
-        lambda folder: (folder / "value.txt").unlink(),
-        lambda folder: (folder / "other").write_text(""),
-        lambda folder: (folder / SUMS).write_text("{"),
-    ],
-)
-def test_a_spoilt_step_is_noticed_and_made_again(tmp_path, spoil):
-    spoil(Cache(tmp_path).step("kind", {"a": 1}, write("abcd")))
-    assert not Cache(tmp_path).has("kind", {"a": 1})
-    again = Cache(tmp_path).step("kind", {"a": 1}, write("abcd"))
-    assert (again / "value.txt").read_text() == "abcd"
-    assert Cache(tmp_path).has("kind", {"a": 1})
+    assert [kept.has("kind", {"a": a}) for a in (1, 2)] == [True, False]
+    for name, text in (("value.txt", "abce"), ("value.txt", None), ("other", ""), (SUMS, "{")):
+        assert (first / "value.txt").read_text() == "abcd"
+        (first / name).unlink() if text is None else (first / name).write_text(text)
+        assert not Cache(tmp_path).has("kind", {"a": 1})
+        assert Cache(tmp_path).step("kind", {"a": 1}, write("abcd")) == first
+        assert Cache(tmp_path).has("kind", {"a": 1})
 
 
 def test_the_first_of_two_processes_is_kept(tmp_path):

@@ -1,6 +1,5 @@
 """Prediction of files: the numbers of the corpus's own path, and a reason for every failure."""
 
-import dataclasses
 import json
 import shutil
 import sys
@@ -14,11 +13,10 @@ from conftest import write_media
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emilib import EMOTIONS, SAMPLE_RATE, profiles
+from emilib import EMOTIONS, SAMPLE_RATE
 from emilib import __main__ as command_line
 from emilib.corpus.media import MediaError
 from emilib.export import predictor_of
-from emilib.pipeline import Workspace
 from emilib.plots import clip_plots, style
 from emilib.predict import Clip, EmiPredictor
 from emilib.predict import predictor as predictor_module
@@ -34,16 +32,6 @@ def _no_whisper(monkeypatch, tmp_path):
     """Words are what a test gives, also on a machine that has Whisper's weights."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("EMI_WEIGHTS", raising=False)
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    counts = {"train": 10, "validation": 5, "test": 1}
-    # No self-supervised start: what the encoders have learnt changes nothing that is tested here.
-    profile = dataclasses.replace(
-        profiles.get("smoke"), corpus_size=counts, seeds=(0, 1), workers=1, warm_start=None
-    )
-    return Workspace(profile, home=tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +125,7 @@ def test_the_folder_holds_no_pickle_and_says_what_it_is(folder):
     facts = json.loads(config)["facts"]
     emotions = [f"| {e} | {r:.3f} |\n" for e, r in facts["rho_of_each"].items()]
     parts = [f"{facts['rho']:.3f} ± {facts['rho_sd']:.3f}", "license: mit", "seeds 0, 1"]
-    for part in (*parts, "drawn faces and synthetic voices", "| vision |", "10 train", *emotions):
+    for part in (*parts, "drawn faces and synthetic voices", "| vision |", "14 train", *emotions):
         assert part in card
     assert "Whisper" not in card, "advice for the machine that wrote it"
 

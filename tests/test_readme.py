@@ -15,8 +15,6 @@ from emilib.study import claims, experiments
 
 ROOT = environment.ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-
-
 README = (ROOT / "README.md").read_text("utf-8")
 TEXTS = {"README.md": README}
 for path in NOTEBOOKS:
@@ -57,11 +55,7 @@ def test_commands_are_understood(line, monkeypatch, capsys):
     called = []
 
     def noting(function):
-        @functools.wraps(function)
-        def note(*names, **_):
-            called.append((function.__name__, names))
-
-        return note
+        return functools.wraps(function)(lambda *a, **_: called.append((function.__name__, a)))
 
     monkeypatch.setattr(command_line, "COMMANDS", tuple(map(noting, command_line.COMMANDS)))
     monkeypatch.setattr(sys, "argv", ["emilib", *arguments])
@@ -77,15 +71,12 @@ def test_commands_are_understood(line, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_links_exist(name):
+def test_links_exist_and_every_notebook_is_listed(name):
     folder = ROOT if name == "README.md" else ROOT / "notebooks"
     for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[name]):
         assert target.startswith("http") or (folder / target).exists(), target
     for span in re.findall(r"`((?:emilib|tests|notebooks)/[\w./]+)`", TEXTS[name]):
         assert (ROOT / span).exists(), span
-
-
-def test_every_notebook_is_listed():
     listed = set(re.findall(r"\((notebooks/\S+\.ipynb)\)", README))
     assert listed == {f"notebooks/{path.name}" for path in NOTEBOOKS}
 

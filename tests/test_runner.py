@@ -33,20 +33,26 @@ def run(folder, out, figures=None):
 
 def test_runs_in_order_skips_what_is_done_and_reruns_what_changed(tmp_path, capsys):
     source, out = tmp_path / "note books {x}", tmp_path / "out {y}"
-    write(source, "00_first.ipynb", "print(profile)")
+    made = tmp_path / "figures" / "made.csv"
+    made.parent.mkdir()
+    write(source, "00_first.ipynb", f"open({str(made)!r}, 'w').close()\nprint(profile)")
     slow = "import os, time\nopen(os.environ['EMI_PROGRESS'], 'a').write('half way\\n')"
     write(source, "01_second.ipynb", f"{slow}\ntime.sleep(1)")
-    run(source, out)
+    run(source, out, made.parent)
     assert '"smoke\\n"' in (out / "00_first.ipynb").read_text()
     said = capsys.readouterr().out
     assert "[1/2] 00_first … done" in said
     assert "half way" in said
 
-    run(source, out)
+    run(source, out, made.parent)
     assert capsys.readouterr().out.count("up to date") == 2
+    made.unlink()
+    run(source, out, made.parent)
+    assert made.exists(), "a lost figure runs its notebook again"
+    assert "00_first … done" in capsys.readouterr().out
     write(source, "01_second.ipynb", "print('changed')")
     (out / "00_first.ipynb").write_text('{"cells": [')
-    run(source, out)
+    run(source, out, made.parent)
     assert capsys.readouterr().out.count("done") == 2, "one is changed, the other spoilt"
     assert '"changed\\n"' in (out / "01_second.ipynb").read_text()
     assert sorted(p.name for p in out.iterdir()) == ["00_first.ipynb", "01_second.ipynb"]
@@ -63,17 +69,6 @@ def test_keys_depend_on_source_parts_and_what_comes_before(tmp_path):
     write(tmp_path, "00_a.ipynb", "3")
     changed = runner.keys(paths, profile="smoke")
     assert all(len({keys[path] for keys in (first, other, changed)}) == 3 for path in paths)
-
-
-def test_a_lost_figure_runs_its_notebook_again(tmp_path, capsys):
-    made = tmp_path / "figures" / "made.csv"
-    made.parent.mkdir()
-    write(tmp_path / "in", "00_a.ipynb", f"open({str(made)!r}, 'w').close()")
-    for _ in range(2):
-        made.unlink(missing_ok=True)
-        run(tmp_path / "in", tmp_path / "out", made.parent)
-        assert made.exists()
-    assert "up to date" not in capsys.readouterr().out
 
 
 def test_a_failing_cell_is_named_and_earlier_results_stay(tmp_path, capsys):
@@ -122,15 +117,20 @@ def test_an_ended_run_leaves_no_kernel_and_no_half_notebook(number, tmp_path):
     assert not (tmp_path / "out" / "00_slow.ipynb").exists()
 
 
+LOUD = """
+import sys
+from IPython.display import HTML
+from emilib import runner
+print(runner.ROOT / 'figures', end=' ', flush=True)
+print('noi' + 'se', file=sys.stderr, flush=True)
+print(profile, flush=True)
+HTML(f'<b>{runner.ROOT}</b>')
+"""
+
+
 def test_cleaned_outputs_can_be_committed(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(runner.ROOT))
-    loud = (
-        "import sys\nfrom IPython.display import HTML\nfrom emilib import runner\n"
-        "print(runner.ROOT / 'figures', end=' ', flush=True)\n"
-        "print('noi' + 'se', file=sys.stderr, flush=True)\nprint(profile, flush=True)\n"
-        "HTML(f'<b>{runner.ROOT}</b>')"
-    )
-    path = write(tmp_path / "in", "00_a.ipynb", loud, "6 * 7")
+    path = write(tmp_path / "in", "00_a.ipynb", LOUD, "6 * 7")
     run(tmp_path / "in", tmp_path / "out")
     assert runner.update_notebooks(tmp_path / "in", tmp_path / "out") == [path]
     made = nbformat.read(path, as_version=4)

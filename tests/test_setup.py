@@ -18,8 +18,7 @@ from rattler import MatchSpec
 from emilib import environment
 
 ROOT = environment.ROOT
-TOOLS = ["bash", "dirname", "df", "awk", "sed", "cksum", "cat", "mkdir", "rm", "cp", "sleep"]
-TOOLS += ["grep", "tail", "flock", "env", "chmod"]
+TOOLS = "bash dirname df awk sed cksum cat mkdir rm cp sleep grep tail flock env chmod"
 LISTED = {canonicalize_name(Requirement(line).name) for line in environment.requirements()}
 
 
@@ -38,13 +37,10 @@ def test_the_list_is_exact_and_each_entry_has_its_reason():
 
 
 def imported(sources):
-    modules = set()
-    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
-        if isinstance(node, ast.Import):
-            modules.update(alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            modules.add(node.module.split(".")[0])
-    return modules - set(sys.stdlib_module_names) - {"emilib"}
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"emilib"}
 
 
 def test_what_is_imported_is_listed_and_what_is_listed_is_used():
@@ -66,11 +62,9 @@ def test_what_is_imported_is_listed_and_what_is_listed_is_used():
 
 
 def test_check_tells_what_is_missing_and_what_differs(tmp_path):
-    numpy = importlib.metadata.version("numpy")
-    path = tmp_path / "environment.yml"
-    path.write_text(
-        "".join(f"      - {p} # why\n" for p in (f"numpy=={numpy}", "scipy==0.1", "no==1"))
-    )
+    numpy, path = importlib.metadata.version("numpy"), tmp_path / "environment.yml"
+    packages = (f"numpy=={numpy}", "scipy==0.1", "no==1")
+    path.write_text("".join(f"      - {package} # why\n" for package in packages))
     same, other, missing = environment.check(path)
     assert same == ("numpy", numpy, numpy)
     assert (same.fits, other.fits, missing.fits, missing.installed) == (True, False, False, None)
@@ -125,7 +119,7 @@ class Checkout:
         for name in ("run_all.sh", "environment.yml", "emilib/environment.py"):
             shutil.copy(ROOT / name, self.root / name)
         self.bin.mkdir()
-        for tool in filter(shutil.which, TOOLS):
+        for tool in filter(shutil.which, TOOLS.split()):
             (self.bin / tool).symlink_to(shutil.which(tool))
         self.add("python3.11", PYTHON_STUB.replace("REAL", sys.executable))
 
@@ -162,31 +156,24 @@ def checkout(tmp_path):
     return Checkout(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ("--profile nonsense", "--profile is 'nonsense'; expected one of"),
-        ("--fast", "unknown option '--fast'"),
-        ("--corpus", "--corpus needs a value"),
-        ("--only 17", "no notebook '17'"),
-        ("--profile=paper", "needs the data set"),
-        ("--corpus /no/where", "does not exist"),
-    ],
-)
-def test_options_are_refused_before_anything_is_made(checkout, arguments, sentence):
-    assert sentence in checkout.refused(*arguments.split())
+def test_what_cannot_be_done_is_refused_before_anything_is_made(checkout, tmp_path):
     assert "--dry-run" in checkout.run("--help")
+    for arguments, sentence in {
+        "--profile nonsense": "--profile is 'nonsense'; expected one of",
+        "--fast": "unknown option '--fast'",
+        "--corpus": "--corpus needs a value",
+        "--only 17": "no notebook '17'",
+        "--profile=paper": "needs the data set",
+        "--corpus /no/where": "does not exist",
+    }.items():
+        assert sentence in checkout.refused(*arguments.split())
     assert not (checkout.root / "runs").exists()
-
-
-def test_machines_that_cannot_do_it(checkout, tmp_path):
-    (tmp_path / "file").touch()
     assert "Python 3.11 or newer is needed, and there is none;" in checkout.refused(STUB_OLD="1")
     assert "ensurepip is missing" in checkout.refused(STUB_NO_ENSUREPIP="1")
-    python = str(tmp_path / "none")
-    assert f"there is none at {python};" in checkout.refused(PYTHON=python)
+    assert "there is none at /none;" in checkout.refused(PYTHON="/none")
     said = checkout.refused(EMI_MIN_FREE_GB="9999999")
     assert re.search(r"needs 9999999 GB .* has \d+ GB free", said)
+    (tmp_path / "file").touch()
     assert "can't be made" in checkout.refused(EMI_HOME=str(tmp_path / "file" / "home"))
     assert checkout.calls() == []
 
@@ -224,18 +211,15 @@ def test_an_interrupted_installation_is_noticed(checkout):
     assert checkout.calls()[-3:] == ["venv", "pip", "pip"]
 
 
-@pytest.mark.parametrize(
-    ("pip_says", "sentence"),
-    [
-        ("Retrying after connection broken by 'NewConnectionError'", "registry does not answer"),
-        ("OSError: [Errno 28] No space left on device", "the disk is full"),
-        ("ERROR: No matching distribution found for torch==2.13.0", "there is no torch==2.13.0"),
-        ("something else", "pip could not install the packages"),
-    ],
-)
-def test_an_installation_that_fails(checkout, pip_says, sentence):
-    assert sentence in checkout.refused(STUB_PIP_STATUS="1", STUB_PIP_SAYS=pip_says)
-    assert pip_says in (checkout.root / "runs/logs/setup.log").read_text()
+def test_an_installation_that_fails(checkout):
+    for pip_says, sentence in {
+        "Retrying after connection broken by 'NewConnectionError'": "registry does not answer",
+        "OSError: [Errno 28] No space left on device": "the disk is full",
+        "ERROR: No matching distribution found for torch==2.13.0": "there is no torch==2.13.0",
+        "something else": "pip could not install the packages",
+    }.items():
+        assert sentence in checkout.refused(STUB_PIP_STATUS="1", STUB_PIP_SAYS=pip_says)
+        assert pip_says in (checkout.root / "runs/logs/setup.log").read_text()
     checkout.run()
     assert checkout.calls()[-3:] == ["venv", "pip", "pip"], "the next run installs again"
 

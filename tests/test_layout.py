@@ -123,7 +123,8 @@ def test_label_that_is_no_number(corpus):
 
 
 def test_header_may_have_a_byte_order_mark_spaces_and_another_order(corpus):
-    text = f"Filename, {', '.join(reversed(EMOTIONS))}\n00012,1,2,3,4,5,6\n00003,0,0,0,0,0,0\n"
+    head = "Filename , " + ", ".join(f'"{name}"' for name in reversed(EMOTIONS))
+    text = f"{head}\n\n 00012, 1 ,2,3,4,5,6\r\n00003,0,0,0,0,0,0\n"
     (corpus / "train_split.csv").write_text(text, encoding="utf-8-sig")
     labels = read(corpus).set_index("id").loc["00012", list(EMOTIONS)]
     assert labels.tolist() == [6, 5, 4, 3, 2, 1]

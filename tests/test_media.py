@@ -48,16 +48,6 @@ def test_frames_are_those_of_a_brute_force_choice(tmp_path, fps, rhythm):
     assert result.measured_fps == pytest.approx((len(times) - 1) / times[-1], rel=1e-3)
 
 
-def test_a_lying_rate_field_changes_nothing(tmp_path):
-    times, lies = np.arange(40) / 25, {"rate": 1000, "clock": Fraction(1, 1000)}
-    honest = decode(write_media(tmp_path / "a.mp4", times, clock=Fraction(1, 25)))
-    lying = decode(write_media(tmp_path / "b.mp4", times, **lies))
-    assert lying.declared_fps == pytest.approx(1000)
-    assert honest.declared_fps == pytest.approx(25) == lying.measured_fps
-    assert honest.duration == pytest.approx(lying.duration) == pytest.approx(1.6)
-    np.testing.assert_allclose(lying.times, honest.times, atol=1e-6)
-
-
 def test_time_begins_with_the_file_and_missing_stamps_are_made_up(tmp_path):
     bare = decode(write_media(tmp_path / "a.h264", np.arange(50) / 25))  # it has no clock
     assert any("time stamp" in problem for problem in bare.problems)
@@ -65,15 +55,6 @@ def test_time_begins_with_the_file_and_missing_stamps_are_made_up(tmp_path):
     assert brute_force(path, 5)[0][0] > 0.1  # a program stream begins late
     for result in (bare, decode(path)):
         np.testing.assert_allclose(result.times, np.arange(10) / 5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("name", "codec"), [("a.mov", "libx265"), ("a.mov", "mpeg4"), ("a.webm", "libvpx-vp9")]
-)
-def test_other_codecs(tmp_path, name, codec):
-    options = {"x265-params": "log-level=none"} if codec == "libx265" else {"deadline": "realtime"}
-    path = write_media(tmp_path / name, np.arange(25) / 25, codec=codec, options=options)
-    assert decode(path, size=32).images.shape == (5, 32, 32, 3)
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])

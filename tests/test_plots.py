@@ -1,6 +1,5 @@
 """Figures draw what they are given; pickers show the first choice, and in a front end any other."""
 
-import xml.etree.ElementTree as ET
 from types import SimpleNamespace
 
 import ipywidgets
@@ -19,19 +18,13 @@ def texts(figure):
     return [t.get_text().replace("\n", " ") for f in (figure, *figure.axes) for t in f.texts]
 
 
-@pytest.fixture
-def table():
-    """Rows like those of Table B4: the reference, and a difference to it."""
-    frame = pd.DataFrame({"row": ["Text", "Audio"], "reference": "Text"})
+def test_differences_are_drawn_as_they_are_to_the_same_bytes(tmp_path):
+    table = pd.DataFrame({"row": ["Text", "Audio"], "reference": "Text"})
     names = ["delta_paper", "delta_here", "delta_low", "delta_high"]
-    frame[names] = [[np.nan] * 4, [-0.04, -0.1, -0.2, -0.01]]
-    frame.attrs["name"] = "B4"
-    return frame
-
-
-def test_differences_are_drawn_as_they_are_to_the_same_bytes(tmp_path, table):
+    table[names] = [[np.nan] * 4, [-0.04, -0.1, -0.2, -0.01]]  # the first row is the reference
+    table.attrs["name"] = "B4"
     figure = style.differences(table, CORPUS)
-    assert {CORPUS, "Table 4 of paper B: differences"} <= set(texts(figure))
+    assert CORPUS in texts(figure)
     line, _, (bars,) = figure.axes[0].containers[0]
     assert line.get_xdata() == [-0.1]
     np.testing.assert_allclose(bars.get_segments()[0][:, 0], [-0.2, -0.01], atol=1e-12)
@@ -40,9 +33,7 @@ def test_differences_are_drawn_as_they_are_to_the_same_bytes(tmp_path, table):
         style.differences(table[:1])
     for run in "12":
         style.save(style.differences(table, CORPUS), tmp_path / run, "b4", table)
-    first, second = ((tmp_path / run / "b4.svg").read_bytes() for run in "12")
-    assert first == second
-    assert ET.fromstring(first).tag.endswith("svg")
+    assert (tmp_path / "1/b4.svg").read_bytes() == (tmp_path / "2/b4.svg").read_bytes()
     back = pd.read_csv(tmp_path / "1" / "b4.csv")
     np.testing.assert_allclose(back["delta_here"], table["delta_here"])
     shown = notebook.show(figure)
@@ -67,32 +58,26 @@ def test_an_envelope_holds_every_peak():
     assert style.evenly(2, 4).tolist() == [0, 1]
 
 
-def card(labels, words=None, **parts):
-    empty = {"images": None, "waveform": None, "sample_rate": 16_000, "duration": np.nan}
-    media = SimpleNamespace(**(empty | parts))
-    labels = pd.Series(labels, index=["Awe", "Joy"])
-    return clip_plots.clip_card(media, "Clip 1", labels, words, ["silent: all of it"], CORPUS)
-
-
 def test_a_card_shows_what_a_clip_has_and_says_what_it_lacks():
     images, sound = np.zeros((12, 4, 4, 3), np.uint8), np.sin(np.arange(32_000))
-    parts = {"images": images, "times": np.arange(12) / 6, "waveform": sound, "duration": 2.0}
-    figure = card([0.5, 0.0], "Oh, well.", **parts)
-    assert {"“Oh, well.”", "0.50", "0.00", "silent: all of it", CORPUS} <= set(texts(figure))
+    clip = {"images": images, "times": np.arange(12) / 6, "waveform": sound, "duration": 2.0}
+    clip, labels = SimpleNamespace(sample_rate=16_000, **clip), pd.Series({"Awe": 0.5, "Joy": 0.0})
+    figure = clip_plots.clip_card(clip, "Clip 1", labels, "Oh, well.", ["silent"], CORPUS)
+    assert {"“Oh, well.”", "0.50", "0.00", "silent", CORPUS} <= set(texts(figure))
     assert len(figure.axes[0].images) == clip_plots.MOST_FACES
     bars = next(axes for axes in figure.axes if axes.patches).patches
     assert [bar.get_width() for bar in bars] == [0.5, 0]
     level = figure.axes[2].images[0]  # a tone of 16 kHz / 2 pi; the picture's first row is the top
     share = 1 - level.get_array().mean(axis=1).argmax() / (len(level.get_array()) - 1)
     assert share * 8000 == pytest.approx(16_000 / (2 * np.pi), abs=40)
-    lacking = {"no frame could be decoded", "no sound", "no labels", "no words"}
-    assert lacking <= set(texts(card([np.nan, np.nan], np.nan)))
+    clip.images = clip.waveform = None
+    figure = clip_plots.clip_card(clip, "Clip 1", labels * np.nan, np.nan, [], CORPUS)
+    assert {"no frame could be decoded", "no sound", "no labels", "no words"} <= set(texts(figure))
 
 
 def test_source_is_shown_without_docstrings_and_tables_aligned():
     code = notebook.show_source(notebook.pick).data
     assert '"""' not in code
-    assert "def regroup(change) -> None:" in code
     compile(code.removeprefix("```python").removesuffix("```"), "shown", "exec")
     frame = pd.DataFrame({"what": ["a|b", "c"], "rho": [-0.12345, np.nan]})
     lines = notebook.show_table(frame, digits=2).data.splitlines()
@@ -102,11 +87,7 @@ def test_source_is_shown_without_docstrings_and_tables_aligned():
 def test_a_front_end_gets_drop_downs_and_a_file_the_first_picture(monkeypatch):
     groups = {"short": {"one": 1, "two": 2}, "empty": {}, "long": {"three": 3}}
     drawn, displayed = [], []
-
-    def draw(key):
-        drawn.append(key)
-        return Figure(figsize=(1, 1))
-
+    draw = lambda key: drawn.append(key) or Figure(figsize=(1, 1))  # noqa: E731
     assert isinstance(notebook.pick(groups, draw, play=pytest.fail), Image)
     assert drawn == [1]
     request = SimpleNamespace(get_parent=lambda: {"metadata": {"cellId": "c084"}})
@@ -125,8 +106,5 @@ def test_a_front_end_gets_drop_downs_and_a_file_the_first_picture(monkeypatch):
 
 def test_groups_follow_gaps():
     present = np.array([[1, 0, 0], [1, 1, 1], [0, 1, 1]], bool)
-    assert notebook.gap_groups("abc", present) == {
-        "everything": {"b": 1},
-        "no sound, no words": {"a": 0},
-        "no face": {"c": 2},
-    }
+    groups = {"everything": {"b": 1}, "no sound, no words": {"a": 0}, "no face": {"c": 2}}
+    assert notebook.gap_groups("abc", present) == groups

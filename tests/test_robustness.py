@@ -7,12 +7,12 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from emilib import metrics, profiles
+from emilib import metrics
 from emilib.cache import Cache
 from emilib.features import FeatureSet, FeatureSplits
 from emilib.models import TAEMI, DualStage
 from emilib.study import Recipe, predict, robustness, run
-from emilib.study.experiments import Experiment, all_experiments
+from emilib.study.experiments import Experiment
 from emilib.study.robustness import MISSING, SPOILT, Corruption, Measurements
 
 WIDTHS = {"frames": 4, "audio": 3, "text": 5}
@@ -175,17 +175,6 @@ def test_intensities_are_predictions_and_weights_are_means_over_segments():
         np.testing.assert_allclose(weights[row], mean, atol=1e-6)
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
     np.testing.assert_array_equal(weights == 0, ~DATA.present)
-
-
-def test_hypotheses_are_about_experiments_that_differ_in_one_setting():
-    listed = all_experiments(profiles.get("embedded"))
-    assert len(robustness.HYPOTHESES) == 7
-    for hypothesis in robustness.HYPOTHESES.itertuples():
-        first, second = listed[hypothesis.first], listed[hypothesis.second]
-        assert (first.model, first.features) == (second.model, second.features)
-        assert first.recipe == second.recipe
-        assert len(set(first.model_args.items()) ^ set(second.model_args.items())) in (1, 2)
-        assert set(hypothesis.kinds.split("; ")) <= set(robustness.KINDS)
 
 
 class Encoded(dict):

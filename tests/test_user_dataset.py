@@ -151,11 +151,6 @@ def test_the_csv_itself_may_be_named(tmp_path):
     assert table_of(tmp_path) is table_of(tmp_path / "nowhere") is None  # the real layout
 
 
-def test_quotes_byte_order_marks_spaces_and_empty_lines(tmp_path):
-    text = '\ufefffile , "x",split\n\n a.mp4, 1 ,train\nb,2,train\r\nc,3, val\n'
-    assert column(read(make(tmp_path, text)), "x") == {"a": 1, "b": 2, "c": 3}
-
-
 BAD = [
     ("", "CSV"),
     ("file,x\n", "no clip"),

@@ -164,9 +164,9 @@ def test_the_change_of_a_weight_is_over_clips_that_keep_the_modality():
 
 def test_intensities_are_predictions_and_weights_are_means_over_segments():
     taemi, dual_stage = (model.eval() for model in models())
-    intensity, weights = robustness.intensity_and_weights(taemi, DATA, batch_size=7)
+    intensity, nothing = robustness.intensity_and_weights(taemi, DATA, batch_size=7)
     np.testing.assert_allclose(intensity, predict(taemi, DATA), atol=1e-6)
-    assert weights is None
+    assert nothing is None
     _, weights = robustness.intensity_and_weights(dual_stage, DATA, batch_size=7)
     for row in range(len(DATA)):
         with torch.no_grad():

@@ -156,12 +156,9 @@ def test_one_notebook_by_its_number(tmp_path):
         runner.discover(tmp_path, "09")
 
 
-def test_rows_without_a_number_are_found(tmp_path):
+def test_what_is_unfinished_and_what_a_corpus_is(tmp_path):
     assert any(row.startswith("A1, Train") for row in runner.unfinished_rows(tmp_path))
     assert runner.unfinished_rows(runner.ROOT / "figures") == []
-
-
-def test_a_changed_csv_changes_the_state_of_a_corpus(tmp_path):
     (tmp_path / "train_split.csv").write_text("Filename\n")
     before = runner.corpus_state(str(tmp_path))
     os.utime(tmp_path / "train_split.csv", ns=(1, 1))

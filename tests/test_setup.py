@@ -61,7 +61,7 @@ def test_what_is_imported_is_listed_and_what_is_listed_is_used():
     assert [name for name in LISTED - used if name not in named] == []
 
 
-def test_check_tells_what_is_missing_and_what_differs(tmp_path):
+def test_packages_and_room_are_checked(tmp_path, monkeypatch):
     numpy, path = importlib.metadata.version("numpy"), tmp_path / "environment.yml"
     packages = (f"numpy=={numpy}", "scipy==0.1", "no==1")
     path.write_text("".join(f"      - {package} # why\n" for package in packages))
@@ -69,9 +69,6 @@ def test_check_tells_what_is_missing_and_what_differs(tmp_path):
     assert same == ("numpy", numpy, numpy)
     assert (same.fits, other.fits, missing.fits, missing.installed) == (True, False, False, None)
     assert environment.Row("torch", "2.13.0", "2.13.0+cpu").fits
-
-
-def test_room_is_checked(tmp_path, monkeypatch):
     monkeypatch.delenv("EMI_MIN_FREE_GB", raising=False)
     free = environment.require_room(tmp_path / "not" / "yet", need_gb=0)
     assert free == pytest.approx(shutil.disk_usage(tmp_path).free / 1e9, rel=0.2)
@@ -127,6 +124,10 @@ class Checkout:
         (self.bin / name).write_text(text)
         (self.bin / name).chmod(0o755)
 
+    def extend_list(self, line: str) -> None:
+        path = self.root / "environment.yml"
+        path.write_text(path.read_text() + line)
+
     def variables(self, **more) -> dict:
         plain = {"PATH": str(self.bin), "HOME": os.environ.get("HOME", "/"), "LC_ALL": "C"}
         return {**plain, "STUB_LOG": str(self.log), **more}
@@ -141,9 +142,9 @@ class Checkout:
 
     def refused(self, *arguments, **more) -> str:
         """The one sentence of a run that must fail."""
-        [line] = self.run(*arguments, succeeds=False, **more).strip().splitlines()
-        assert re.fullmatch(r"run_all\.sh: .*\.", line)
-        return line
+        said = self.run(*arguments, succeeds=False, **more)
+        assert re.fullmatch(r"run_all\.sh: .*\.", said.strip())
+        return said
 
     def calls(self) -> list[str]:
         text = self.log.read_text() if self.log.exists() else ""
@@ -193,8 +194,7 @@ def test_first_run_installs_and_the_second_does_not(checkout, tmp_path):
     assert checkout.calls() == [], "nothing is installed twice"
 
     for line, calls in (("      - tiny==1.0 # new\n", ["venv", "pip", "pip"]), ("# word\n", [])):
-        with open(checkout.root / "environment.yml", "a") as stream:
-            stream.write(line)
+        checkout.extend_list(line)
         checkout.run()
         assert checkout.calls() == calls, "another list makes another environment"
 
@@ -240,8 +240,7 @@ def test_conda_is_used_where_it_is(checkout):
 def test_the_current_environment(checkout):
     (checkout.bin / "python").symlink_to(checkout.bin / "python3.11")
     checkout.run(EMI_ENV="current")
-    with open(checkout.root / "environment.yml", "a") as stream:
-        stream.write("      - no-such-thing-here==1.0\n")
+    checkout.extend_list("      - no-such-thing-here==1.0\n")
     assert "no-such-thing-here==1.0" in checkout.run(EMI_ENV="current", succeeds=False)
     assert checkout.calls() == []
     assert not (checkout.root / ".venv").exists()

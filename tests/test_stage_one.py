@@ -16,14 +16,9 @@ from emilib.features.encoders import AudioEncoder, padded
 from emilib.features.loading import small_audio, small_text, small_vision
 from emilib.models.contrastive import ContrastivePair, contrastive_loss
 from emilib.profiles import SMALL_AUDIO
+from emilib.training import contrastive_pretraining as stage_one
 from emilib.training import self_supervised as pretraining
-from emilib.training.contrastive_pretraining import (
-    Clips,
-    chunked_gradient,
-    drawn_frames,
-    pretrain,
-    usable,
-)
+from emilib.training.contrastive_pretraining import Clips, pretrain, usable
 from emilib.training.loop import one_thread
 from emilib.training.recipes import StageOne, WarmStart
 from emilib.training.self_supervised import log_mel, warm_audio, warm_text, warm_vision
@@ -173,7 +168,7 @@ def test_clips_without_words_or_media_are_left_out():
 
 @given(count=st.integers(1, 3000), seed=st.integers(0, 99))
 def test_drawn_frames_are_one_of_each_stretch(count, seed):
-    picked = drawn_frames(count, torch.Generator().manual_seed(seed))
+    picked = stage_one.drawn_frames(count, torch.Generator().manual_seed(seed))
     stretches = min(8, count)
     assert len(picked) == stretches
     for k, frame in enumerate(picked):
@@ -222,7 +217,7 @@ def test_chunks_give_the_gradient_of_the_whole_batch(rows, chunk, symmetric, dup
 
     loss_of = functools.partial(contrastive_loss, symmetric=symmetric, same_text=groups)
     parameters = list(chunked.parameters())
-    got = chunked_gradient(embed, chunks, chunked, loss_of, parameters)
+    got = stage_one.chunked_gradient(embed, chunks, chunked, loss_of, parameters)
     assert got == pytest.approx(loss.item(), rel=1e-5, abs=1e-6)
     for a, b in zip(whole.parameters(), chunked.parameters(), strict=True):
         torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-6)

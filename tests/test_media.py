@@ -100,15 +100,6 @@ def test_damaged_frames_are_dropped_counted_and_the_rest_goes_on(tmp_path):
     np.testing.assert_array_equal(decode(path).times, result.times[first])
 
 
-def test_a_cut_file_gives_what_is_left(tmp_path):
-    path = write_media(tmp_path / "a.mp4", np.arange(60) / 25, make=noise)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert 3 <= len(decode(path).images) < 12
-    path.write_bytes(path.read_bytes()[:200])  # nor the index
-    with pytest.raises(MediaError, match=r"a\.mp4"):
-        decode(path)
-
-
 @pytest.mark.parametrize("rotation", [None, (90, False, False)])
 def test_size_is_the_middle_square_of_an_image_made_small(tmp_path, rotation):
     path = write_media(tmp_path / "a.mp4", np.arange(25) / 25, size=(120, 200), rotation=rotation)

@@ -44,7 +44,8 @@ def ordered_map(function: Callable, items: Iterable, workers: int | None = None)
     if workers < 2 or _is_worker:
         yield from map(function, items)
         return
-    settings = {"timeout": None, "initializer": _start, "env": {"OMP_NUM_THREADS": "1"}}
+    settings = {"timeout": None, "env": {"OMP_NUM_THREADS": "1"}}
+    settings |= {"initializer": _start, "initargs": (os.getpid(),)}
     remaining, executor = iter(items), loky.get_reusable_executor(workers, **settings)
     waiting = deque(executor.submit(function, item) for item in islice(remaining, 4 * workers))
     try:
@@ -60,14 +61,14 @@ def ordered_map(function: Callable, items: Iterable, workers: int | None = None)
             future.cancel()
 
 
-def _start() -> None:
+def _start(parent: int) -> None:
     """A worker is part of its rank, not a rank; its parent answers Ctrl-C."""
     global _is_worker
     _is_worker = True
     for name in RANK_VARIABLES:
         os.environ.pop(name, None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:

@@ -10,13 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
-from emilib.cache import Cache
 from emilib.features import encoders as encoders_module
 from emilib.features import extraction
 from emilib.features.encoders import AudioEncoder, padded
 from emilib.features.extraction import Batching, encode_frames, encode_waveforms, extract
 from emilib.features.loading import small_audio, small_text, small_vision
-from emilib.features.store import SHARD, build
+from emilib.features.store import SHARD
 from emilib.profiles import SMALL_AUDIO, SMALL_TEXT, SMALL_VISION
 
 SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -185,36 +184,6 @@ def test_a_network_is_compiled_once_and_gives_the_same_features(clips, extracted
         encoded = encode_frames(network, clips[1][part], dataclasses.replace(SMALL, compile=True))
         all_close(encoded, [row["frames"] for row in extracted[part]])
     assert counter.frame_count == 1
-
-
-def test_a_killed_run_goes_on_with_the_missing_shards_to_the_same_bits(clips, tmp_path):
-    encoders, frames, sounds, texts = clips
-    ids, decoded = [f"{i:05d}" for i in range(100)], []
-
-    def run(folder, stop_after=None):
-        def decode(wanted):
-            for number, id_ in enumerate(wanted):
-                if number == stop_after:
-                    raise KeyboardInterrupt
-                decoded.append(id_)
-                yield frames[int(id_) % 40]
-
-        def produce(wanted):
-            heard, words = ([media[int(i) % 40] for i in wanted] for media in (sounds, texts))
-            yield from extract(encoders, decode(wanted), heard, words, 2, device="cpu")
-
-        return build(Cache(folder), "features", {}, ids, produce, NAMES)
-
-    whole = run(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed", stop_after=2 * SHARD + 5)
-    decoded.clear()
-    again = run(tmp_path / "killed")
-    assert decoded == ids[2 * SHARD :]
-    for name, store in again.items():
-        for id_ in ids:
-            one, other = store[id_], whole[name][id_]
-            assert one is other is None or one.tobytes() == other.tobytes()
 
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

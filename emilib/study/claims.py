@@ -11,7 +11,7 @@ A table is called by paper and number: A2 is Table 2 of paper A. ρ is the mean 
 over six emotions on the validation set of Hume-Vidmimic2.
 """
 
-import math
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -30,9 +30,8 @@ def _claims() -> tuple:
     value : NaN for a row that neither paper has; delta : the Δ printed beside the value, or None
     """
     table = _read("claims.csv").astype(object)
-    for column, empty in (("value", math.nan), ("delta", None)):
-        numbers = [(float(t) if "." in t else int(t)) if t else empty for t in table[column]]
-        table[column] = pd.Series(numbers, dtype=object)
+    for column, empty in (("value", "NaN"), ("delta", "null")):
+        table[column] = pd.Series([json.loads(t or empty) for t in table[column]], dtype=object)
     return tuple(table.itertuples(index=False, name="Claim"))
 
 
@@ -74,8 +73,8 @@ def checks() -> pd.DataFrame:
     numbers |= {f"{c.name}_delta": c.delta for c in CLAIMS if c.delta is not None}
     table = _read("checks.csv")
     for column in ("stated", "recomputed"):
-        values = (pd.eval(f, engine="python", local_dict=numbers) for f in table[column])
-        table[column] = [float(value) for value in values]
+        values = [pd.eval(f, engine="python", local_dict=numbers) for f in table[column]]
+        table[column] = pd.Series(values, dtype=float)
     tolerance = 0.5 * 10.0 ** -table.pop("digits").astype(int) * (1 + 1e-9)
     holds = (table["stated"] - table["recomputed"]).abs() <= tolerance
     table.insert(table.columns.get_loc("contradiction"), "holds", holds)

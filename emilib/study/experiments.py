@@ -62,11 +62,8 @@ def all_experiments(profile) -> dict[str, Experiment]:
 
 def _experiment(profile, row) -> Experiment:
     modalities = tuple(_LETTERS[letter] for letter in row.input.split("+"))
-    common = {
-        "DualStage": {**profile.dual_stage, "modalities": modalities},
-        "TAEMI": profile.taemi,
-        "LastStepGRU": profile.baseline,
-    }.get(row.model, profile.earlier.get(row.model, {}))
+    common = {"TAEMI": profile.taemi, "LastStepGRU": profile.baseline, **profile.earlier}
+    common["DualStage"] = {**profile.dual_stage, "modalities": modalities}
     change = json.loads(row.settings or "{}")
     change = {k: tuple(v) if isinstance(v, list) else v for k, v in change.items()}
     features, recipe = row.features, None
@@ -75,15 +72,11 @@ def _experiment(profile, row) -> Experiment:
     if row.recipe:
         recipe = getattr(profile, f"{row.recipe}_recipe")
         recipe = dataclasses.replace(recipe, **json.loads(row.recipe_change or "{}"))
+    rows = tuple(tuple(served.split(": ", 1)) for served in row.rows.split("; "))
+    members = tuple(row.members.split(" + ")) if row.members else ()
+    model, settings = row.model or None, {**common.get(row.model, {}), **change}
+    train = fit_savchenko if model == "Savchenko2025" else None
+    leaked = row.name.endswith("_leaked")
     return Experiment(
-        row.name,
-        row.model or None,
-        {**common, **change},
-        modalities,
-        features,
-        recipe,
-        tuple(tuple(served.split(": ", 1)) for served in row.rows.split("; ")),
-        tuple(row.members.split(" + ")) if row.members else (),
-        leaked=row.name.endswith("_leaked"),
-        train=fit_savchenko if row.model == "Savchenko2025" else None,
+        row.name, model, settings, modalities, features, recipe, rows, members, leaked, train
     )

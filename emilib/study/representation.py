@@ -92,11 +92,7 @@ def ceiling(signals: pd.DataFrame, splits: FeatureSplits) -> pd.DataFrame:
         {m: rows.loc[data.ids].filter(regex=f"^{m}_").to_numpy(float) for m in MODALITIES}
         for data in (splits.train, splits.validation)
     ]
-
-    def better(*data):
-        return max((ridge(*data), kernel_ridge(*data)), key=np.mean)
-
-    return _table(better, splits, *columns)
+    return _table(lambda *x: max((ridge(*x), kernel_ridge(*x)), key=np.mean), splits, *columns)
 
 
 def _table(regress: Callable, splits: FeatureSplits, train: dict, valid: dict) -> pd.DataFrame:

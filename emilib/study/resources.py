@@ -32,6 +32,7 @@ def wav2vec2(seconds: float, clips: float, layers: int = 24) -> float:
 
 VIT = transformer(12, 768, 197) + 2 * 196 * 768 * 16 * 16 * 3  # ViT-B/16, a frame of 196 patches
 BERT = transformer(12, 768, 32)  # a transcript of usual length
+ACTIVATIONS = 68 * 50 * 1024 / 1e9  # GB of a second of sound and a layer
 WHISPER = transformer(32, 1280, 1500)  # the encoder of turbo, a window of 30 s
 LSTM = 2 * 2 * 4 * 512 * (1024 + 512) * 50  # of the dual-stage network, a second: most of a run
 
@@ -48,23 +49,17 @@ def estimate(profile, partitions: pd.DataFrame, transcribe: float = 0.0, cores: 
     (clips, seconds), (train, heard) = by_split.sum(), by_split.loc["train"]
     frames, plan = seconds * profile.fps, profile.stage_one["frames"]
     known = {"clips": clips, "seconds": seconds, "train": train, "train_seconds": heard}
-    known |= {"frames": frames, "silent": transcribe, "cores": cores, "lstm": LSTM}
-    known |= {"vit": VIT, "bert": BERT, "whisper": WHISPER, "activations": 68 * 50 * 1024 / 1e9}
-    known |= {"wav2vec2_all": wav2vec2(seconds, clips), "wav2vec2_train": wav2vec2(heard, train)}
-    known |= {"emotion_all": wav2vec2(seconds, clips, 12)}
-    known |= {"emotion_train": wav2vec2(heard, train, 12), "passes": 4 if plan.chunk else 3}
-    known |= {"hours_of_media": seconds / 3600, "decoding": seconds / DECODING / 3600 / cores}
+    known |= {"frames": frames, "silent": transcribe, "cores": cores, "plan": plan}
+    known |= {"hours_of_media": seconds / 3600, "passes": 4 if plan.chunk else 3}
     known |= {"windows": max(1.0, seconds / clips / 30), "again": bool(profile.stored_frames) * 1.0}
     known["stored"] = min(profile.stored_frames or frames, frames / clips) * clips
     known["side"] = (profile.visual == "faces" and profile.face_size) or profile.image_size
-    known |= {"shown": min(8, profile.stored_frames or 8), "epochs": plan.epochs}
-    known |= {"batch": plan.chunk or plan.batch_size, "window": plan.audio_seconds}
+    known |= {"shown": min(8, profile.stored_frames or 8), "batch": plan.chunk or plan.batch_size}
     known["longest"] = profile.max_seconds or heard / train
     trained = [e for e in all_experiments(profile).values() if e.model is not None]
     for kind in ("fused", "tuned"):
         recipes = [e.recipe for e in trained if (e.features == MEDIA) == (kind == "tuned")]
-        runs = len(recipes) * len(profile.seeds)
-        known |= {kind: runs, f"{kind}_rows": len(recipes)}
+        known |= {kind: len(recipes) * len(profile.seeds), f"{kind}_rows": len(recipes)}
         known[f"{kind}_epochs"] = sum(r.epochs for r in recipes) * len(profile.seeds)
         known[f"{kind}_batch"] = recipes[0].batch_size if recipes else 0
     table = pd.read_csv(Path(__file__).with_name("resources.csv"), dtype=str)
@@ -72,7 +67,7 @@ def estimate(profile, partitions: pd.DataFrame, transcribe: float = 0.0, cores: 
     table = table[[bool(needed.get(s, True)) for s in table["stage"]]].reset_index(drop=True)
     table["what"] = [what.format(**known) for what in table["what"]]
     for name in ("pflop", "more_hours", "disk", "gpu"):
-        values = [pd.eval(f, engine="python", local_dict=known) for f in table[name]]
+        values = [pd.eval(f, "pandas", "python", known, globals()) for f in table[name]]
         table[name] = np.array(values, float)
     rate = np.where(table["stage"] == "Stage II", RECURRENT, SUSTAINED)
     table.insert(3, "hours", table["pflop"] / rate / 3600 + table.pop("more_hours"))

@@ -122,9 +122,7 @@ def corrupt(corruption: Corruption, id_: str, medium: np.ndarray, seed: int = 0)
     return harm[corruption.kind](medium, corruption.level, generator)
 
 
-def corrupted(
-    splits: FeatureSplits, corruption: Corruption, encode: Callable, seed: int = 0
-) -> FeatureSet:
+def corrupted(splits: FeatureSplits, corruption: Corruption, encode, seed: int = 0) -> FeatureSet:
     """The validation clips with one modality corrupted, standardised as fusion models get them.
 
     encode(modality, corrupt, parts) : encoded features by id of the clips whose media went through
@@ -185,22 +183,16 @@ class Measurements:
         clips that have it both times."""
         column, keys = MODALITIES.index(corruption.modality), ((corruption, name), (None, name))
         both = np.all([self.present[key][:, column] for key in keys], axis=0)
-        after, before = (self.weights[key][:, both, column] for key in keys)
-        change = after - before
+        change = np.subtract(*(self.weights[key][:, both, column] for key in keys))
         rows = np.random.default_rng(0).integers(0, both.sum(), (metrics.RESAMPLES, both.sum()))
         return metrics.summarise(change.mean(axis=1), change.mean(axis=0)[rows].mean(axis=1))
 
 
-def measure(
-    results: Results,
-    queries: Mapping[Corruption | None, Sequence[str]],
-    validation: Callable[[Corruption | None, str], FeatureSet],
-    cache: Cache,
-) -> Measurements:
+def measure(results: Results, queries: Mapping, validation: Callable, cache: Cache) -> Measurements:
     """Run trained models on corrupted validation clips; kept in `cache`.
 
     queries : corruption → names of experiments, None, the clean clips, first
-    validation(corruption, kind) : the clips, as features of the kind `Experiment.features`
+    validation(corruption, kind) : their FeatureSet, of the kind `Experiment.features`
     """
 
     @functools.cache
@@ -214,10 +206,10 @@ def measure(
             with single_process():  # the other ranks wait for this step, and make no shards of it
                 clips = validation(corruption, experiment.features).only(*experiment.modalities)
             outputs = [intensity_and_weights(model, clips) for model in trained(name)]
-            arrays[f"intensity {name}"] = np.stack([intensity for intensity, _ in outputs])
-            arrays[f"present {name}"] = clips.present
-            if outputs[0][1] is not None:
-                arrays[f"weights {name}"] = np.stack([weights for _, weights in outputs])
+            intensity, weights = zip(*outputs, strict=True)
+            arrays |= {f"intensity {name}": np.stack(intensity), f"present {name}": clips.present}
+            if weights[0] is not None:
+                arrays[f"weights {name}"] = np.stack(weights)
         np.savez(folder / "predictions.npz", **arrays)
 
     progress = Counter("robustness: corruptions")

@@ -97,16 +97,11 @@ class Results(dict):
 
 def result_parts(experiment: Experiment, seed: int, splits: FeatureSplits) -> dict:
     """All that determines a result. Name and rows do not."""
-    return {
-        "model": experiment.model,
-        "model_args": dict(experiment.model_args),
-        "modalities": list(experiment.modalities),
-        "recipe": experiment.recipe,
-        "seed": int(seed),
-        "features": splits.fingerprint,
-        "code": code_version(*TRAINED_BY, "study/runs.py", "study/savchenko.py"),
-        "train": experiment.train and inspect.getsource(experiment.train),
-    }
+    parts = {"model": experiment.model, "model_args": dict(experiment.model_args)}
+    parts |= {"modalities": list(experiment.modalities), "recipe": experiment.recipe}
+    parts |= {"seed": int(seed), "features": splits.fingerprint}
+    parts["code"] = code_version(*TRAINED_BY, "study/runs.py", "study/savchenko.py")
+    return parts | {"train": experiment.train and inspect.getsource(experiment.train)}
 
 
 def train_model(experiment: Experiment, train, valid, seed: int, checkpoint) -> Result:
@@ -210,10 +205,8 @@ def run(
     except BrokenProcessPool:
         failures.append("a process died (out of memory, perhaps): use fewer workers")
     if failures:
-        raise ExperimentError(
-            f"{done} of {len(mine)} runs are finished and kept; of the others failed: "
-            f"{'; '.join(failures)}"
-        )
+        state = f"{done} of {len(mine)} runs are finished and kept; of the others failed: "
+        raise ExperimentError(state + "; ".join(failures))
     for parts, _ in jobs.values():
         wait_until(lambda parts=parts: cache.has(KIND, parts))
     return Results(experiments, _collect(experiments, seeds, features, cache))
@@ -250,25 +243,19 @@ def _collect(experiments: Mapping, seeds: Sequence[int], features: Mapping, cach
         if experiment.leaked:
             outcomes[name] = _read(experiment, seeds, members[0].folders, "leaked_")
         elif members:
-            outcomes[name] = dataclasses.replace(
-                members[0],
-                experiment=experiment,
-                predictions=np.mean([m.predictions for m in members], axis=0),
-                test_predictions=np.mean([m.test_predictions for m in members], axis=0),
-                histories=[],
-                parameters=sum(m.parameters for m in members),
-                seconds=np.sum([m.seconds for m in members], axis=0),
-                folders=[],
-            )
+            new = {"experiment": experiment, "histories": [], "folders": []}
+            new["predictions"] = np.mean([m.predictions for m in members], axis=0)
+            new["test_predictions"] = np.mean([m.test_predictions for m in members], axis=0)
+            new["parameters"] = sum(m.parameters for m in members)
+            new["seconds"] = np.sum([m.seconds for m in members], axis=0)
+            outcomes[name] = dataclasses.replace(members[0], **new)
         else:
             parts = [result_parts(experiment, s, features[experiment.features]) for s in seeds]
             outcomes[name] = _read(experiment, seeds, [cache.folder(KIND, part) for part in parts])
     return {name: outcomes[name] for name in experiments}
 
 
-def _read(
-    experiment: Experiment, seeds: Sequence[int], folders: list[Path], prefix: str = ""
-) -> Outcome:
+def _read(experiment: Experiment, seeds: Sequence[int], folders: list, prefix="") -> Outcome:
     runs = [dict(np.load(folder / "predictions.npz", allow_pickle=False)) for folder in folders]
     metas = [json.loads((folder / "meta.json").read_text(encoding="utf-8")) for folder in folders]
     return Outcome(

@@ -16,19 +16,12 @@ from emilib.training.recipes import Recipe
 
 
 def fit_savchenko(
-    train: FeatureSet,
-    valid: FeatureSet | None = None,
-    recipe: Recipe | None = None,
-    seed: int = 0,
-    checkpoint=None,
-    device=None,
-    *,
-    folds: int = 5,  # not stated in the paper
-    hidden: int = 64,
+    train, valid=None, recipe=None, seed=0, checkpoint=None, device=None, *, folds=5, hidden=64
 ) -> tuple[Result, Result | None]:
     """Train a `StatisticsMLP` of each modality, folds + 1 times, and search the fusion weights.
 
     valid : only for the weights that leak; other arguments and errors as in `fit`
+    folds : not stated in the paper; hidden : width of a member
 
     Returns the same members with two kinds of weights: honest, of held-out folds of the training
     clips; and leaked, of the validation clips, as in the original, whose score is too high by
@@ -77,7 +70,7 @@ def search_weights(predictions, target, parts: int = 20) -> np.ndarray:
     predictions (M, N, E) of M members, target (N, E); a weight's column sums to 1. A search on the
     clips that are scored afterwards is a leak: pass predictions of held-out training clips.
     """
-    steps = product(range(parts + 1), repeat=len(predictions))
-    grid = np.array([counts for counts in steps if sum(counts) == parts]) / parts  # (K, M)
+    grid = np.array(list(product(range(parts + 1), repeat=len(predictions))))
+    grid = grid[grid.sum(axis=1) == parts] / parts  # (K, M)
     rho = [pearson(target, np.tensordot(weights, predictions, 1)) for weights in grid]
     return grid[np.argmax(rho, axis=0)].T

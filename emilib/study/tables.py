@@ -32,10 +32,7 @@ _DASH = "–"
 
 
 def table(
-    name: str,
-    results: Results | None = None,
-    corpus: str = "the corpus at hand",
-    partitions: pd.DataFrame | None = None,
+    name: str, results: Results | None = None, corpus="the corpus at hand", partitions=None
 ) -> pd.DataFrame:
     """One table as numbers, a row a row of the paper; `attrs` hold "name" and "caption".
 
@@ -47,11 +44,10 @@ def table(
     Of result tables: here is the mean over seeds, sd their spread, low and high a 95 % bootstrap
     interval over validation clips, reference the row of the differences delta_*.
     """
-    rows = claims.rows(name)
     if name in PARTITION_TABLES:
         frame = _partition_table(name, partitions)
     else:
-        rows = [_row(name, claim, results) for claim in rows]
+        rows = [_row(name, claim, results) for claim in claims.rows(name)]
         frame = pd.DataFrame(rows, columns=_COLUMNS.split())
     if name == "B2":
         blank = dict.fromkeys(PROVENANCE.columns[1:], "")
@@ -66,11 +62,10 @@ def tables(results: Results, partitions: pd.DataFrame, corpus: str) -> dict[str,
 
 
 def _partition_table(name: str, partitions: pd.DataFrame) -> pd.DataFrame:
-    here = partitions.set_index("split")[["seconds", "clips"]].astype(float)
-    here = here.reindex(["train", "validation", "test"])
+    splits = ["train", "validation", "test"]
+    here = partitions.set_index("split")[["seconds", "clips"]].astype(float).reindex(splits)
     here.loc["sum"] = here.sum(skipna=False)
-    paper = pd.DataFrame(claims.rows(name))
-    paper = paper.pivot(index="row", columns="quantity", values="value")
+    paper = pd.DataFrame(claims.rows(name)).pivot(index="row", columns="quantity", values="value")
     paper = paper.loc[["Train", "Validation", "Test", "Sum"], ["duration", "samples"]]
     frame = paper.set_axis(["paper_seconds", "paper_clips"], axis=1).reset_index()
     frame[["seconds", "clips"]] = here.to_numpy()
@@ -118,15 +113,12 @@ def complete(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 
     A row that can't be trained on its corpus, and says why, lacks nothing.
     """
-    missing = []
-    for name in claims.TABLES:
-        rows = dict.fromkeys(claim.row for claim in claims.rows(name))
-        if name in tables:
-            frame, column = tables[name], "clips" if name in PARTITION_TABLES else "here"
-            done = frame[column].notna() | frame["status"].str.startswith(_DASH)
-            rows = [row for row in rows if row not in set(frame.loc[done, "row"])]
-        missing += [f"{name}, {row}: {NO_RESULT}" for row in rows]
-    return missing
+    rows = dict.fromkeys((name, claim.row) for name in claims.TABLES for claim in claims.rows(name))
+    for name, frame in tables.items():
+        done = frame["clips" if name in PARTITION_TABLES else "here"].notna()
+        for row in frame.loc[done | frame["status"].str.startswith(_DASH), "row"]:
+            rows.pop((name, row), None)
+    return [f"{name}, {row}: {NO_RESULT}" for name, row in rows]
 
 
 def display(table: pd.DataFrame) -> pd.DataFrame:
@@ -159,10 +151,8 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
 def render_text(table: pd.DataFrame) -> str:
     """Caption and table for a terminal of 100 columns; the Δ columns go where it is too narrow."""
     shown = display(table)
-    order = ["Δ 95 %", "Input", "Δ paper", "Δ here"]
-    if "Input" in shown and shown["Input"].nunique() == 1:
-        order.insert(0, "Input")
-    for column in order:
+    one_input = ["Input"] if "Input" in shown and shown["Input"].nunique() == 1 else []
+    for column in [*one_input, "Δ 95 %", "Input", "Δ paper", "Δ here"]:
         if len(_aligned(shown)[0]) > 100:
             shown = shown.drop(columns=column, errors="ignore")
     return "\n".join([*textwrap.wrap(table.attrs["caption"], 100), "", *_aligned(shown)])
@@ -170,27 +160,23 @@ def render_text(table: pd.DataFrame) -> str:
 
 def write(tables: Mapping[str, pd.DataFrame], folder) -> list[Path]:
     """NAME.md, .tex, .csv (plain numbers) and .txt (`render_text`) of each table; the paths."""
-    formats = {
-        "md": _markdown,
-        "tex": _latex,
-        "csv": lambda frame: frame.to_csv(index=False, float_format="%.6g"),
-        "txt": lambda frame: render_text(frame) + "\n",
-    }
-    written = []
+    texts = {}
     for name, frame in tables.items():
-        for ending, form in formats.items():
-            written.append(Path(folder) / f"{name}.{ending}")
-            atomic_write(written[-1], form(frame))
-    return written
+        texts |= {f"{name}.md": _markdown(frame), f"{name}.tex": _latex(frame)}
+        texts[f"{name}.csv"] = frame.to_csv(index=False, float_format="%.6g")
+        texts[f"{name}.txt"] = render_text(frame) + "\n"
+    for name, text in texts.items():
+        atomic_write(Path(folder, name), text)
+    return [Path(folder, name) for name in texts]
 
 
 def _aligned(shown: pd.DataFrame, between: str = "  ") -> list[str]:
     """Lines of equal width: heads, a rule, rows; words to the left, numbers to the right."""
     columns = []
     for name in shown.columns:
-        cells = [name, *shown[name]]
-        width = max(map(len, cells))
-        columns.append([c.ljust(width) if name in _LEFT else c.rjust(width) for c in cells])
+        text = pd.Series([name, *shown[name]])
+        side = "right" if name in _LEFT else "left"  # of the blanks
+        columns.append(text.str.pad(text.str.len().max(), side))
     lines = [between.join(cells) for cells in zip(*columns, strict=True)]
     return [lines[0], "-" * len(lines[0]), *lines[1:]]
 
@@ -198,11 +184,10 @@ def _aligned(shown: pd.DataFrame, between: str = "  ") -> list[str]:
 def _markdown(table: pd.DataFrame) -> str:
     shown = display(table)
     head, _, *body = _aligned(shown, " | ")
-    rule = [
-        ":".ljust(len(cell), "-") if name in _LEFT else ":".rjust(len(cell), "-")
-        for name, cell in zip(shown.columns, head.split(" | "), strict=True)
-    ]
-    lines = "".join(f"| {line} |\n" for line in (head, " | ".join(rule), *body))
+    sides = {True: str.ljust, False: str.rjust}
+    pairs = zip(shown.columns, map(len, head.split(" | ")), strict=True)
+    rule = " | ".join(sides[name in _LEFT](":", width, "-") for name, width in pairs)
+    lines = "".join(f"| {line} |\n" for line in (head, rule, *body))
     text = f"{lines}\n{table.attrs['caption']}\n"
     if table.attrs["name"] != "B2":
         return text

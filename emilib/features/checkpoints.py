@@ -46,10 +46,9 @@ def whisper_file() -> Path | None:
 
     Looked for in the folder ``EMI_WEIGHTS``, its subfolder whisper, and Whisper's own cache.
     """
-    home = os.environ.get(WEIGHTS)
-    places = [Path(home), Path(home) / "whisper"] if home else []
-    places.append(Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "whisper")
-    files = (place / get("turbo").files for place in places)
+    home, own = os.environ.get(WEIGHTS), os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
+    places = [Path(home), Path(home, "whisper")] if home else []
+    files = (place / get("turbo").files for place in (*places, Path(own, "whisper")))
     return next((path for path in files if path.is_file()), None)
 
 

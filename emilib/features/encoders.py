@@ -53,9 +53,8 @@ class VisionEncoder(nn.Module):
         if edge is not None:
             size = tuple(edge * length // min(images.shape[-2:]) for length in images.shape[-2:])
         images = resize(images, size, self.settings["resample"])
-        top, left = (size[0] - side) // 2, (size[1] - side) // 2
-        images = images[..., top : top + side, left : left + side]
-        return (images - self.mean) / self.std
+        top, left = ((length - side) // 2 for length in size)
+        return (images[..., top : top + side, left : left + side] - self.mean) / self.std
 
 
 def resize(images: Tensor, size: tuple[int, int], resample="bicubic") -> Tensor:
@@ -64,7 +63,7 @@ def resize(images: Tensor, size: tuple[int, int], resample="bicubic") -> Tensor:
     On a CPU torch has a fast kernel for bytes; other devices get `resize_in_passes`. Either is
     within one grey level of Pillow, two in a pixel of ten thousand, where both passes meet a tie.
     """
-    if tuple(images.shape[-2:]) == tuple(size):
+    if images.shape[-2:] == size:
         return images
     if images.device.type != "cpu":
         return resize_in_passes(images, size, resample)
@@ -94,7 +93,6 @@ class AudioEncoder(nn.Module):
 
     normalise : bring each waveform to zero mean and unit variance, as the feature extractors of
         the large checkpoints do. This removes loudness; the small network goes without.
-
     shortest : samples of one step, the least that the convolutions can take
     stride : samples from one step to the next, 320 (20 ms) in the published networks
     """

@@ -8,7 +8,7 @@ deviation of all values, is at most 0.005 (TF32, rounding in another order) or 0
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby, islice, pairwise
 
 import numpy as np
@@ -23,17 +23,14 @@ LONGEST = 30.0  # s of audio that a network sees at once; attention grows with t
 
 @dataclasses.dataclass(frozen=True)
 class Batching:
-    """The size of a batch of each encoder, and its precision. The defaults suit a CPU.
-
-    `torch.compile` is for the pictures, always in full batches, so that it compiles once.
-    """
+    """The size of a batch of each encoder, and its precision. The defaults suit a CPU."""
 
     frames: int = 256
     sounds: int = 8  # waveforms, and
     seconds: float = 240.0  # of audio with the padding
     tokens: int = 2048  # of text with the padding
     precision: str | None = None  # None is single; "bf16" is autocast (features are in float16)
-    compile: bool = False
+    compile: bool = False  # `torch.compile` for the pictures, in full batches: it compiles once
 
     @classmethod
     def on(cls, device, **fields) -> "Batching":
@@ -45,9 +42,7 @@ class Batching:
 
 
 @torch.inference_mode()
-def extract(
-    encoders: dict, frames, waveforms, texts, audio_every=1, device=None, batching=None
-) -> Iterator[dict]:
+def extract(encoders, frames, waveforms, texts, audio_every=1, device=None, batching=None):
     """Features of clips in their order, as dicts of half-precision arrays or None.
 
     encoders : "vision", "audio" and "text"
@@ -58,8 +53,7 @@ def extract(
     device : None is the GPU of this rank where there is one, else the CPU
     batching : None is `Batching.on(device)`
 
-    Reads `store.SHARD` clips at a time and holds no more.
-    Yields {"frames": (T, D), "audio": (T, D), "text": (1, D)}.
+    Yields {"frames": (T, D), "audio": (T, D), "text": (1, D)}; holds `store.SHARD` clips at most.
     """
     device = torch.device(device or workers.device())
     batching = batching or Batching.on(device)
@@ -69,12 +63,10 @@ def extract(
     clips = zip(frames, waveforms, texts, strict=True)
     while group := list(islice(clips, SHARD)):
         pictures, sounds, words = zip(*group, strict=True)
-        columns = (
-            encode_frames(vision, pictures, batching),
-            encode_waveforms(encoders["audio"], sounds, audio_every, batching),
-            encode_texts(encoders["text"], words, batching),
-        )
-        for row in zip(*columns, strict=True):
+        pictures = encode_frames(vision, pictures, batching)
+        sounds = encode_waveforms(encoders["audio"], sounds, audio_every, batching)
+        words = encode_texts(encoders["text"], words, batching)
+        for row in zip(pictures, sounds, words, strict=True):
             yield dict(zip(("frames", "audio", "text"), row, strict=True))
 
 
@@ -86,32 +78,23 @@ def compiled(encoder: VisionEncoder) -> VisionEncoder:
 
 @torch.inference_mode()
 def encode_frames(encoder, clips: Sequence, batching: Batching | None = None) -> list:
-    """(T, D) float16 of each clip's frames; None where it has none.
-
-    Batches hold frames of one size, of as many clips as it takes to fill them.
-    """
+    """(T, D) float16 of each clip's frames, None where it has none; a batch is of one size."""
     device = encoder.model.device
     batching = batching or Batching.on(device)
-    result, batches = [None] * len(clips), []
+    result, vectors = [None] * len(clips), {}
     seen = [i for i, clip in enumerate(clips) if clip is not None and len(clip)]
     seen.sort(key=lambda i: clips[i].shape[1:])
     for _, same in groupby(seen, key=lambda i: clips[i].shape[1:]):
-        places = [(i, t) for i in same for t in range(len(clips[i]))]
-        starts = range(0, len(places), batching.frames)
-        batches += [places[k : k + batching.frames] for k in starts]
-
-    def encode(batch):
-        rows = [clips[i][t] for i, t in batch]
-        if batching.compile:
-            rows += [np.zeros_like(rows[0])] * (batching.frames - len(rows))
-        with _autocast(device, batching):
-            return encoder(torch.from_numpy(np.stack(rows)).to(device))[: len(batch)].half()
-
-    rows = {}
-    for batch in batches:
-        rows |= zip(batch, encode(batch), strict=True)
+        places = ((i, t) for i in same for t in range(len(clips[i])))
+        while batch := list(islice(places, batching.frames)):
+            images = [clips[i][t] for i, t in batch]
+            if batching.compile:
+                images += [np.zeros_like(images[0])] * (batching.frames - len(images))
+            with _autocast(device, batching):
+                rows = encoder(torch.from_numpy(np.stack(images)).to(device))[: len(batch)].half()
+            vectors |= zip(batch, rows, strict=True)
     for i in seen:
-        result[i] = torch.stack([rows[i, t] for t in range(len(clips[i]))]).cpu().numpy()
+        result[i] = torch.stack([vectors[i, t] for t in range(len(clips[i]))]).cpu().numpy()
     return result
 
 
@@ -131,17 +114,13 @@ def encode_waveforms(encoder, clips: Sequence, every=1, batching=None) -> list:
             wave, valid = padded([torch.from_numpy(clip).float() / 32768])
             waves[i] = encoder.normalised(wave, valid)[0]
             cut += [(i, start, stop) for start, stop in pieces(encoder, len(clip))]
-
-    def encode(batch):
+    limit = round(batching.seconds * SAMPLE_RATE)
+    for batch in _by_length(cut, lambda piece: piece[2] - piece[1], batching.sounds, limit):
         waveform, valid = padded([waves[i][start:stop] for i, start, stop in batch])
         with _autocast(device, batching):
             hidden, steps = encoder.encode(waveform.to(device), valid.to(device))
-        counts = steps.sum(dim=1).tolist()
-        return [own[:count].float() for own, count in zip(hidden, counts, strict=True)]
-
-    limit = round(batching.seconds * SAMPLE_RATE)
-    for batch in _by_length(cut, lambda piece: piece[2] - piece[1], batching.sounds, limit):
-        states |= zip(batch, encode(batch), strict=True)
+        own = zip(hidden, steps.sum(dim=1).tolist(), strict=True)
+        states |= zip(batch, [rows[:count].float() for rows, count in own], strict=True)
     for i, own in groupby(cut, key=lambda piece: piece[0]):
         groups = torch.cat([states.pop(piece) for piece in own]).split(every)
         result[i] = torch.stack([group.mean(dim=0) for group in groups]).half().cpu().numpy()
@@ -174,17 +153,14 @@ def encode_texts(encoder, texts: Sequence[str], batching: Batching | None = None
         return result
     tokens = encoder.tokens([texts[i] for i in spoken])
     lengths = tokens["attention_mask"].sum(dim=1).tolist()
-
-    def encode(batch):
+    for batch in _by_length(range(len(spoken)), lengths.__getitem__, len(spoken), batching.tokens):
+        batch.sort()
         longest = max(lengths[row] for row in batch)
         rows = {name: ids[batch, :longest].to(device) for name, ids in tokens.items()}
         with _autocast(device, batching):
-            return encoder(**rows).half()
-
-    for batch in _by_length(range(len(spoken)), lengths.__getitem__, len(spoken), batching.tokens):
-        batch.sort()
-        for row, vector in zip(batch, encode(batch), strict=True):
-            result[spoken[row]] = vector[None].cpu().numpy()
+            vectors = encoder(**rows).half()
+        for row, vector in zip(batch, vectors.cpu().numpy(), strict=True):
+            result[spoken[row]] = vector[None]
     return result
 
 

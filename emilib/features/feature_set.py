@@ -114,9 +114,8 @@ class FeatureSet:
         if target is not None:
             target = np.asarray(target, np.float64)
             target = _matrix("target", target[:, None] if target.ndim == 1 else target, ids)
-            count = target.shape[1]
-            right = len(names) in (0, count)
-            _expect(right, "names", f"one for each of {count} targets", len(names))
+            right, wanted = len(names) in (0, target.shape[1]), f"{target.shape[1]}, one a target"
+            _expect(right, "names", wanted, len(names))
         widths["text"] = 0 if text is None else columns["text"].shape[1]
         widths = {m: widths[m] for m in MODALITIES if columns[m] is not None and widths[m]}
         _expect(widths or not ids, "a set", "at least one of frames, audio and text", "none")
@@ -158,7 +157,7 @@ class FeatureSet:
         dims = {m: d for m, d in self.dims.items() if m in modalities}
         if (not dims and len(self)) or not set(modalities) <= set(MODALITIES):
             raise ValueError(f"expected modalities out of {sorted(self.dims)}, got {modalities}")
-        others = {m: None for m in MODALITIES if m not in modalities}
+        others = dict.fromkeys(set(MODALITIES) - set(modalities))
         return dataclasses.replace(self, **others, dims=dims)
 
     def scaled(self, modality: str, array: np.ndarray) -> np.ndarray:
@@ -186,8 +185,8 @@ class FeatureSet:
         Take those of the training clips. Encoders' features have large constant parts; without
         this a fusion model spends its training on finding where the variation is.
         """
-        lacking = set(self.dims) - set(moments)
-        _expect(not lacking, "moments", f"those of {sorted(self.dims)}", f"none of {lacking}")
+        complete = set(self.dims) <= set(moments)
+        _expect(complete, "moments", f"those of {sorted(self.dims)}", sorted(moments))
         return dataclasses.replace(self, scaling=moments)
 
     def fingerprint(self) -> str:
@@ -204,8 +203,7 @@ class FeatureSet:
         """Yield the clips as `Batch`es of up to `batch_size`, in their order.
 
         shuffle : a new order each time, drawn from `generator` (torch.Generator) if there is one.
-            A batch has clips of similar length (padding to 350 steps in place of 600 halves the
-            time of an LSTM); the batches come in random order
+            A batch has clips of similar length; the batches come in random order
         """
         order, lengths = torch.arange(len(self)), torch.from_numpy(self.lengths)
         if shuffle:
@@ -234,20 +232,17 @@ class FeatureSet:
         return Batch(**tensors).to(device)
 
     def _padded(self, name: str, indices, device) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, T, D) float32, zero where padded, and (B, T) bool; T is at least 1.
-
-        Half precision is widened, and features are standardised, on the device.
-        """
-        arrays = [getattr(self, name)[i] for i in indices]
-        lengths = np.array([0 if a is None else len(a) for a in arrays], int)
-        real = [a for a in arrays if a is not None]
+        """(B, T, D) float32, zero where padded, and (B, T) bool; T is at least 1."""
+        empty = np.zeros((0, self.dims[name]), np.float16)
+        arrays = [empty if (a := getattr(self, name)[i]) is None else a for i in indices]
+        lengths = np.array([len(a) for a in arrays], int)
         mask = np.arange(lengths.max(initial=1)) < lengths[:, None]
-        half = all(a.dtype == np.float16 for a in real)
-        values = np.zeros((*mask.shape, self.dims[name]), np.float16 if half else np.float32)
-        if real:
-            values[mask] = np.concatenate(real)
+        rows = np.concatenate([empty, *arrays])
+        half = rows.dtype == np.float16
+        values = np.zeros((*mask.shape, rows.shape[1]), np.float16 if half else np.float32)
+        values[mask] = rows
         values, valid = (torch.from_numpy(x).to(device) for x in (values, mask))
-        values = values.float()
+        values = values.float()  # half precision is widened on the device
         if self.scaling is not None:
             mean, spread = (values.new_tensor(moment) for moment in self.scaling[name])
             values = ((values - mean) / spread).masked_fill(~valid[..., None], 0.0)
@@ -352,8 +347,7 @@ def _sequences(name: str, arrays, valid, count: int, widths: dict):
         if valid is not None:
             array = array[np.asarray(valid[position], bool)]
         width = widths.setdefault(name, array.shape[1])
-        same = array.shape[1] == width
-        _expect(same, where, f"width {width} like the other clips", array.shape[1])
+        _expect(array.shape[1] == width, where, f"the other clips' width {width}", array.shape[1])
         # A store's features were checked when they were extracted.
         finite = isinstance(arrays, Rows) or np.isfinite(array).all()
         _expect(finite, where, f"finite features (None: no {name})", "NaN or infinity")

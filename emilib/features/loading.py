@@ -164,17 +164,15 @@ def check(role: str, source: str, revision: str | None = None) -> dict:
 
 
 def _network(place: str, config: dict, options: dict) -> nn.Module:
-    model_type, network = config["model_type"], transformers.AutoModel
+    network, options = transformers.AutoModel, {**options, "output_loading_info": True}
     declared = {"Wav2Vec2ForSpeechClassification", EmotionWav2Vec2.__name__}
     if declared & set(config.get("architectures") or ()):
         network = EmotionWav2Vec2
-    elif model_type == "clip":
+    elif config["model_type"] == "clip":
         network = transformers.CLIPVisionModel  # the vision tower alone
-    elif model_type in ("vit", "bert", "gte"):
-        options = {**options, "add_pooling_layer": False}
-    model, report = network.from_pretrained(
-        place, output_loading_info=True, dtype=torch.float32, **options
-    )
+    elif config["model_type"] in ("vit", "bert", "gte"):
+        options["add_pooling_layer"] = False
+    model, report = network.from_pretrained(place, dtype=torch.float32, **options)
     # The vector for masked steps is used in training only, and some checkpoints lack it.
     lacking = sorted(k for k in report["missing_keys"] if not k.endswith("masked_spec_embed"))
     if lacking:

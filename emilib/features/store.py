@@ -6,6 +6,7 @@ again.
 """
 
 import json
+from collections import UserDict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -34,38 +35,30 @@ def write_shard(path, ids: Sequence[str], arrays: Sequence) -> None:
     atomic_write(path, save(tensors, metadata={"ids": json.dumps(list(ids))}))
 
 
-class Store(Mapping):
-    """Shards as a mapping from id to a (T, ...) array, or None for an empty slot.
-
-    paths : of the shards, in the order of the clips
+class Store(UserDict):
+    """Shards, in the clips' order, as a mapping from id to a (T, ...) array; None: an empty slot.
 
     Arrays are mapped into memory when they are looked at; changing one does not change the file.
     """
 
     def __init__(self, paths: Sequence):
+        super().__init__()  # `data`: the path, start and length of each clip
         self._mapped: dict[Path, np.ndarray] = {}
-        self._place: dict[str, tuple[Path, int, int]] = {}
         for path in map(Path, paths):
             with safe_open(path, framework="np") as shard:
                 lengths = shard.get_tensor("lengths").tolist()
                 ids = json.loads(shard.metadata()["ids"])
             start = 0
             for id_, length in zip(ids, lengths, strict=True):
-                self._place[id_] = (path, start, length)
+                self.data[id_] = (path, start, length)
                 start += max(length, 0)
-
-    def __iter__(self):
-        return iter(self._place)
-
-    def __len__(self):
-        return len(self._place)
 
     def length(self, id_: str) -> int:
         """Steps of a clip, 0 for an empty slot."""
-        return max(self._place[id_][2], 0)
+        return max(self.data[id_][2], 0)
 
     def __getitem__(self, id_: str) -> np.ndarray | None:
-        path, start, length = self._place[id_]
+        path, start, length = self.data[id_]
         if length < 0:
             return None
         if path not in self._mapped:
@@ -78,10 +71,7 @@ class Store(Mapping):
 
 
 class Rows(Sequence):
-    """Some clips' arrays of a store, in any order, each read when it is looked at.
-
-    convert : applied to each array
-    """
+    """Some clips' arrays of a store, in any order, each read, and converted, when looked at."""
 
     def __init__(self, store: Mapping, ids: Sequence[str], convert: Callable | None = None):
         self.store, self.ids, self.convert = store, list(ids), convert
@@ -100,10 +90,8 @@ class Rows(Sequence):
         return self.store.length(self.ids[row])
 
 
-def build(
-    cache: Cache, kind: str, parts: dict, ids, produce, names, shard_size=SHARD, progress=None
-) -> dict[str, Store]:
-    """The stores `names` of a step; missing shards are produced.
+def build(cache: Cache, kind, parts: dict, ids, produce, names, shard_size=SHARD, progress=None):
+    """The stores of a step, as a dict from `names`; missing shards are produced.
 
     parts : all that determines it, the `ids` of its clips included
     produce : takes the ids of the missing shards, in order, and yields for each clip a dict from
@@ -121,11 +109,10 @@ def build(
     clips = iter(produce([id_ for number in missing for id_ in shards[number]]))
     for number in missing:
         rows = list(islice(clips, len(shards[number])))
-        columns = {name: [row[name] for row in rows] for name in names}
 
-        def write(folder: Path, ids=shards[number], columns=columns) -> None:
-            for name, arrays in columns.items():
-                write_shard(folder / f"{name}.safetensors", ids, arrays)
+        def write(folder: Path, ids=shards[number], rows=rows) -> None:
+            for name in names:
+                write_shard(folder / f"{name}.safetensors", ids, [row[name] for row in rows])
 
         cache.step(kind, keys[number], write)
         left -= len(rows)

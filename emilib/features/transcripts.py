@@ -6,10 +6,9 @@ silent window, and a window that it takes for no speech yields no text.
 
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -27,9 +26,7 @@ SILENCE = 1e-6  # mean square of the loudest 50 ms: -60 dB of full scale
 DEFAULT_MODEL = "turbo"  # both papers
 
 
-def transcripts(
-    clips: pd.DataFrame, decode: Callable, cache: Cache, workers=1, progress=None
-) -> tuple[pd.Series, str]:
+def transcripts(clips, decode, cache: Cache, workers=1, progress=None) -> tuple[pd.Series, str]:
     """The words of each clip, and one line that names their source.
 
     clips : DataFrame of `emilib.corpus.read`; those without a text file go to Whisper
@@ -45,11 +42,11 @@ def transcripts(
     if missing.empty:
         return words, f"Text: from the text files of all {len(clips)} clips."
     read = len(clips) - len(missing)
-    files = f"from {read} text files" if read else ""
+    files = f"from {read} text files, " if read else ""
     path = checkpoints.whisper_file()
     if path is None:
         return words, (
-            f"Text: {files or 'none'}, {len(missing)} of {len(clips)} clips have no text, as "
+            f"Text: {files or 'none, '}{len(missing)} of {len(clips)} clips have no text, as "
             "Whisper's weights are not on this machine; to have it, "
             f"{checkpoints.how_to_get(DEFAULT_MODEL)}."
         )
@@ -64,29 +61,22 @@ def transcripts(
             for text in transcribe(model, shard):
                 yield {"words": np.frombuffer(text.encode(), np.uint8)}
 
-    parts, ids = _parts(missing, path), missing["id"].tolist()
+    parts, ids = {"heard": heard_key(clips)}, missing["id"].tolist()
     stores = store.build(cache, "transcripts", parts, ids, produce, ["words"], progress=progress)
     words.loc[ids] = [bytes(stores["words"][id_]).decode() for id_ in ids]
-    source = f"Whisper ({path.name}) for {len(missing)} clips"
-    return words, f"Text: {files + ', ' if files else ''}from {source}."
+    return words, f"Text: {files}from Whisper ({path.name}) for {len(missing)} clips."
 
 
 def heard_key(clips: pd.DataFrame) -> str:
     """Changes when the words that Whisper hears may; "" where it hears none. Whisper is not run."""
     missing, path = clips[clips["transcript"].isna()], checkpoints.whisper_file()
-    return "" if missing.empty or path is None else key(**_parts(missing, path))
-
-
-def _parts(clips: pd.DataFrame, path: Path) -> dict:
-    """All that determines the words that Whisper hears in these clips."""
-    paths = clips[["audio", "video"]].to_numpy().ravel()
-    sizes = [os.path.getsize(path) if isinstance(path, str) else -1 for path in paths]
-    return {
-        "weights": file_sum(path),
-        "clips": key(ids=clips["id"].tolist(), sizes=sizes),
-        "whisper": version("openai-whisper"),
-        "code": code_version("features/transcripts.py", "corpus/media.py"),
-    }
+    if missing.empty or path is None:
+        return ""
+    files = missing[["audio", "video"]].to_numpy().ravel()
+    sizes = [os.path.getsize(file) if isinstance(file, str) else -1 for file in files]
+    ids, code = missing["id"].tolist(), code_version("features/transcripts.py", "corpus/media.py")
+    weights, whisper = file_sum(path), version("openai-whisper")
+    return key(weights=weights, ids=ids, sizes=sizes, whisper=whisper, code=code)
 
 
 def load_whisper(path, device=None):

@@ -119,8 +119,8 @@ def encode_waveforms(encoder, clips: Sequence, every=1, batching=None) -> list:
         waveform, valid = padded([waves[i][start:stop] for i, start, stop in batch])
         with _autocast(device, batching):
             hidden, steps = encoder.encode(waveform.to(device), valid.to(device))
-        own = zip(hidden, steps.sum(dim=1).tolist(), strict=True)
-        states |= zip(batch, [rows[:count].float() for rows, count in own], strict=True)
+        for piece, rows, count in zip(batch, hidden, steps.sum(dim=1).tolist(), strict=True):
+            states[piece] = rows[:count].float()
     for i, own in groupby(cut, key=lambda piece: piece[0]):
         groups = torch.cat([states.pop(piece) for piece in own]).split(every)
         result[i] = torch.stack([group.mean(dim=0) for group in groups]).half().cpu().numpy()

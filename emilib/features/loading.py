@@ -117,11 +117,10 @@ def pretrained(role: str, source: str, revision: str | None = None, **settings) 
     Raises ValueError, in one sentence, when the weights are missing, damaged or incomplete, or
     belong to another family.
     """
-    config = check(role, source, revision)
     place, commit = checkpoints.locate(str(source), revision)
     options = {"revision": commit, "trust_remote_code": False}
     with _one_sentence(source, revision):
-        model = _network(place, config, options)
+        model = _network(place, check(role, source, revision), options)
         if role == "text":
             tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
             # Without its files transformers makes an empty tokenizer and does not complain.

@@ -66,8 +66,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def _plain(value):
     if dataclasses.is_dataclass(value):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return {"__class__": type(value).__name__, **fields}
+        return {"__class__": type(value).__name__, **vars(value)}
     if hasattr(value, "item"):  # a NumPy scalar
         return value.item()
     raise TypeError(f"expected plain data for a key, got {type(value).__name__} {value!r:.80}")

@@ -40,10 +40,8 @@ def check(path=FILE) -> list[Row]:
     """One Row a requirement, in the file's order: what is wanted, what is installed."""
     rows = []
     for package, wanted in (line.split("==") for line in requirements(path)):
-        try:
-            rows.append(Row(package, wanted, importlib.metadata.version(package)))
-        except importlib.metadata.PackageNotFoundError:
-            rows.append(Row(package, wanted, None))
+        versions = (d.version for d in importlib.metadata.distributions(name=package))
+        rows.append(Row(package, wanted, next(versions, None)))
     return rows
 
 

@@ -44,8 +44,7 @@ class Workspace:
     """
 
     def __init__(self, profile=None, corpus=None, home=None):
-        is_profile = isinstance(profile, profiles.Profile)
-        self.profile = profile if is_profile else profiles.get(profile)
+        self.profile = profile if isinstance(profile, profiles.Profile) else profiles.get(profile)
         self.home = Path(home).resolve() if home else environment.home()
         corpus = corpus or os.environ.get("EMI_CORPUS")
         if not corpus and self.profile.corpus_size is None:
@@ -156,16 +155,21 @@ class Workspace:
         """
         step = self._step(kind, stage)
         if kind == "media":
-            return self._media(self.features("ours", "paper_b"))
-        train = self._feature_set("train", step.stores)
+            cached, splits = self.features("ours", "paper_b"), []
+            tokenizer = self.steps.untrained("text", "paper_b").tokens
+            encoders = {r: self.profile.taemi_encoders[r] for r in ("audio", "text")}
+            for data in (cached.train, cached.validation, cached.test):
+                tokens = tokenizer(self.reader.texts(data.ids))
+                waveforms = Rows(self.media["waveform"], data.ids)
+                splits.append(MediaSet.of(data, waveforms, tokens, encoders))
+            return FeatureSplits(*splits, f"{cached.fingerprint} media")
+        sets = [self._feature_set("train", step.stores)]
         # A test clip may lack what the others have.
-        others = [self._feature_set(s, step.stores, train.dims) for s in ("validation", "test")]
-        sets = [train, *others]
+        sets += [self._feature_set(s, step.stores, sets[0].dims) for s in ("validation", "test")]
         if standardised:
-            moments = train.moments()
+            moments = sets[0].moments()
             sets = [data.standardised(moments) for data in sets]
-        fingerprint = key(features=step.key, standardised=standardised)
-        return FeatureSplits(*sets, fingerprint=fingerprint)
+        return FeatureSplits(*sets, fingerprint=key(features=step.key, standardised=standardised))
 
     def _feature_set(self, split: str, stores: dict, dims: dict | None = None) -> FeatureSet:
         clips = self.clips[self.clips["split"] == split]
@@ -181,16 +185,6 @@ class Workspace:
             labels = {"target": clips[list(self.targets)].to_numpy(float), "names": self.targets}
         return FeatureSet.from_arrays(ids, dims=dims, **columns, **labels)
 
-    def _media(self, cached: FeatureSplits) -> FeatureSplits:
-        tokenizer = self.steps.untrained("text", "paper_b").tokens
-        settings = {r: self.steps.loading_settings(r, "paper_b") for r in ("audio", "text")}
-        splits = []
-        for features in (cached.train, cached.validation, cached.test):
-            waveforms = Rows(self.media["waveform"], features.ids)
-            tokens = tokenizer(self.reader.texts(features.ids))
-            splits.append(MediaSet.of(features, waveforms, tokens, settings))
-        return FeatureSplits(*splits, f"{cached.fingerprint} media")
-
     def features_of(self, experiment: str) -> FeatureSplits:
         """The features, or the media, that an experiment of `experiments` is trained on."""
         return self.features(*self.experiments()[experiment].features.split(", "))
@@ -205,9 +199,8 @@ class Workspace:
         chosen = list(listed if names is None else names)
         if unknown := [n for n in chosen if n not in listed]:
             raise ValueError(f"no experiment {unknown}; there are {', '.join(listed)}")
-        for name in list(chosen):  # a mean of members needs these
-            chosen += [m for m in listed[name].members if m not in chosen]
-        wanted = {n: listed[n] for n in chosen}
+        members = [m for n in chosen for m in listed[n].members]  # a mean of members needs these
+        wanted = {n: listed[n] for n in [*chosen, *members]}
         kinds = {e.features for e in wanted.values()}
         kinds -= set() if self.has_official else {"official"}
         features = {kind: self.features(*kind.split(", ")) for kind in sorted(kinds)}
@@ -235,9 +228,8 @@ class Workspace:
                 features = self.features_of(experiment.name)
                 parts = [result_parts(experiment, seed, features) for seed in seeds]
                 done += sum(self.cache.exists(KIND, part) for part in parts)
-        return pd.DataFrame(
-            [*rows, ("training runs", done, len(trained) * len(seeds))], columns=columns
-        )
+        rows.append(("training runs", done, len(trained) * len(seeds)))
+        return pd.DataFrame(rows, columns=columns)
 
     def tables(self) -> dict:
         """Every table of both papers as DataFrames, by name; trains what is missing."""

@@ -38,8 +38,8 @@ SMALL_AUDIO = {
 class Profile:
     """Sizes, encoders, training and seeds of one way to run everything.
 
-    vision, audio, text : a configuration of a small network, or {"checkpoint": name or folder} and
-        with it what `emilib.features.loading.pretrained` takes, such as "pool" or "revision"
+    vision, audio, text : a configuration of a small network, the last with "pool" and "max_tokens";
+        or {"checkpoint": name or folder} and what `emilib.features.loading.pretrained` takes
     dual_stage, taemi, baseline : settings of the fusion models, and of the GRU on the official
         visual features, beside the widths of their inputs
     earlier : of the other systems of Table B2, by class in `emilib.models.earlier`
@@ -71,8 +71,6 @@ class Profile:
     max_seconds: float | None = None  # of a clip that are used, from its beginning; None: all
     taemi_encoders: dict | None = None  # of the rows of TAEMI, by role; None: those of the others
     taemi_fine_tune: bool = False  # train TAEMI's encoders of sound and words with it
-    max_tokens: int = 64
-    text_pool: str = "mean"  # over tokens; the paper does not say how BERT's states become f_s
     workers: int | None = None  # processes for decoding and for training runs; None: one a core
     compile_vision: bool = False  # `torch.compile` the ViT when features are made; for a GPU
 
@@ -95,7 +93,8 @@ def _small(name: str, stage_one: dict, **fields) -> Profile:
         name=name,
         vision=SMALL_VISION,
         audio=SMALL_AUDIO,
-        text=SMALL_TEXT,
+        # Over tokens; paper A does not say how BERT's states become f_s.
+        text=SMALL_TEXT | {"pool": "mean", "max_tokens": 64},
         audio_every=2,  # halves the time of every model that reads sound
         stage_one={"frames": plan, "audio": plan},
         dual_stage={"width": 32, "segments": 6, "audio_hidden": 24, "layers": 1, **tcn},
@@ -157,7 +156,7 @@ def paper() -> Profile:
         name="paper",
         vision={"checkpoint": "openai/clip-vit-base-patch16"},
         audio={"checkpoint": "facebook/wav2vec2-large-lv60"},
-        text={"checkpoint": "bert-base-uncased"},
+        text={"checkpoint": "bert-base-uncased", "pool": "cls"},  # as paper B
         stage_one={"frames": plan, "audio": plan},
         dual_stage_recipe=Recipe.dual_stage(),
         taemi_recipe=Recipe.taemi(),
@@ -175,8 +174,6 @@ def paper() -> Profile:
             "text": {"checkpoint": "alibaba-nlp-community/gte-base-en-v1.5"},
         },
         taemi_fine_tune=True,  # not stated in so many words: "loaded" for both
-        max_tokens=128,
-        text_pool="cls",  # as paper B
     )
 
 

@@ -1,5 +1,6 @@
 """What the pipeline reads of a corpus: its clips, words, lengths, decoded media and pickles."""
 
+import contextlib
 import functools
 import json
 import math
@@ -44,10 +45,8 @@ class CorpusReader:
     @functools.cached_property
     def clips(self) -> pd.DataFrame:
         """`table` with all transcripts; where they come from is ``attrs["transcript_source"]``."""
-        progress = Counter("words by Whisper: clips")
-        words, source = speech.transcripts(
-            self.table, media.sound_of, self.cache, workers=self.processes, progress=progress
-        )
+        settings = {"workers": self.processes, "progress": Counter("words by Whisper: clips")}
+        words, source = speech.transcripts(self.table, media.sound_of, self.cache, **settings)
         clips = self.table.assign(transcript=words.to_numpy())
         clips.attrs["transcript_source"] = source
         return clips
@@ -179,9 +178,5 @@ def decode(files: dict, looked: bool, profile, kept: int | None, sound=True) -> 
 
 def _readable(function: Callable, path, **options):
     """``function(path)``; None without a path and for a file that the audit calls unreadable."""
-    if isinstance(path, str):
-        try:
-            return function(path, **options)
-        except media.MediaError:
-            pass
-    return None
+    with contextlib.suppress(media.MediaError):
+        return function(path, **options) if isinstance(path, str) else None

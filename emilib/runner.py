@@ -32,10 +32,8 @@ from emilib.corpus import read as read_corpus
 
 ROOT = environment.ROOT
 QUIET_S = 30.0  # after so long without a line, say that it still runs
-METADATA = {
-    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-    "language_info": {"name": "python"},
-}
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+METADATA = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
 
 
 class NotebookFailed(RuntimeError):
@@ -56,15 +54,11 @@ def discover(folder, only: str | None = None) -> list[Path]:
     return paths
 
 
-def read(path: Path):
-    return nbformat.read(path, as_version=4)
-
-
 def keys(paths: Iterable[Path], **parts) -> dict[Path, str]:
     """The key of each notebook: its cells, `parts`, and the keys of the notebooks before it."""
     result, previous = {}, ""
     for path in paths:
-        cells = [(cell.cell_type, cell.source) for cell in read(path).cells]
+        cells = [(cell.cell_type, cell.source) for cell in nbformat.read(path, 4).cells]
         previous = result[path] = cache.key(cells=cells, parts=parts, previous=previous)
     return result
 
@@ -72,7 +66,7 @@ def keys(paths: Iterable[Path], **parts) -> dict[Path, str]:
 def up_to_date(executed: Path, key: str, figures: Path | None = None) -> bool:
     """Whether an executed copy has this key and the figures it wrote still exist."""
     try:
-        record = read(executed).metadata.get("emi", {})
+        record = nbformat.read(executed, 4).metadata.get("emi", {})
     except (FileNotFoundError, nbformat.reader.NotJSONError):
         return False
     names = record.get("figures", []) if figures else []
@@ -113,30 +107,25 @@ def execute(path: Path, out: Path, parameters: dict, label: str):
     import papermill
 
     running, failed = out / f".{path.stem}.running.ipynb", out / f"{path.stem}.failed.ipynb"
+    source = nbformat.read(path, 4)
+    settings = {"kernel_name": "python3", "language": "python", "cwd": str(path.parent)}
+    # Kernels are interrupted before they are asked to end, and would say so.
+    settings |= {"progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=50"]}
+    target = str(running).replace("{", "{{").replace("}", "}}")  # papermill formats paths
     with tempfile.TemporaryDirectory(prefix="emi-") as folder, progress_lines(folder, label):
+        # No open TCP ports.
+        settings["config"] = Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
         try:
-            notebook = papermill.execute_notebook(
-                read(path),
-                str(running).replace("{", "{{").replace("}", "}}"),  # papermill formats paths
-                parameters,
-                kernel_name="python3",
-                language="python",
-                progress_bar=False,
-                # no open TCP ports
-                config=Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"}),
-                cwd=str(path.parent),
-                # Kernels are interrupted before they are asked to end, and would say so.
-                extra_arguments=["--IPKernelApp.log_level=50"],
-            )
+            notebook = papermill.execute_notebook(source, target, parameters, **settings)
         except Exception as error:
             os.replace(running, failed)
             where, what = path.name, f"{type(error).__name__}: {error}"
             if isinstance(error, papermill.exceptions.PapermillExecutionError):
-                where += f", In [{error.exec_count}] ({first_line(error.source, 80)})"
+                where += f", In [{error.exec_count}] ({error.source.strip().splitlines()[0][:80]})"
                 what = f"{error.ename}: {error.evalue}"
             elif "Kernel died" in what:
                 what += ": its Python process ended by itself, most often for want of memory"
-            what = f"failed with {first_line(what, 300).rstrip('.')}"
+            what = f"failed with {what.splitlines()[0][:300].rstrip('. ')}"
             raise NotebookFailed(f"{where} {what}. The executed copy is {failed}.") from error
     failed.unlink(missing_ok=True)
     running.unlink()
@@ -167,11 +156,6 @@ def progress_lines(folder: str, label: str):
         del os.environ["EMI_PROGRESS"]
 
 
-def first_line(text: str, length: int) -> str:
-    line = text.strip().partition("\n")[0]
-    return line if len(line) <= length else f"{line[: length - 1]}…"
-
-
 def update_notebooks(folder, out) -> list[Path]:
     """Write the outputs of the executed copies in `out` into the notebooks of `folder`.
 
@@ -181,7 +165,7 @@ def update_notebooks(folder, out) -> list[Path]:
     """
     changed = []
     for path in discover(folder):
-        result, executed = read(path), read(Path(out) / path.name)
+        result, executed = nbformat.read(path, 4), nbformat.read(Path(out) / path.name, 4)
         run = [c for c in executed.cells if "injected-parameters" not in c.metadata.get("tags", [])]
         if [c.source for c in run] != [c.source for c in result.cells]:
             raise ValueError(f"{path.name} has changed since it was executed: run it again.")
@@ -190,9 +174,7 @@ def update_notebooks(folder, out) -> list[Path]:
             cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags" and v}
             if cell.cell_type == "code":
                 count += 1
-                cell.execution_count, cell.outputs = count, []
-                for output in twin.outputs:
-                    add_output(cell.outputs, output, count)
+                cell.execution_count, cell.outputs = count, cleaned(twin.outputs, count)
         result.metadata = METADATA
         text = nbformat.writes(nbformat.from_dict(result)) + "\n"
         if text != path.read_text(encoding="utf-8"):
@@ -201,18 +183,18 @@ def update_notebooks(folder, out) -> list[Path]:
     return changed
 
 
-def add_output(outputs: list, output, count: int) -> None:
-    if output.get("name") == "stderr":
-        return
-    plain = json.dumps(output).replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".")
-    output = nbformat.from_dict(json.loads(plain))
-    if "execution_count" in output:
-        output.execution_count = count
-    output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
-    if outputs and output.output_type == outputs[-1].output_type == "stream":
-        outputs[-1].text += output.text  # where a kernel cuts its output is a matter of time
-    else:
-        outputs.append(output)
+def cleaned(outputs: list, count: int) -> list:
+    plain = json.dumps([output for output in outputs if output.get("name") != "stderr"])
+    result, plain = [], plain.replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".")
+    for output in nbformat.from_dict(json.loads(plain)):
+        if "execution_count" in output:
+            output.execution_count = count
+        output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+        if result and output.output_type == result[-1].output_type == "stream":
+            result[-1].text += output.text  # where a kernel cuts its output is a matter of time
+        else:
+            result.append(output)
+    return result
 
 
 def corpus_state(corpus: str | None) -> list:
@@ -281,15 +263,12 @@ def prepare(options, profile, stale: Sequence[Path]) -> None:
     workspace.require()
     if options.processes > 1 and not options.dry_run:
         say(f"All training by {options.processes} processes …")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc_per_node={options.processes}", "-m", "emilib", "run"]
+        launcher = f"torch.distributed.run --standalone --nproc_per_node={options.processes}"
+        command = [sys.executable, "-m", *launcher.split(), "-m", "emilib", "run"]
         command += ["--profile", profile.name]
         command += ["--corpus", options.corpus] if options.corpus else []
         if subprocess.run(command, check=False).returncode:
-            raise ValueError(
-                f"one of the {options.processes} processes failed (see above); what is finished "
-                "is kept, the same command goes on from there"
-            )
+            raise ValueError("a process failed (see above); the same command goes on from there")
 
 
 def parse(arguments=None):
@@ -306,9 +285,8 @@ def parse(arguments=None):
     add("--check", action="store_true", help="are the tables complete?")
     add("--update-notebooks", action="store_true", help="then write outputs into notebooks/")
     options = parser.parse_args(arguments)
-    options.corpus = options.corpus or os.environ.get("EMI_CORPUS") or None
-    if options.corpus is not None:
-        options.corpus = str(Path(options.corpus).absolute())
+    corpus = options.corpus or os.environ.get("EMI_CORPUS")
+    options.corpus = str(Path(corpus).absolute()) if corpus else None
     for name in ("visual", "seeds"):  # the notebooks' kernels read them there
         if getattr(options, name) is not None:
             os.environ[f"EMI_{name.upper()}"] = getattr(options, name)

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from emilib import workers
+from emilib import MODALITIES, workers
 from emilib.cache import Cache, code_version, key, world_size
 from emilib.features import checkpoints, store
 from emilib.features.extraction import Batching, extract
@@ -80,10 +80,9 @@ class Step:
 
 
 def finish(steps: Sequence[Step]) -> None:
-    """Make the steps that are missing, two at once where there is no GPU to share.
+    """Make the steps that are missing, two at once where there are no GPU and ranks to share.
 
-    The small networks hardly gain from a second thread: a process for each does. Several ranks
-    share each of them instead.
+    The small networks hardly gain from a second thread: a process for each does.
     """
     missing = [step for step in steps if not step.cache.has(step.kind, step.parts)]
     for step in missing:
@@ -145,8 +144,7 @@ class Steps:
         code = code_version("training/self_supervised.py", *ENCODERS)
         for role in ("audio", "vision", "text") if plan else ():
             needs = () if role == "text" else (self.media,)
-            settings = {"config": self.identity(role), "pool": self.profile.text_pool}
-            settings |= {"role": role, "plan": plan, "code": code}
+            settings = {"config": self.identity(role), "role": role, "plan": plan, "code": code}
             name = f"self-supervised start, {role}"
             starts[role] = self._step(name, "start", self._start, needs, **settings)
         return starts
@@ -175,12 +173,9 @@ class Steps:
         code, runs = code_version(*code), {}
         for stage, side in itertools.product(("aligned", "one_way"), ("audio", "frames")):
             role, plan = "vision" if side == "frames" else "audio", self.profile.stage_one[side]
-            settings = {
-                "role": role,
-                "encoders": [self.identity(role), self.identity("text"), self.profile.text_pool],
-                "plan": dataclasses.replace(plan, symmetric=plan.symmetric and stage == "aligned"),
-                "code": code,
-            }
+            plan = dataclasses.replace(plan, symmetric=plan.symmetric and stage == "aligned")
+            settings = {"encoders": [self.identity(role), self.identity("text")]}
+            settings |= {"role": role, "plan": plan, "code": code}
             needs = [self.media, *(self.starts[r] for r in (role, "text") if self.starts)]
             name = f"Stage I, {side}-text{', Eq. 1' if stage == 'one_way' else ''}"
             runs[stage, side] = self._step(name, STAGE_ONE, self._run, needs, **settings)
@@ -232,22 +227,16 @@ class Steps:
         """The encoder of a role from nothing, or from the checkpoint that the profile names."""
         from emilib.features import loading
 
-        config, p = self.profile.encoder_configs(stage)[role], self.profile
+        config = dict(self.profile.encoder_configs(stage)[role])
         if "checkpoint" in config:
-            settings = self.loading_settings(role, stage)
-            return loading.pretrained(role, settings.pop("checkpoint"), **settings)
+            return loading.pretrained(role, config.pop("checkpoint"), **config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             if role == "text":
                 words = list(filter(None, self.reader.texts(self.reader.ids("train"))))
-                return loading.small_text(config, words, p.text_pool, p.max_tokens)
+                settings = {name: config.pop(name) for name in ("pool", "max_tokens")}
+                return loading.small_text(config, words, **settings)
             return (loading.small_vision if role == "vision" else loading.small_audio)(config)
-
-    def loading_settings(self, role: str, stage: str) -> dict:
-        """The configuration of a checkpoint, of a text encoder with what the profile says of it."""
-        p = self.profile
-        words = {"pool": p.text_pool, "max_tokens": p.max_tokens} if role == "text" else {}
-        return words | p.encoder_configs(stage)[role]
 
     def identity(self, role: str, stage="random") -> dict:
         """What determines an encoder before training; for a checkpoint, its very weights."""
@@ -260,19 +249,15 @@ class Steps:
     @functools.lru_cache(maxsize=8)  # noqa: B019 - these steps live as long as their process
     def features(self, stage: str) -> Step:
         """Stores "frames", "audio" and "text" of all clips, by the encoders at a stage."""
-        p = self.profile
-        settings = {
-            "stage": stage,
-            "encoders": [self.identity(role, stage) for role in ROLES],
-            "text_from": p.stage_one["frames"].text_from,
-            "every": 1 if stage == "paper_b" else p.audio_every,
-            "words": [p.text_pool, p.max_tokens],
-            "code": code_version("features/extraction.py", *ENCODERS),
-        }
+        every = 1 if stage == "paper_b" else self.profile.audio_every
+        settings = {"stage": stage, "every": every}
+        settings["encoders"] = [self.identity(role, stage) for role in ROLES]
+        settings["text_from"] = self.profile.stage_one["frames"].text_from
+        settings["code"] = code_version("features/extraction.py", *ENCODERS)
         runs = [run for (name, _), run in self.runs.items() if name == stage]
         needs = (self.media, *(self.starts.values() if stage == "start" else runs))
-        make, columns = self._encode, ("frames", "audio", "text")
-        return self._step(f"features, {stage}", "features", make, needs, columns, **settings)
+        name, make = f"features, {stage}", self._encode
+        return self._step(name, "features", make, needs, MODALITIES, **settings)
 
     def corrupted(self, stage: str, modality: str, corrupt: Callable, by: dict) -> store.Store:
         """Features of the validation clips, their media changed before the encoder; kept.
@@ -286,8 +271,7 @@ class Steps:
         clean, columns = self.features(stage), (modality,)
         make = functools.partial(self._encode, modality=modality, corrupt=corrupt)
         settings = (f"corrupted {modality}", "corrupted", make, clean.needs, columns, "validation")
-        step = self._step(*settings, **clean.settings, by=[modality, by])
-        return step.stores[modality]
+        return self._step(*settings, **clean.settings, by=[modality, by]).stores[modality]
 
     def _encode(self, step: Step, ids, modality=None, corrupt=None) -> Iterator[dict]:
         """Features clip by clip; of one modality alone, corrupted, where it is named."""
@@ -306,10 +290,8 @@ class Steps:
         rows = extract(encoders, *media.values(), words, every, batching=batching)
         for id_, row in zip(ids, rows, strict=True):
             if not all(array is None or np.isfinite(array).all() for array in row.values()):
-                raise ValueError(
-                    f"clip {id_}: expected finite features, got NaN or infinity: the weights of "
-                    "an encoder are damaged or do not fit the network"
-                )
+                wrong = "expected finite features, got NaN or infinity: an encoder is damaged"
+                raise ValueError(f"clip {id_}: {wrong}")
             yield row
 
     @functools.cached_property

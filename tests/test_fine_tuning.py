@@ -20,6 +20,7 @@ def workspace(tmp_path_factory):
         role: {**config, "checkpoint": str(weights / config["checkpoint"])}
         for role, config in paper.taemi_encoders.items()
     }
+    named["text"] |= {"pool": "mean"}
     profile = dataclasses.replace(
         smoke,
         warm_start=None,

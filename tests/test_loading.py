@@ -172,13 +172,10 @@ def test_a_checkpoint_of_another_family_is_refused(tmp_path, kind, role):
         loading.load_encoder(tmp_path)
 
 
-def test_another_sampling_rate_is_refused(tmp_path):
+def test_another_sampling_rate_and_a_head_that_is_not_there_are_refused(tmp_path):
     small.sound_folder(tmp_path)
     transformers.Wav2Vec2FeatureExtractor(sampling_rate=8000).save_pretrained(tmp_path)
     refused("audio", tmp_path, "8000 Hz")
-
-
-def test_a_head_that_the_checkpoint_lacks_is_not_random(tmp_path):
     small.sound_folder(tmp_path)
     rewrite(tmp_path / "config.json", architectures=["EmotionWav2Vec2"])
     refused("audio", tmp_path, r"lacks 4 .*classifier\.dense")

@@ -122,20 +122,6 @@ def test_max_seconds_stops_early(tmp_path):
     assert stated_seconds(path) == pytest.approx(20, abs=0.1)
 
 
-@pytest.mark.parametrize(
-    ("name", "codec", "rate"), [("a.mp4", "aac", 44100), ("a.mp3", "libmp3lame", 44100)]
-)
-def test_waveform_is_mono_16_khz_of_the_same_tone(tmp_path, name, codec, rate):
-    sound = sine(440, 2, rate, channels=2)
-    path = write_media(tmp_path / name, sound=sound, sound_codec=codec, sound_rate=rate)
-    result = decode(path, frames=False)
-    assert result.images is None
-    assert (result.waveform.dtype, result.waveform.ndim) == (np.float32, 1)
-    middle = result.waveform[8000:24000]
-    assert np.argmax(np.abs(np.fft.rfft(middle))) == 440  # one second: a bin is a hertz
-    assert np.sqrt(2) * middle.std() == pytest.approx(0.5, rel=0.06)  # LAME alone takes 5 %
-
-
 @pytest.mark.parametrize(("rate", "ratio"), [(48000, (1, 3)), (8000, (2, 1))])
 def test_resampling_agrees_with_scipy(tmp_path, rate, ratio):
     tones = sum(sine(hertz, 1, rate, amplitude=0.1) for hertz in (110, 440, 1500, 3000))
@@ -235,10 +221,8 @@ def test_a_pickle_that_would_run_something_is_refused_without_running_it(tmp_pat
     [
         (pickle.dumps({"features": 1}), "dict"),
         (pickle.dumps(np.array(["a", "b"])), "<U1"),
-        (pickle.dumps(np.array([None, 1], dtype=object)), "object"),
         (pickle.dumps(np.zeros((2, 2, 2))), r"\(2, 2, 2\)"),
         (pickle.dumps(np.zeros((4, 4)))[:-20], "pickle"),
-        (b"", "pickle"),
         (None, "No such file"),
     ],
 )

@@ -22,18 +22,15 @@ TOOLS = "bash dirname df awk sed cksum cat mkdir rm cp sleep grep tail flock env
 LISTED = {canonicalize_name(Requirement(line).name) for line in environment.requirements()}
 
 
-def test_the_list_is_exact_and_each_entry_has_its_reason():
-    yaml, text = pytest.importorskip("yaml"), environment.FILE.read_text()
-    *conda, pip = yaml.safe_load(text)["dependencies"]
+def test_the_list_is_exact():
+    yaml = pytest.importorskip("yaml")
+    *conda, pip = yaml.safe_load(environment.FILE.read_text())["dependencies"]
     assert environment.requirements() == pip["pip"]
     specs = {MatchSpec(text).name.normalized: str(MatchSpec(text).version) for text in conda}
     assert set(specs) == {"python", "pip"}
     assert ">=3.11" in specs["python"]
     assert all([s.operator for s in Requirement(line).specifier] == ["=="] for line in pip["pip"])
     assert len(LISTED) == len(pip["pip"]), "a package twice"
-    items = re.findall(r"^ *- (?!pip:|conda-forge)(.*)$", text, re.M)
-    assert len(items) == len(conda) + len(pip["pip"])
-    assert all(item.partition("#")[2].strip() for item in items)
 
 
 def imported(sources):
@@ -99,7 +96,6 @@ esac
 """
 CONDA_STUB = """#!/usr/bin/env bash
 echo "conda $*" >>"$STUB_LOG"
-[ -z "${STUB_CONDA_FAILS:-}" ] || exit 1
 while [ "$1" != --prefix ]; do shift; done
 mkdir -p "$2/bin" && cp "$(dirname "$0")/python3.11" "$2/bin/python"
 """
@@ -232,15 +228,3 @@ def test_conda_is_used_where_it_is(checkout):
     assert not (checkout.root / ".venv").exists()
     checkout.run()
     assert checkout.calls() == []
-    shutil.rmtree(prefix)
-    assert "conda could not make the environment" in checkout.run(STUB_CONDA_FAILS="1")
-    assert checkout.calls()[1:] == ["venv", "pip", "pip"]
-
-
-def test_the_current_environment(checkout):
-    (checkout.bin / "python").symlink_to(checkout.bin / "python3.11")
-    checkout.run(EMI_ENV="current")
-    checkout.extend_list("      - no-such-thing-here==1.0\n")
-    assert "no-such-thing-here==1.0" in checkout.run(EMI_ENV="current", succeeds=False)
-    assert checkout.calls() == []
-    assert not (checkout.root / ".venv").exists()

@@ -247,20 +247,3 @@ def test_a_killed_run_goes_on_to_the_same_bits(side, tmp_path):
     assert resumed.history == whole.history
     for name in ("media", "text", "pair"):
         assert same(getattr(resumed, name), getattr(whole, name)), name
-
-
-@pytest.mark.parametrize("trained", [True, False])
-def test_given_encoders_and_the_callers_draws_stay_as_they_are(trained):
-    plan = dataclasses.replace(PLAN, epochs=1, train_encoders=trained)
-    media, words = audio(), text()
-    before = deepcopy((media, words))
-    torch.manual_seed(7)
-    expected = torch.rand(3)
-    torch.manual_seed(7)
-    done = pretrain(media, words, clips(), plan, seed=0)
-    assert torch.equal(torch.rand(3), expected)
-    for module, copy, result in zip((media, words), before, (done.media, done.text), strict=True):
-        assert same(module, copy)
-        assert same(result, module) != trained
-        assert not result.training
-    assert not same(done.pair, initial_pair(media.dim, words.dim, plan, seed=0))

@@ -1,6 +1,5 @@
 """The embedded corpus: statistics of its design, and the files of one small corpus."""
 
-import itertools
 import json
 import shutil
 from pathlib import Path
@@ -15,9 +14,8 @@ from sklearn.preprocessing import StandardScaler
 
 from emilib import EMOTIONS
 from emilib.corpus import CorpusError, read
-from emilib.corpus.feature_files import load_features
 from emilib.corpus.media import decode
-from emilib.synthetic import face, generative_model
+from emilib.synthetic import face
 from emilib.synthetic.film import film_clips, make
 from emilib.synthetic.generative_model import ACTION_UNITS, DATA, DESIGN, TOPICS, draw, signals
 from emilib.synthetic.generative_model import clips as clips_of
@@ -83,16 +81,6 @@ def test_every_defect_occurs_at_its_rate_and_hides_its_channel():
         assert len(few) <= clips // 4
 
 
-def test_a_sentence_says_an_emotion_with_its_strength(monkeypatch):
-    monkeypatch.setattr(generative_model, "DESIGN", generative_model.Design(ambiguous=0))
-    levels, rng = np.array([0, 3, 0, 1, 0, 0]), np.random.default_rng(0)
-    text = generative_model.sentence(levels, 2, rng).lower()
-    for emotion, level in (("Amusement", 3), ("Empathic Pain", 1)):
-        pairs = itertools.product(DATA["phrases"][emotion], DATA["strengths"][level - 1])
-        assert any(phrase.format(word).lower() in text for phrase, word in pairs)
-    assert any(phrase.lower() in text for phrase in TOPICS["kitchen"])
-
-
 def still(empty=False, **values):
     """One picture of one person, (160, 160, 3) int."""
     motion = np.array([[values.get(name, 0.0) for name in face.MOTION]])
@@ -132,11 +120,8 @@ def test_speech_repeats_to_the_bit_and_prosody_is_heard():
         plain = dict(text=text, voice=voice, pitch=pitch, range=range, rate=rate, pause=pause)
         return say([plain, plain])
 
-    (samples, rate, phonemes), (again, _, _) = speak("I really admire you.", "f2")
+    (samples, *_), (again, *_) = speak("I really admire you.", "f2")
     np.testing.assert_array_equal(samples, again)
-    times = [time for time, _ in phonemes]
-    assert times == sorted(times)
-    assert times[-1] < len(samples) / rate
 
     def mother(**how):
         return speak("my mother and the baby", "m1", **how)[0][0].astype(float)
@@ -184,21 +169,6 @@ def test_media_are_whole_and_mp3_has_the_sound_of_the_mp4(corpus):
         assert n / 16000 == pytest.approx(entry.seconds, abs=0.1)
         energy = [(w[:n].reshape(-1, 800) ** 2).mean(axis=1) for w in (mp3, media.waveform)]
         assert np.corrcoef(np.sqrt(energy))[0, 1] > 0.97
-
-
-def test_face_crops_and_official_features(corpus):
-    known, clips = facts(corpus), read(corpus).set_index("id")
-    for row in clips[known.defect.reindex(clips.index) != "no_face"].itertuples():
-        frames = known.frames[row.Index]
-        names = {path.name for path in Path(row.faces).glob("*.jpg")}
-        assert names == {f"{number}.jpg" for number in range(1, frames + 1)}
-        assert (Path(row.faces) / "Thumbs.db").exists() == known.thumbs_db[row.Index]
-        features = load_features(row.official_vision)
-        assert features.shape == (frames, 384)
-        assert np.abs(features).max() <= 1
-        if row.official_audio:
-            assert load_features(row.official_audio).shape[1] == 768
-    assert known.thumbs_db.any()
 
 
 def test_defects_are_really_there(tmp_path):
@@ -250,7 +220,6 @@ def test_two_workers_finish_an_interrupted_corpus_to_the_same_and_leave_it_alone
     assert kept == made
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*.mp4")}
     make(copy, **COUNTS, seed=3, progress=progress)
-    assert calls[2:] == [21]
     assert before == {path: path.stat().st_mtime_ns for path in copy.rglob("*.mp4")}
 
 

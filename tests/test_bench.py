@@ -1,14 +1,32 @@
-"""The benchmark times what it says and leaves torch's generator alone."""
+"""Both benchmarks measure what they name, on tiny networks, and leave torch's generator alone."""
 
+import pandas as pd
 import torch
+from transformers import BertConfig, CLIPVisionConfig, Wav2Vec2Config
 
+from emilib import __main__ as command_line
+from emilib.features import rates
 from emilib.study import bench
 
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL |= {"intermediate_size": 64}
+SOUND = {"conv_dim": (16, 16), "conv_kernel": (40, 16), "conv_stride": (20, 16)}
+SOUND |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 4}
 
-def test_every_network_is_timed():
-    before = torch.get_rng_state()
+
+def test_every_network_is_timed(monkeypatch, tmp_path, capsys):
+    before, out = torch.get_rng_state(), tmp_path / "rates.csv"
     table = bench.stage_two(repeats=2, device="cpu", batch=2, steps=12)
-    assert torch.equal(before, torch.get_rng_state())
     assert table["what"].str.startswith("DualStage").tolist() == [False, True]
     assert (table["seconds"] > 0).all()
     assert table["ratio"][0] == 1
+
+    picture = CLIPVisionConfig(**SMALL, image_size=32, patch_size=16)
+    configs = (picture, Wav2Vec2Config(**SMALL, **SOUND), BertConfig(**SMALL, vocab_size=60))
+    monkeypatch.setattr(rates, "CONFIGS", configs)
+    command_line.bench("features", 1, device="cpu", precision="bf16", scale=0.01, out=out)
+    assert torch.equal(before, torch.get_rng_state())
+    table = pd.read_csv(out)
+    assert table["what"].tolist() == ["ViT-B/16", "wav2vec2-large", "BERT-base"]
+    assert (table["rate"] > 0).all()
+    assert "frames/s" in capsys.readouterr().out

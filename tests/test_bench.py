@@ -19,7 +19,6 @@ def test_every_network_is_timed(monkeypatch, tmp_path, capsys):
     table = bench.stage_two(repeats=2, device="cpu", batch=2, steps=12)
     assert table["what"].str.startswith("DualStage").tolist() == [False, True]
     assert (table["seconds"] > 0).all()
-    assert table["ratio"][0] == 1
 
     picture = CLIPVisionConfig(**SMALL, image_size=32, patch_size=16)
     configs = (picture, Wav2Vec2Config(**SMALL, **SOUND), BertConfig(**SMALL, vocab_size=60))

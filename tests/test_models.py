@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -226,3 +228,18 @@ def test_bad_input_is_refused(case):
     if len(ready(case).dims) == 3:
         with pytest.raises(ValueError, match="number of clips"):
             ready(case)(**data | {"text": torch.zeros(3, 5)})
+
+
+KEPT = Path(__file__).with_name("kept_outputs.json")
+
+
+@every_model
+def test_weights_keep_their_meaning(case):
+    """Exported models rely on it: number of parameters at full size, outputs of a small model."""
+    name, changes = CASES[case]
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in models.MODELS[name](**changes).parameters())
+    out = ready(case)(**batch())
+    kept = json.loads(KEPT.read_text())[case]
+    assert parameters == kept["parameters"]
+    torch.testing.assert_close(out.intensity, torch.tensor(kept["intensity"]), atol=1e-4, rtol=0)

@@ -83,11 +83,11 @@ def run(*names: Positional[str], source: Source = DEFAULT) -> None:
     """Train experiments, all of them without a name; prints mean ρ on validation over the seeds."""
     workspace = source.workspace()
     results = workspace.results(names or None)
-    print(f"# {workspace.corpus_name}, {len(workspace.profile.seeds)} seeds")
+    print(f"# {workspace.corpus_name}")
     for name in results:
         estimate = results.summary(name)
         spread = "" if math.isnan(estimate.sd) else f" ± {estimate.sd:.4f}"
-        print(f"{name:24s}{estimate.value:8.4f}{spread}")
+        print(f"{name:24s}{estimate.value:z8.4f}{spread}, seeds: {len(estimate.per_seed)}")
 
 
 def tables(*names: Positional[str], source: Source = DEFAULT) -> None:
@@ -98,6 +98,32 @@ def tables(*names: Positional[str], source: Source = DEFAULT) -> None:
     if unknown := set(names) - set(known):
         raise ValueError(f"expected tables among {', '.join(known)}, got {', '.join(unknown)}")
     print("\n\n".join(render_text(known[name]) for name in names or known))
+
+
+def replicate(
+    source: Source = DEFAULT,
+    corpora: Annotated[int, arg(help="draws of the embedded corpus")] = 3,
+    seeds: Annotated[int, arg(help="of training, on each")] = 2,
+    out: Annotated[Path | None, arg(help="CSV to write; default: the project's own")] = None,
+) -> None:
+    """Headline differences on several draws of the embedded corpus: which verdicts survive?"""
+    from emilib import profiles
+    from emilib.pipeline import Workspace
+    from emilib.study import replication
+
+    results, profile = {}, profiles.get(source.profile, source.visual, seeds)
+    if source.corpus or not profile.corpus_size:
+        raise ValueError("expected the embedded corpus, which can be drawn again; leave --corpus")
+    for seed in range(corpora):
+        size = {**profile.corpus_size, "seed": seed}
+        workspace = Workspace(dataclasses.replace(profile, corpus_size=size))
+        pairs = replication.differences(workspace.experiments()).values()
+        results[seed] = workspace.results(list(dict.fromkeys(n for pair in pairs for n in pair)))
+    made_on = {"profile": profile.name, "seeds": seeds}
+    made_on |= {f"{split} clips": size[split] for split in ("train", "validation")}
+    table = replication.replicate(results).assign(**made_on)
+    table.to_csv(out or replication.PATH, index=False, float_format="%.6g")
+    print(table.to_string(index=False, float_format="{:z.3f}".format))
 
 
 def bench(
@@ -191,7 +217,19 @@ def submit(
     print(path if check is None else f"{path} is a valid submission")
 
 
-COMMANDS = (corpus, audit, features, pretrain, run, tables, export, predict, submit, bench)
+COMMANDS = (
+    corpus,
+    audit,
+    features,
+    pretrain,
+    run,
+    tables,
+    replicate,
+    export,
+    predict,
+    submit,
+    bench,
+)
 
 
 def main() -> int:

@@ -43,7 +43,7 @@ def predictor_of(workspace, experiment: str, device=None) -> EmiPredictor:
         "encoders": encoders,
         "version": __version__,
     }
-    models = {seed: results.model(experiment, seed) for seed in profile.seeds}
+    models = {seed: results.model(experiment, seed) for seed in outcome.seeds}
     encoders, moments = workspace.encoders(*stage), workspace.features(kind, *stage).train.scaling
     every = int(profile.audio_every)
     media = MediaSettings(profile.fps, profile.image_size, profile.visual, every)

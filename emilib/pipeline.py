@@ -20,7 +20,7 @@ from emilib.models.contrastive import ContrastivePair
 from emilib.progress import Counter, quietly
 from emilib.reader import CorpusReader
 from emilib.steps import Step, Steps
-from emilib.study import resources
+from emilib.study import representation, resources
 from emilib.study.experiments import all_experiments
 from emilib.study.runs import KIND, Results, result_parts, run, untrainable
 from emilib.study.tables import tables
@@ -208,7 +208,26 @@ class Workspace:
         trained = [e for n, e in wanted.items() if n not in without]
         settings = {"workers": self.workers, "progress": Counter("training runs")}
         done = run(trained, self.profile.seeds, features, self.cache, **settings)
-        return Results(wanted, done, without)
+        labels = getattr(self.reader, "test_labels", None)
+        return Results(wanted, done, without, self.lines, labels)
+
+    def lines(self) -> dict[str, list]:
+        """The lines to beat on our features, as `emilib.study.representation.lines`; kept."""
+        path, splits = self.folder / ".synthetic" / "signals.csv", self.features()
+        clean = self.is_synthetic and path.exists()
+        signals = pd.read_csv(path, dtype={"id": str}) if clean else None
+
+        def make(folder: Path) -> None:
+            predictions = representation.lines(splits, signals)
+            arrays = {f"{n} {k}": pair[k] for n, pair in predictions.items() for k in (0, 1)}
+            np.savez(folder / "predictions.npz", **arrays)
+
+        code = code_version("study/representation.py")
+        parts = {"features": splits.fingerprint, "clean": clean, "code": code}
+        folder = self.cache.shared_step("lines", parts, make)
+        with np.load(folder / "predictions.npz", allow_pickle=False) as stored:
+            names = dict.fromkeys(title.split()[0] for title in stored.files)
+            return {name: [stored[f"{name} {k}"] for k in (0, 1)] for name in names}
 
     def plan(self) -> pd.DataFrame:
         """What `results` goes through, in order, and how much of it is kept; makes nothing.
@@ -221,14 +240,16 @@ class Workspace:
             return pd.DataFrame([("embedded corpus", 0, size)], columns=columns)
         rows = [(s.name, int(self.cache.exists(s.kind, s.parts)), 1) for s in self.steps]
         trained = [e for e in self.experiments().values() if e.model is not None]
-        done, seeds = 0, self.profile.seeds
+        done, total = 0, 0
         for experiment in trained:
+            seeds = experiment.seeds_of(self.profile.seeds)
+            total += len(seeds)
             step = self._step(*experiment.features.split(", "))
             if self.cache.exists(step.kind, step.parts):
                 features = self.features_of(experiment.name)
                 parts = [result_parts(experiment, seed, features) for seed in seeds]
                 done += sum(self.cache.exists(KIND, part) for part in parts)
-        rows.append(("training runs", done, len(trained) * len(seeds)))
+        rows.append(("training runs", done, total))
         return pd.DataFrame(rows, columns=columns)
 
     def tables(self) -> dict:

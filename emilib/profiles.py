@@ -62,6 +62,7 @@ class Profile:
     corpus_size: dict | None = None  # clips of the embedded corpus; None: one has to be given
     warm_start: WarmStart | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
+    more_seeds: bool = True  # where experiments.csv asks for more than these
     visual: str = "faces"  # the corpus's face crops, or "video", whole frames by time stamp
     fps: float = 5.0
     image_size: int = 64
@@ -127,6 +128,7 @@ def smoke() -> Profile:
         earlier_recipe=dataclasses.replace(recipe, schedule="warmup_cosine"),
         savchenko_recipe=dataclasses.replace(Recipe.savchenko(), epochs=2),
         seeds=(0, 1),
+        more_seeds=False,
     )
 
 
@@ -195,5 +197,5 @@ def get(name: str | None = None, visual: str | None = None, seeds: int | None = 
     if seeds and not (str(seeds).isdigit() and int(seeds) >= 1):
         raise ValueError(f"seeds: expected a whole number from 1, got {seeds!r}")
     changes = {"visual": visual} if visual else {}
-    changes |= {"seeds": tuple(range(int(seeds)))} if seeds else {}
+    changes |= {"seeds": tuple(range(int(seeds))), "more_seeds": False} if seeds else {}
     return dataclasses.replace(_PROFILES[name](), **changes)

@@ -9,7 +9,7 @@ import pytest
 from emilib import profiles
 from emilib.cache import Cache
 from emilib.features import FeatureSet, FeatureSplits
-from emilib.metrics import mean_pearson
+from emilib.metrics import difference, mean_pearson
 from emilib.study import claims, runs
 from emilib.study.experiments import Experiment, all_experiments
 from emilib.study.runs import ExperimentError, run
@@ -75,14 +75,13 @@ def test_every_row_has_one_experiment():
 def test_ablations_change_one_thing_of_the_full_model(full, tables, count):
     full = LISTED[full]
     same = [e for e in LISTED.values() if e.model == full.model and e is not full]
-    parts = [e for e in same if e.rows[0][0] in tables]
+    parts = [e for e in same if e.rows[0][0] in tables and e.modalities == full.modalities]
     assert len(parts) == count
     for part in parts:
         before, after = dict(full.model_args), dict(part.model_args)
         settings = [n for n in before | after if before.get(n) != after.get(n)]
         changed = (part.recipe != full.recipe) + (part.features != full.features)
         assert len(settings) + changed == 1, part.name
-        assert part.modalities == full.modalities
 
 
 def test_the_leak_of_savchenko_is_its_own_number(tmp_path):
@@ -195,6 +194,23 @@ def test_failures_are_named_and_the_rest_is_kept(tmp_path, trained):
     fatal = dataclasses.replace(LINEAR, name="fatal", train=lambda *_, **__: os._exit(1))
     with pytest.raises(ExperimentError, match="died"):
         run([GRU, fatal], (0,), FEATURES, Cache(tmp_path), workers=2)
+
+
+def test_some_rows_have_more_seeds_and_are_compared_on_those_that_both_have(tmp_path):
+    embedded, wanted = profiles.get("embedded"), {"A2": 3, "A3": 3, "A4": 3, "B3": 5, "B4": 5}
+    for e in all_experiments(embedded).values():
+        for table, _ in e.rows if e.model else ():
+            assert len(e.seeds_of(embedded.seeds)) >= wanted.get(table, 3), e.name
+    for few in (profiles.get("embedded", seeds=3), PROFILE):
+        assert {e.seeds_of((0, 4)) for e in all_experiments(few).values()} == {(0, 4)}
+    more = dataclasses.replace(GRU, least_seeds=4)
+    study = run([LINEAR, more], (0, 3), FEATURES, Cache(tmp_path), workers=1)
+    assert (study["linear"].seeds, study["gru"].seeds) == ((0, 3), (0, 3, 4, 5))
+    rho = [study.summary(name).per_seed for name in ("linear", "gru")]
+    gap = study.difference("linear", "gru")
+    assert gap.per_seed == pytest.approx(np.subtract(rho[0], rho[1][:2]))
+    linear, gru = (study[name].predictions[:2] for name in ("linear", "gru"))
+    assert gap == difference(study["gru"].target, linear, gru)
 
 
 def test_what_the_features_lack_is_named(tmp_path):

@@ -254,5 +254,9 @@ def test_a_batch_of_media_is_that_of_features_with_waveforms_and_tokens():
     assert torch.equal(part.waveform, data.batch([0, 4]).waveform)
     assert torch.equal(part.input_ids, data.batch([0, 4]).input_ids)
     assert data.only(*MODALITIES) is data
-    with pytest.raises(ValueError, match="all of"):
-        data.only("text")
+    words = data.only("text")
+    assert words.dims == data.dims, "the encoders of the others stay"
+    assert not words.present[:, :2].any()
+    assert torch.equal(words.batch(rows).input_ids, batch.input_ids)
+    assert (words.batch(rows).waveform == 0).all()
+    np.testing.assert_array_equal(data.only("audio").present[:, 1:], data.present[:, 1:] & [1, 0])

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from emilib.metrics import difference, estimate, mean_pearson, pearson, resample
+from emilib.metrics import (
+    difference,
+    estimate,
+    holm,
+    mean_pearson,
+    pearson,
+    resample,
+    summarise,
+    verdict,
+)
 
 
 @pytest.fixture
@@ -89,6 +98,67 @@ def test_difference_is_paired(scores):
     back = difference(target, worse, predictions, resamples=500)
     assert back.value == pytest.approx(-got.value)
     assert back.low == pytest.approx(-got.high)
+
+
+def test_the_two_level_interval_is_the_naive_loop(scores):
+    target, predictions = scores
+    worse = predictions + np.random.default_rng(7).normal(0, 0.3, predictions.shape)
+    got = difference(target, predictions, worse, resamples=60, seed=4)
+    clips = np.random.default_rng(4).integers(0, 80, (60, 80))
+    seeds = np.random.default_rng([4, 1]).integers(0, 3, (60, 3))
+    drawn = []
+    for rows, chosen in zip(clips, seeds, strict=True):
+        pairs = [(mean_pearson(target[rows], a[rows]), mean_pearson(target[rows], b[rows]))
+                 for a, b in zip(predictions, worse, strict=True)]  # fmt: skip
+        deviation = np.mean([got.per_seed[s] - got.value for s in chosen])
+        drawn.append(np.mean([a - b for a, b in pairs]) + np.sqrt(3 / 2) * deviation)
+    assert (got.low, got.high) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])))
+    beyond = min(sum(d <= 0 for d in drawn), sum(d >= 0 for d in drawn))
+    assert got.p == pytest.approx(2 * (1 + beyond) / 61)
+    alone = difference(target, predictions[:1], worse[:1], resamples=60, seed=4)
+    only = [mean_pearson(target[rows], predictions[0][rows])
+            - mean_pearson(target[rows], worse[0][rows]) for rows in clips]  # fmt: skip
+    assert (alone.low, alone.high) == pytest.approx(tuple(np.percentile(only, [2.5, 97.5])))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "share", "least"),  # of the variance of the mean, what the seeds make of it
+    [(1, 0.0, 0.92), (2, 0.25, 0.9), (3, 0.25, 0.92), (3, 0.5, 0.9), (5, 0.5, 0.91)],
+)
+def test_intervals_cover_the_truth_where_clips_and_seeds_vary(seeds, share, least):
+    draw, clips, worlds, inside, chances = np.random.default_rng(0), 60, 400, 0, []
+    for _ in range(worlds):
+        of_clips = draw.normal(0, np.sqrt((1 - share) * clips), clips)
+        of_seeds = draw.normal(0, np.sqrt(share * seeds), (seeds, 1))
+        values = of_clips + of_seeds
+        rows = draw.integers(0, clips, (500, clips))
+        got = summarise(values.mean(axis=1), values.mean(axis=0)[rows].mean(axis=1))
+        inside += got.low <= 0 <= got.high
+        chances.append(got.p)
+    assert least <= inside / worlds <= 0.98
+    assert np.mean(np.array(chances) < 0.05) <= 1.02 - least
+
+
+def test_holm_is_the_loop_of_its_definition():
+    draw = np.random.default_rng(0)
+    for p in (draw.random(9) ** 3, np.array([0.01, 0.01, 0.04]), np.array([])):
+        corrected = holm([*p[:2], np.nan, *p[2:]])
+        expected, highest = {}, 0.0
+        for k, row in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+            highest = max(highest, min(1.0, p[row] * (len(p) - k)))
+            expected[row] = highest
+        np.testing.assert_allclose(
+            np.delete(corrected, min(2, len(p))), [expected[i] for i in range(len(p))]
+        )
+        assert np.isnan(corrected).sum() == 1
+
+
+def test_a_verdict_needs_the_whole_family():
+    values, claimed = [0.1, -0.1, np.nan, 0.1], [1.0, 0.3, 1.0, np.nan]
+    words = ["as claimed", "the opposite", "", "resolved"]
+    assert verdict(values, [0.001, 0.002, np.nan, 0.003], claimed).tolist() == words
+    assert verdict([0.1], [0.03], 1).tolist() == ["as claimed"]
+    assert verdict([0.1, 0.1], [0.03, 0.9], 1).tolist() == ["not resolved"] * 2
 
 
 def test_bad_input_is_refused(scores):

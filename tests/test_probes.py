@@ -1,5 +1,7 @@
 """Probes against closed forms and answers that are known beforehand."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -49,18 +51,18 @@ def test_pooled_sound_is_mean_and_deviation_and_pooled_frames_are_the_change_sin
 def test_ridge_is_the_closed_form_on_standardised_columns(rng, monkeypatch):
     monkeypatch.setattr(representation, "ALPHAS", np.array([7.0]))
     x, y = rng.standard_normal((40, 5)) * [1, 10, 0.1, 3, 1] + 4, rng.standard_normal((40, 2))
-    valid_x, valid_y = rng.standard_normal((30, 5)), rng.standard_normal((30, 2))
+    valid_x = rng.standard_normal((30, 5))
     z, valid_z = ((a - x.mean(0)) / x.std(0) for a in (x, valid_x))
     weights = np.linalg.solve(z.T @ z + 7 * np.eye(5), z.T @ (y - y.mean(0)))
-    expected = pearson(valid_y, valid_z @ weights)
-    np.testing.assert_allclose(representation.ridge(x, y, valid_x, valid_y), expected, atol=1e-10)
+    expected = valid_z @ weights + y.mean(0)
+    np.testing.assert_allclose(representation.ridge(x, y, valid_x), expected, atol=1e-10)
 
 
 def test_kernel_ridge_follows_a_bend_that_ridge_can_not(rng):
     x, valid_x = rng.uniform(-2, 2, (200, 1)), rng.uniform(-2, 2, (100, 1))
-    straight = representation.ridge(x, x**2, valid_x, valid_x**2)
-    assert straight[0] < 0.5
-    assert representation.kernel_ridge(x, x**2 + 9, valid_x, valid_x**2 + 9)[0] > 0.99
+    assert pearson(valid_x**2, representation.ridge(x, x**2, valid_x)) < 0.5
+    bent = representation.kernel_ridge(x, x**2 + 9, valid_x)
+    np.testing.assert_allclose(bent, valid_x**2 + 9, atol=0.4)
 
 
 def test_probe_has_a_row_a_modality_and_tells_them_apart(rng):
@@ -85,3 +87,28 @@ def test_ceiling_matches_rows_by_id_whatever_their_order(rng):
     assert table.set_index("modality").loc["frames"].min() > 0.99
     with pytest.raises(KeyError):
         representation.ceiling(signals.iloc[1:], splits)
+
+
+def test_lines_are_ridges_their_sum_and_the_ceiling(rng):
+    splits = _splits(rng)
+    splits.validation.ids[:], splits.test.ids[:] = (
+        [str(start + i) for i in range(n)] for start, n in ((1000, 50), (2000, 4))
+    )
+    sets = (splits.train, splits.validation, splits.test)
+    signals = pd.DataFrame(np.concatenate([s.text for s in sets]), columns=["text_0", "text_1"])
+    signals["frames_0"], signals["audio_0"] = rng.standard_normal((2, 134))
+    signals["id"] = [id_ for data in sets for id_ in data.ids]
+    lines = representation.lines(splits, signals)
+    for later, data in enumerate(sets[1:]):
+        total = 0
+        for name in ("frames", "audio", "text"):
+            x, test_x = (representation.clip_statistics(d, name) for d in (splits.train, data))
+            expected = representation.ridge(x, splits.train.target, test_x)
+            np.testing.assert_allclose(lines[f"ridge_{name}"][later], expected)
+            total = total + expected - splits.train.target.mean(axis=0)
+        expected = total + splits.train.target.mean(axis=0)
+        np.testing.assert_allclose(lines["ridge_sum"][later], expected)
+        assert lines["ceiling_all"][later].shape == data.target.shape
+    without = representation.lines(dataclasses.replace(splits, test=splits.test.select([])))
+    assert set(without) == {f"ridge_{name}" for name in ("frames", "audio", "text", "sum")}
+    assert without["ridge_sum"][1].shape == (0, 6)

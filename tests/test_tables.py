@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 from test_experiments import LISTED
 
-from emilib import metrics
-from emilib.study import claims, tables
+from emilib import EMOTIONS, metrics
+from emilib.study import claims, replication, tables
 from emilib.study.runs import Outcome, Results
 
 CORPUS = "embedded corpus: drawn faces and synthetic voices; not comparable with the paper's number"
-CLIPS = 90
+CLIPS, TEST = 90, [f"t{i}" for i in range(20)]
 PARTITIONS = pd.DataFrame(
     {
         "split": ["train", "validation", "test"],
@@ -20,19 +20,23 @@ PARTITIONS = pd.DataFrame(
 )
 
 
-def drawn_results() -> Results:
+def drawn_results(seed=0) -> Results:
     """Predictions of growing strength under noise, an experiment after the other."""
-    draw, seeds = np.random.default_rng(0), (0, 1, 2)
+    draw, seeds = np.random.default_rng(seed), (0, 1, 2)
     target = np.clip(draw.normal(0.1, 0.4, (CLIPS, 6)), 0, 1).round(1)
-    ids, none, seconds = list(map(str, range(CLIPS))), np.zeros((0, 6)), np.full(len(seeds), 71.0)
+    ids, seconds = list(map(str, range(CLIPS))), np.full(len(seeds), 71.0)
     outcomes = {}
     for number, (name, e) in enumerate(LISTED.items()):
         predictions = (0.2 + 0.05 * number) * target
         predictions = predictions + draw.normal(0, 0.3, (len(seeds), CLIPS, 6))
+        test = draw.random((len(seeds), len(TEST), 6))
         outcomes[name] = Outcome(
-            e, seeds, ids, target, predictions, [], none, [], 123_456, seconds, []
+            e, seeds, ids, target, predictions, TEST, test, [], 123_456, seconds, []
         )
-    return Results(LISTED, outcomes)
+    valid, test = draw.random((CLIPS, 6)) + 3 * target, draw.random((len(TEST), 6))
+    lines = {name: [valid, test] for name in ("ridge_frames", "ridge_text", "ridge_sum")}
+    labels = pd.DataFrame(draw.random((len(TEST), 6)), TEST[::-1], EMOTIONS)
+    return Results(LISTED, outcomes, (), lambda: lines, labels)
 
 
 RESULTS = drawn_results()
@@ -42,9 +46,10 @@ TABLES = tables.tables(RESULTS, PARTITIONS, CORPUS)
 def test_rows_and_numbers_of_the_papers():
     assert list(TABLES) == list(claims.TABLES)
     for name in ("A2", "A3", "A4", "B2", "B3", "B4"):
-        assert TABLES[name]["row"].tolist() == [c.row for c in claims.rows(name)]
+        trained = TABLES[name][TABLES[name]["kind"] != "line"]
+        assert trained["row"].tolist() == [c.row for c in claims.rows(name)]
         papers = [c.value for c in claims.rows(name)]
-        np.testing.assert_equal(TABLES[name]["paper"].tolist(), papers)
+        np.testing.assert_equal(trained["paper"].tolist(), papers)
     assert TABLES["A1"]["paper_clips"].tolist() == [8072, 4588, 4586, 17246]
 
 
@@ -72,6 +77,64 @@ def test_numbers_are_those_of_the_results():
     assert np.isnan(a2.loc["ViT (baseline)", "delta_here"])
 
 
+def test_lines_to_beat_come_last_without_a_verdict():
+    for name, modalities in (("A2", ["V"]), ("A3", ["T", "V+A+T"]), ("B2", ["T", "V+A+T"])):
+        lines = TABLES[name].iloc[-len(modalities) :]
+        assert set(lines["kind"]) == {"line"}
+        assert lines["modality"].tolist() == modalities
+        assert lines["row"].str.contains("line to beat").all()
+        assert not lines["delta_here"].notna().any()
+        assert set(lines["verdict"]) == {""}
+        assert (TABLES[name]["kind"] == "line").sum() == len(modalities)
+    row, target = TABLES["B4"].iloc[-1], RESULTS["taemi"].target
+    valid, test = RESULTS.lines()["ridge_sum"]
+    rho = metrics.estimate(target, valid)
+    assert (row["here"], row["low"], row["high"]) == (rho.value, rho.low, rho.high)
+    labels = RESULTS.test_labels.loc[TEST].to_numpy()
+    assert row["test"] == pytest.approx(metrics.mean_pearson(labels, test))
+    full = TABLES["B3"].set_index("row").loc["TAEMI (full)", "test"]
+    each = [metrics.mean_pearson(labels, p) for p in RESULTS["taemi"].test_predictions]
+    assert full == pytest.approx(np.mean(each))
+    unknown = tables.table("B3", Results(LISTED, dict(RESULTS)), CORPUS)
+    assert len(unknown) == len(claims.rows("B3")), "without lines"
+    assert set(tables.display(unknown)["ρ test"]) == {"–"}
+
+
+def test_verdicts_are_of_the_whole_table():
+    for name in ("A2", "A3", "B2", "B3"):
+        table = TABLES[name]
+        alone = [
+            RESULTS.difference(*(RESULTS.experiment_for(name, n).name for n in pair)).p
+            for pair in table.loc[table["delta_here"].notna(), ["row", "reference"]].to_numpy()
+        ]
+        compared = table[table["delta_here"].notna()]
+        np.testing.assert_allclose(compared["p"], metrics.holm(alone))
+        for row in compared.itertuples():
+            same = np.sign(row.delta_here) == np.sign(row.delta_paper)
+            words = {True: "as claimed", False: "the opposite"}[bool(same)]
+            words = "resolved" if np.isnan(row.delta_paper) else words
+            assert row.verdict == (words if row.p < 0.05 else "not resolved")
+
+
+def test_replication_is_the_mean_over_corpora_with_what_corpora_change():
+    corpora = {seed: drawn_results(seed) for seed in (0, 1, 2)}
+    table = replication.replicate(corpora).set_index("row")
+    expected = {row for t in ("B3", "B4") for row in TABLES[t].query("p >= 0")["row"]} | {"T"}
+    assert set(table.index) == expected
+    row = table.loc["Vision-anchored"]
+    gaps = [r.difference("taemi_vision_anchor", "taemi") for r in corpora.values()]
+    assert row[["corpus 0", "corpus 1", "corpus 2"]].tolist() == [g.value for g in gaps]
+    assert row["mean"] == pytest.approx(np.mean([g.value for g in gaps]))
+    assert row["same sign"] == sum(np.sign(g.value) == np.sign(row["mean"]) for g in gaps)
+    names = replication.differences(LISTED).values()
+    alone = [metrics.holm([r.difference(*n).p for n in names]) for r in corpora.values()]
+    assert table["resolved"].tolist() == (np.array(alone) < 0.05).sum(axis=0).tolist()
+    clips = np.mean([r.gap("taemi_vision_anchor", "taemi")[1] for r in corpora.values()], axis=0)
+    between = np.var([g.value for g in gaps], ddof=1) / 3
+    sd = np.sqrt(clips.var() + between)
+    assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * sd, rel=0.1)
+
+
 def test_partitions_add_up():
     shown = tables.display(TABLES["A1"])
     assert shown["Duration, paper"].tolist() == ["15:07:03", "9:12:02", "9:04:05", "33:23:10"]
@@ -81,12 +144,12 @@ def test_partitions_add_up():
 
 def test_cells_read_as_in_a_paper():
     row = {"paper": 0.2734, "here": -0.1204, "sd": 0.01, "low": -0.2, "high": 0.05}
-    row |= {"delta_paper": 0.0334, "delta_here": 0.1, "delta_sd": np.nan, "delta_low": -0.01}
-    row |= {"delta_high": 0.2, "parameters": 2.5e6, "seconds": 90.0}
+    row |= {"delta_paper": 0.0334, "delta_here": 0.1, "delta_sd": np.nan, "delta_low": -4e-4}
+    row |= {"delta_high": 0.2, "p": 0.012, "test": -1e-4, "parameters": 2.5e6, "seconds": 90.0}
     shown = tables.display(TABLES["B2"].iloc[:1].assign(**row)).iloc[0]
     assert shown.tolist()[2:] == [
-        *("0.2734", "−0.120 ± 0.010", "[−0.20, 0.05]"),
-        *("+0.0334", "+0.100", "[−0.01, +0.20]", "2.5 M", "1.5 min"),
+        *("0.2734", "−0.120 ± 0.010", "[−0.200, 0.050]", "0.000"),
+        *("+0.0334", "+0.100", "[+0.000, +0.200]", "0.012", "2.5 M", "1.5 min"),
     ]
 
 
@@ -111,7 +174,8 @@ def test_rows_without_a_result_say_why():
 
 
 def test_b2_says_what_is_known_of_each_system():
-    marks = TABLES["B2"].set_index("row")[["specified", "inferred", "unknown"]]
+    systems = TABLES["B2"].query("kind != 'line'").set_index("row")
+    marks = systems[["specified", "inferred", "unknown"]]
     ours = marks.index.str.startswith("TAEMI")
     assert (marks[ours] == "").all(axis=None)
     assert (marks[~ours] != "").all(axis=None)

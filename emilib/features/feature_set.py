@@ -292,10 +292,13 @@ class MediaSet(FeatureSet):
         return cls(**values, **media, **{name: np.asarray(ids) for name, ids in tokens.items()})
 
     def only(self, *modalities: str) -> "MediaSet":
-        """The set itself: a model with encoders inside takes all three modalities."""
-        if set(modalities) != set(MODALITIES):
-            raise ValueError(f"expected all of {MODALITIES}, got {modalities}")
-        return self
+        """The same clips with only these modalities; the encoders of the others stay inside."""
+        if set(modalities) == set(MODALITIES):
+            return self
+        super().only(*modalities)  # refuses what the set lacks
+        gone = {m: [None] * len(self) for m in ("frames", "audio") if m not in modalities}
+        gone |= {} if "text" in modalities else {"text": np.full_like(self.text, np.nan)}
+        return dataclasses.replace(self, **gone)
 
     def batch(self, indices, device=None) -> MediaBatch:
         """The clips at `indices` on `device`. A clip without audio is a single zero."""

@@ -54,7 +54,7 @@ def show_table(rows, columns: Sequence[str] | None = None, digits=3, caption="")
 
 def _cell(value, digits: int) -> str:
     if isinstance(value, float):
-        return "–" if value != value else f"{value:.{digits}f}".replace("-", "−")
+        return "–" if value != value else f"{value:z.{digits}f}".replace("-", "−")
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 

@@ -147,7 +147,10 @@ def sound_wave(axes, waveform: np.ndarray | None, sample_rate: int, start: float
 
 @rc_context(STYLE)
 def differences(table: pd.DataFrame, corpus: str = "", title: str = "differences") -> Figure:
-    """Differences to a result table's reference row: the paper's, ours with the paired interval."""
+    """Differences to a result table's reference row: the paper's, ours with the paired interval.
+
+    A hollow dot is not resolved; vertical lines are the table's lines to beat.
+    """
     name, rows = table.attrs["name"], table[table["delta_here"].notna()]
     if rows.empty:
         raise ValueError(f"{name} has no differences to draw: train its rows first")
@@ -163,7 +166,16 @@ def differences(table: pd.DataFrame, corpus: str = "", title: str = "differences
     here = rows["delta_here"]
     lengths = reach(here, rows["delta_low"], rows["delta_high"])
     style = {"fmt": "o", "markersize": 6, "capsize": 3, "color": BLACK}
-    axes.errorbar(here, y - 0.14, xerr=lengths, label="here, 95 % over clips, paired", **style)
+    label = "here, paired, 95 % over clips and seeds"
+    axes.errorbar(here, y - 0.14, xerr=lengths, label=label, **style)
+    open_ = (rows["verdict"] == "not resolved").to_numpy() if "verdict" in rows else y < 0
+    if open_.any():
+        hollow = {"color": "white", "edgecolor": BLACK, "zorder": 3, "label": "not resolved"}
+        axes.scatter(here[open_], y[open_] - 0.14, s=30, **hollow)
+    beaten = table["row"].str.startswith("line to beat") & one
+    for line, dashes in zip(table[beaten].itertuples(), ("--", ":"), strict=False):
+        base = table.loc[table["row"] == references[0], "here"].item()
+        axes.axvline(line.here - base, color=GREY, linestyle=dashes, label=line.row)
     axes.axvline(0, color=BLACK, linewidth=0.9, zorder=0)
     axes.set_yticks(y, names if one else names + " − " + rows["reference"])
     axes.set_ylim(-0.6, len(rows) - 0.4)

@@ -6,7 +6,7 @@ by `emilib.study.runs.run_one`.
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -32,6 +32,7 @@ class Experiment:
     members : names of experiments whose predictions are averaged
     leaked : the predictions of its one member with fusion weights from the validation clips
     train : called in place of building the model and `fit`, as `fit_savchenko`
+    least_seeds : how many seeds it is trained with at least
     """
 
     name: str
@@ -44,6 +45,12 @@ class Experiment:
     members: tuple[str, ...] = ()
     leaked: bool = False
     train: Callable | None = None
+    least_seeds: int = 0
+
+    def seeds_of(self, seeds: Sequence[int]) -> tuple[int, ...]:
+        """These seeds, and numbers after the highest until there are `least_seeds`."""
+        after = max(seeds) + 1
+        return (*seeds, *range(after, after + self.least_seeds - len(seeds)))
 
 
 def all_experiments(profile) -> dict[str, Experiment]:
@@ -77,6 +84,7 @@ def _experiment(profile, row) -> Experiment:
     model, settings = row.model or None, {**common.get(row.model, {}), **change}
     train = fit_savchenko if model == "Savchenko2025" else None
     leaked = row.name.endswith("_leaked")
+    least = int(row.seeds or 0) if profile.more_seeds else 0
     return Experiment(
-        row.name, model, settings, modalities, features, recipe, rows, members, leaked, train
+        row.name, model, settings, modalities, features, recipe, rows, members, leaked, train, least
     )

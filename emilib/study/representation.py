@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from emilib import MODALITIES
 from emilib.features.feature_set import FeatureSet, FeatureSplits
-from emilib.metrics import pearson
+from emilib.metrics import mean_pearson, pearson
 
 ALPHAS = np.logspace(-1, 5, 25)  # penalties on standardised columns
 
@@ -39,30 +39,28 @@ def clip_statistics(data: FeatureSet, modality: str) -> np.ndarray:
     return rows
 
 
-def ridge(train_x, train_y, valid_x, valid_y) -> np.ndarray:
-    """ρ of each emotion on validation, of a ridge regression fitted on training clips.
+def ridge(train_x, train_y, x) -> np.ndarray:
+    """Predictions (N, E) for the clips `x`, of a ridge regression fitted on training clips.
 
-    train_x, valid_x : (N, D) float, a row of NaN where a clip lacks the modality
-    train_y, valid_y : (N, E) labels
+    train_x, x : (N, D) float, a row of NaN where a clip lacks the modality
+    train_y : (N, E) labels
 
     Columns are standardised by the training clips, whose mean a missing row becomes. Each emotion
-    has its own penalty, by leave-one-out. Returns (E,) float64.
+    has its own penalty, by leave-one-out.
     """
-    model = _standardised(RidgeCV(ALPHAS, alpha_per_target=True))
-    prediction = model.fit(train_x, train_y).predict(valid_x)
-    return pearson(valid_y, prediction.reshape(np.shape(valid_y)))  # a vector for one target
+    model = _standardised(RidgeCV(ALPHAS, alpha_per_target=True)).fit(train_x, train_y)
+    return model.predict(x).reshape(len(x), -1)  # a vector for one target
 
 
-def kernel_ridge(train_x, train_y, valid_x, valid_y) -> np.ndarray:
+def kernel_ridge(train_x, train_y, x) -> np.ndarray:
     """As `ridge`, with a Gaussian kernel; width and penalty by cross-validation."""
     gammas = np.array([0.1, 0.3, 1.0]) / train_x.shape[1]  # inverse widths of the kernel
     grid = {"kernelridge__gamma": gammas, "kernelridge__alpha": (0.3, 1.0, 3.0, 10.0)}
     folds = KFold(3, shuffle=True, random_state=0)
     model = _standardised(KernelRidge(kernel="rbf"))
     search = GridSearchCV(model, grid, scoring="neg_mean_squared_error", cv=folds)
-    centred = train_y - np.mean(train_y, axis=0)  # a kernel ridge has no intercept
-    prediction = search.fit(train_x, centred).predict(valid_x)
-    return pearson(valid_y, prediction.reshape(np.shape(valid_y)))
+    mean = np.mean(train_y, axis=0)  # a kernel ridge has no intercept
+    return search.fit(train_x, train_y - mean).predict(x).reshape(len(x), -1) + mean
 
 
 def _standardised(regression):
@@ -71,11 +69,11 @@ def _standardised(regression):
 
 
 def probe(splits: FeatureSplits) -> pd.DataFrame:
-    """`ridge` on the statistics of each modality, and of all: a row each, a column an emotion."""
-    train, valid = splits.train, splits.validation
-    known = [m for m in MODALITIES if m in train.dims and m in valid.dims]
-    columns = ({m: clip_statistics(data, m) for m in known} for data in (train, valid))
-    return _table(ridge, splits, *columns)
+    """ρ on validation of `ridge` on the statistics of each modality, and of all side by side.
+
+    A row each, the last is "all" where there are several; a column an emotion.
+    """
+    return _table(_predictions(ridge, splits, *_statistics(splits)), splits)
 
 
 def ceiling(signals: pd.DataFrame, splits: FeatureSplits) -> pd.DataFrame:
@@ -87,20 +85,59 @@ def ceiling(signals: pd.DataFrame, splits: FeatureSplits) -> pd.DataFrame:
     Of `ridge` and `kernel_ridge` the better mean ρ on validation counts, which sets the bar
     rather too high than too low. Returns a DataFrame as `probe` does.
     """
+    return _table(_ceiling(signals, splits), splits)
+
+
+def lines(splits: FeatureSplits, signals: pd.DataFrame | None = None) -> dict[str, list]:
+    """Predictions (N, E) of validation and test clips that networks on these features have to beat.
+
+    By name as in ``lines.csv``: "ridge_text" and its like are of `ridge` on one modality,
+    "ridge_sum" is their sum, "ceiling_text", "ceiling_all" and their like are of `ceiling`, where
+    there are clean `signals`.
+    """
+    single = _predictions(ridge, splits, *_statistics(splits))
+    single.pop("all", None)
+    more = (len(single) - 1) * splits.train.target.mean(axis=0)  # each of the sum has the mean
+    total = [np.sum(parts, axis=0) - more for parts in zip(*single.values(), strict=True)]
+    best = {} if signals is None else _ceiling(signals, splits)
+    result = {f"ridge_{name}": pair for name, pair in {**single, "sum": total}.items()}
+    return result | {f"ceiling_{name}": pair for name, pair in best.items()}
+
+
+def _statistics(splits: FeatureSplits) -> list[dict]:
+    known = [m for m in MODALITIES if m in splits.train.dims and m in splits.validation.dims]
+    sets = [splits.train, splits.validation, *([splits.test] if len(splits.test) else [])]
+    return [{m: clip_statistics(data, m) for m in known} for data in sets]
+
+
+def _ceiling(signals: pd.DataFrame, splits: FeatureSplits) -> dict[str, list]:
     rows = signals.set_index(signals["id"].astype(str))
     columns = [
         {m: rows.loc[data.ids].filter(regex=f"^{m}_").to_numpy(float) for m in MODALITIES}
-        for data in (splits.train, splits.validation)
+        for data in (splits.train, splits.validation, splits.test)
     ]
-    return _table(lambda *x: max((ridge(*x), kernel_ridge(*x)), key=np.mean), splits, *columns)
+    straight, bent = (_predictions(r, splits, *columns) for r in (ridge, kernel_ridge))
+    rho = lambda pair: mean_pearson(splits.validation.target, pair[0])  # noqa: E731
+    return {name: max(straight[name], bent[name], key=rho) for name in straight}
 
 
-def _table(regress: Callable, splits: FeatureSplits, train: dict, valid: dict) -> pd.DataFrame:
-    if len(train) > 1:
-        for part in (train, valid):
-            part["all"] = np.concatenate(list(part.values()), axis=1)
-    labels = splits.train.target, splits.validation.target
-    rho = [regress(train[m], labels[0], valid[m], labels[1]) for m in train]
+def _predictions(regress: Callable, splits: FeatureSplits, *sets: dict) -> dict[str, list]:
+    """Of validation and test clips by modality; sets: rows by modality, the training clips' first.
+
+    Where there are several modalities "all" has their columns side by side.
+    """
+    if len(sets[0]) > 1:
+        sets = [{**rows, "all": np.concatenate(list(rows.values()), axis=1)} for rows in sets]
+    train, *others = sets
+    ends, target = len(splits.validation), splits.train.target
+    return {
+        name: np.split(regress(x, target, np.concatenate([rows[name] for rows in others])), [ends])
+        for name, x in train.items()
+    }
+
+
+def _table(predictions: dict[str, list], splits: FeatureSplits) -> pd.DataFrame:
+    rho = [pearson(splits.validation.target, valid) for valid, _ in predictions.values()]
     table = pd.DataFrame(rho, columns=list(splits.train.targets))
-    table.insert(0, "modality", list(train))
+    table.insert(0, "modality", list(predictions))
     return table

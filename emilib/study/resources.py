@@ -58,9 +58,10 @@ def estimate(profile, partitions: pd.DataFrame, transcribe: float = 0.0, cores: 
     known["longest"] = profile.max_seconds or heard / train
     trained = [e for e in all_experiments(profile).values() if e.model is not None]
     for kind in ("fused", "tuned"):
-        recipes = [e.recipe for e in trained if (e.features == MEDIA) == (kind == "tuned")]
-        known |= {kind: len(recipes) * len(profile.seeds), f"{kind}_rows": len(recipes)}
-        known[f"{kind}_epochs"] = sum(r.epochs for r in recipes) * len(profile.seeds)
+        rows = [e for e in trained if (e.features == MEDIA) == (kind == "tuned")]
+        recipes = [e.recipe for e in rows for _ in e.seeds_of(profile.seeds)]  # a run each
+        known |= {kind: len(recipes), f"{kind}_rows": len(rows)}
+        known[f"{kind}_epochs"] = sum(r.epochs for r in recipes)
         known[f"{kind}_batch"] = recipes[0].batch_size if recipes else 0
     table = pd.read_csv(Path(__file__).with_name("resources.csv"), dtype=str)
     needed = {"transcripts": transcribe, "fine-tuning": known["tuned"]}

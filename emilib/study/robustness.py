@@ -167,15 +167,18 @@ class Measurements:
         self._rho = functools.cache(self._measured)
 
     def _measured(self, corruption: Corruption | None, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """ρ of each seed (S,), and of each draw of clips, common to all, mean over seeds (R,)."""
-        predictions = self.intensity[corruption, name]
-        each = np.array([metrics.mean_pearson(self.target, p) for p in predictions])
-        return each, metrics.resample(self.target, predictions).mean(axis=(1, 2))
+        """ρ of each seed (S,), and on each draw of clips, common to all (R, S)."""
+        return metrics.measure(self.target, self.intensity[corruption, name])
 
     def rho(self, *terms: tuple[int, Corruption | None, str]) -> metrics.Estimate:
-        """Sum of signed ρ, paired over seeds and clips; terms are (sign, corruption, name)."""
+        """Sum of signed ρ, paired over clips and seeds; terms are (sign, corruption, name).
+
+        Of models with different numbers of seeds, the first seeds, which all have.
+        """
         measured = [(sign, *self._rho(corruption, name)) for sign, corruption, name in terms]
-        each, drawn = (sum(row[0] * row[i] for row in measured) for i in (1, 2))
+        seeds = min(len(each) for _, each, _ in measured)
+        each = sum(sign * each[:seeds] for sign, each, _ in measured)
+        drawn = sum(sign * drawn[:, :seeds].mean(axis=1) for sign, _, drawn in measured)
         return metrics.summarise(each, drawn)
 
     def weight_change(self, corruption: Corruption, name: str) -> metrics.Estimate:

@@ -58,24 +58,55 @@ class Outcome:
 
 
 class Results(dict):
-    """Outcomes by name of experiment; `lacking` says why others can't be trained on this corpus."""
+    """Outcomes by name of experiment.
 
-    def __init__(self, experiments: Mapping[str, Experiment], outcomes: Mapping, lacking=()):
+    lacking : why others can't be trained on this corpus, by name
+    lines : returns the lines to beat, as `representation.lines` does, on the same clips
+    test_labels : DataFrame by id of the test clips' labels; None where nobody has them
+    """
+
+    def __init__(self, experiments: Mapping, outcomes, lacking=(), lines=dict, test_labels=None):
         super().__init__(outcomes)
         self.experiments, self.lacking = experiments, dict(lacking)
+        self.lines, self.test_labels = lines, test_labels
 
     def __missing__(self, name: str):
         reason = self.lacking.get(name, f"results: {', '.join(self)}")
         raise ValueError(f"no result for {name!r}; {reason}")
 
+    @functools.cached_property
+    def _measure(self) -> Callable:
+        return functools.cache(lambda n: metrics.measure(self[n].target, self[n].predictions))
+
     def summary(self, name: str) -> metrics.Estimate:
-        """Mean ρ with its spread over seeds and its interval over clips."""
-        return metrics.estimate(self[name].target, self[name].predictions)
+        """Mean ρ with its spread over seeds and its interval."""
+        per_seed, drawn = self._measure(name)
+        return metrics.summarise(per_seed, drawn.mean(axis=1))
 
     def difference(self, first: str, second: str) -> metrics.Estimate:
-        """ρ of `first` minus ρ of `second`, paired over seeds and clips."""
-        a, b = self[first], self[second]
-        return metrics.difference(a.target, a.predictions, b.predictions)
+        """ρ of `first` minus ρ of `second`, paired over the seeds that both have and over clips."""
+        return metrics.summarise(*self.gap(first, second))
+
+    def gap(self, first: str, second: str) -> tuple[np.ndarray, np.ndarray]:
+        """The same of each common seed (S,), and the mean over these on drawn clips (R,)."""
+        pair = [self[name].seeds for name in (first, second)]
+        both = [seed for seed in pair[0] if seed in pair[1]]
+        if not both:
+            raise ValueError(f"expected a seed that {first} and {second} both have, got none")
+        (a, a_drawn), (b, b_drawn) = map(self._measure, (first, second))
+        i, j = ([seeds.index(seed) for seed in both] for seeds in pair)
+        return a[i] - b[j], (a_drawn[:, i] - b_drawn[:, j]).mean(axis=1)
+
+    def test_rho(self, predictions: np.ndarray) -> float:
+        """Mean ρ over seeds of predictions (S, M, E) of the test clips; NaN without their labels.
+
+        Nothing is chosen by it, on these clips or elsewhere.
+        """
+        clips = next(iter(self.values()))
+        if self.test_labels is None or len(clips.test_ids) < 2:
+            return np.nan
+        target = self.test_labels.loc[clips.test_ids, list(clips.targets)]
+        return float(np.mean([metrics.mean_pearson(target, p) for p in predictions]))
 
     def experiment_for(self, table: str, row: str) -> Experiment | None:
         """The experiment that serves a row of a table."""
@@ -172,6 +203,7 @@ def run(
 ) -> Results:
     """`run_one` for each experiment and seed that `cache` lacks; returns all results.
 
+    seeds : of each experiment, and as many more as its `least_seeds` asks for
     features : by `Experiment.features`, those that are needed
     workers : processes; None is one a core, and one where there is a GPU. It changes no bit.
     progress : called with (runs done, runs in all), results that were there included
@@ -184,7 +216,7 @@ def run(
         raise ValueError(f"{name} can't be trained on this corpus: {reason}")
     jobs = {}  # equal settings under two names are trained once
     for experiment in experiments.values():
-        for seed in seeds if experiment.model else ():
+        for seed in experiment.seeds_of(seeds) if experiment.model else ():
             job = (experiment, int(seed), features[experiment.features])
             parts = result_parts(*job)
             jobs.setdefault(key(**parts), (parts, job))
@@ -241,7 +273,7 @@ def _collect(experiments: Mapping, seeds: Sequence[int], features: Mapping, cach
     for name, experiment in sorted(experiments.items(), key=lambda item: bool(item[1].members)):
         members = [outcomes[m] for m in experiment.members]
         if experiment.leaked:
-            outcomes[name] = _read(experiment, seeds, members[0].folders, "leaked_")
+            outcomes[name] = _read(experiment, members[0].seeds, members[0].folders, "leaked_")
         elif members:
             new = {"experiment": experiment, "histories": [], "folders": []}
             new["predictions"] = np.mean([m.predictions for m in members], axis=0)
@@ -250,8 +282,9 @@ def _collect(experiments: Mapping, seeds: Sequence[int], features: Mapping, cach
             new["seconds"] = np.sum([m.seconds for m in members], axis=0)
             outcomes[name] = dataclasses.replace(members[0], **new)
         else:
-            parts = [result_parts(experiment, s, features[experiment.features]) for s in seeds]
-            outcomes[name] = _read(experiment, seeds, [cache.folder(KIND, part) for part in parts])
+            own, splits = experiment.seeds_of(seeds), features[experiment.features]
+            folders = [cache.folder(KIND, result_parts(experiment, s, splits)) for s in own]
+            outcomes[name] = _read(experiment, own, folders)
     return {name: outcomes[name] for name in experiments}
 
 

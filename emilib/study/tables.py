@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from emilib import metrics
 from emilib.cache import atomic_write
 from emilib.study import claims
 from emilib.study.runs import Results
@@ -22,10 +23,12 @@ NO_RESULT = "no result"
 _ABOUT = pd.read_csv(Path(__file__).with_name("tables.csv"), index_col="name", dtype=str).fillna("")
 # What is public of each system of B2 that others made: no paper lets it be rebuilt to the letter.
 PROVENANCE = pd.read_csv(Path(__file__).with_name("provenance.csv"))
+# What a network has to beat: see `representation.lines`. These rows have no differences.
+LINES = pd.read_csv(Path(__file__).with_name("lines.csv"), dtype=str)
 _BASELINE = {"ViT (ours)": "ViT (baseline)", "Wav2Vec2 (ours)": "Wav2Vec2 (baseline)"}  # in A2
 _COLUMNS = (
-    "row modality paper here sd low high seeds reference delta_paper delta_here delta_sd delta_low "
-    "delta_high parameters seconds status"
+    "row modality kind paper here sd low high test seeds reference delta_paper delta_here delta_sd "
+    "delta_low delta_high p verdict parameters seconds status"
 )
 _LEFT = ("Row", "Input", "Partition")  # columns of words
 _DASH = "–"
@@ -42,13 +45,18 @@ def table(
     partitions : for A1 and B1; columns `split` ("train", "validation", "test"), `clips`, `seconds`
 
     Of result tables: here is the mean over seeds, sd their spread, low and high a 95 % bootstrap
-    interval over validation clips, reference the row of the differences delta_*.
+    interval over validation clips and seeds, test the mean ρ on test clips where their labels are
+    known, reference the row of the differences delta_*. p is theirs after Holm's correction over
+    the table, and verdict as of `metrics.verdict`, what the paper reports being claimed. The last
+    rows, of kind "line", are what a network has to beat.
     """
     if name in PARTITION_TABLES:
         frame = _partition_table(name, partitions)
     else:
         rows = [_row(name, claim, results) for claim in claims.rows(name)]
-        frame = pd.DataFrame(rows, columns=_COLUMNS.split())
+        frame = pd.DataFrame([*rows, *_lines(name, results)], columns=_COLUMNS.split())
+        differences = frame[["delta_here", "p", "delta_paper"]].astype(float).to_numpy().T
+        frame["verdict"], frame["p"] = metrics.verdict(*differences), metrics.holm(differences[1])
     if name == "B2":
         blank = dict.fromkeys(PROVENANCE.columns[1:], "")
         frame = frame.merge(PROVENANCE, how="left", on="row").fillna(blank)
@@ -79,20 +87,35 @@ def _row(name: str, claim, results: Results) -> dict:
     if delta is None and compared:
         delta = claim.value - claims.reported(name, compared).value
     row = {"row": claim.row, "modality": claim.modality, "paper": claim.value, "seeds": 0}
+    row["kind"] = "paper" if math.isfinite(claim.value) else "beyond the paper"
     row |= {"reference": reference, "delta_paper": delta, "status": NO_RESULT}
     if experiment is None or experiment.name not in results:
         reason = experiment and results.lacking.get(experiment.name)
         return row | {"status": f"{_DASH}, {reason}"} if reason else row
     outcome, rho = results[experiment.name], results.summary(experiment.name)
     row |= {"here": rho.value, "sd": rho.sd, "low": rho.low, "high": rho.high}
+    row["test"] = results.test_rho(outcome.test_predictions)
     row |= {"seeds": len(outcome.seeds), "parameters": float(outcome.parameters)}
     row |= {"seconds": float(outcome.seconds.mean()), "status": "trained here"}
     other = results.experiment_for(name, compared)
     if other is not None and other.name in results:
         delta = results.difference(experiment.name, other.name)
         row |= {"delta_here": delta.value, "delta_sd": delta.sd}
-        row |= {"delta_low": delta.low, "delta_high": delta.high}
+        row |= {"delta_low": delta.low, "delta_high": delta.high, "p": delta.p}
     return row
+
+
+def _lines(name: str, results: Results) -> list[dict]:
+    """The lines to beat of a table, as rows; none without results."""
+    rows, predictions = [], results.lines() if results else {}
+    for line in LINES[LINES["tables"].str.contains(name)].itertuples():
+        if line.name in predictions:
+            valid, test = predictions[line.name]
+            rho = metrics.estimate(next(iter(results.values())).target, valid)
+            row = {"row": line.row, "modality": line.modality, "kind": "line", "here": rho.value}
+            row |= {"low": rho.low, "high": rho.high, "test": results.test_rho(test[None])}
+            rows.append(row | {"seeds": 0, "reference": "", "status": "regression"})
+    return rows
 
 
 def _caption(name: str, corpus: str, results: Results | None) -> str:
@@ -100,11 +123,14 @@ def _caption(name: str, corpus: str, results: Results | None) -> str:
     if name in PARTITION_TABLES:
         return f"{about.subject} Paper: Hume-Vidmimic2. Here: {corpus}."
     clips = max((len(results[n].ids) for n in results), default=0)
+    seeds = max((len(results[n].seeds) for n in results), default=0)
+    over = " (one seed: not over seeds)" if seeds == 1 else " and the seeds"
     paper = "Paper: reported on Hume-Vidmimic2. " if name != "A4" else ""
     return (
         f"{about.subject} Mean Pearson ρ over the emotions on validation. {paper}Here: {corpus}; "
         "mean ± standard deviation over seeds, and the 95 % bootstrap interval over "
-        f"{clips} clips. Δ: {about.compared}, paired over seeds and clips."
+        f"{clips} clips{over}. Δ: {about.compared}, paired over seeds and clips; p after Holm's "
+        "correction over the table."
     )
 
 
@@ -134,11 +160,13 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
         "Row": [r.row for r in rows],
         "Input": [r.modality for r in rows],
         "ρ paper": [_reported(r.paper) for r in rows],
-        "ρ here": [_spread("{:.3f}", r.here, r.sd, r.status) for r in rows],
-        "95 %": [_finite("[{:.2f}, {:.2f}]", r.low, r.high) for r in rows],
+        "ρ here": [_spread("{:z.3f}", r.here, r.sd, r.status) for r in rows],
+        "95 %": [_finite("[{:z.3f}, {:z.3f}]", r.low, r.high) for r in rows],
+        "ρ test": [_finite("{:z.3f}", r.test) for r in rows],
         "Δ paper": [_reported(r.delta_paper, "+") for r in rows],
-        "Δ here": [_spread("{:+.3f}", r.delta_here, r.delta_sd) for r in rows],
-        "Δ 95 %": [_finite("[{:+.2f}, {:+.2f}]", r.delta_low, r.delta_high) for r in rows],
+        "Δ here": [_spread("{:+z.3f}", r.delta_here, r.delta_sd) for r in rows],
+        "Δ 95 %": [_finite("[{:+z.3f}, {:+z.3f}]", r.delta_low, r.delta_high) for r in rows],
+        "p": [_finite("{:.3f}", r.p) for r in rows],
     }
     if name == "A4":
         del columns["ρ paper"], columns["Δ paper"]
@@ -152,7 +180,7 @@ def render_text(table: pd.DataFrame) -> str:
     """Caption and table for a terminal of 100 columns; the Δ columns go where it is too narrow."""
     shown = display(table)
     one_input = ["Input"] if "Input" in shown and shown["Input"].nunique() == 1 else []
-    for column in [*one_input, "Δ 95 %", "Input", "Δ paper", "Δ here"]:
+    for column in [*one_input, "95 %", "Δ 95 %", "Input", "Δ paper", "Train", "Params"]:
         if len(_aligned(shown)[0]) > 100:
             shown = shown.drop(columns=column, errors="ignore")
     return "\n".join([*textwrap.wrap(table.attrs["caption"], 100), "", *_aligned(shown)])

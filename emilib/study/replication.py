@@ -1,0 +1,56 @@
+"""Headline differences on several draws of the embedded corpus: which verdicts survive another?
+
+``replication.csv`` is what the command ``python -m emilib replicate`` wrote.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from emilib import metrics
+from emilib.study import claims
+from emilib.study.runs import Results
+
+PATH = Path(__file__).with_name("replication.csv")
+# The row each of a table's is compared with, and which: all of them, or these.
+_COMPARED = {"A3": ("V+A+T", ["T"]), "B3": ("TAEMI (full)", None), "B4": ("Text-anchored", None)}
+
+
+def differences(experiments: Mapping) -> dict[tuple[str, str], tuple[str, str]]:
+    """Names of the experiments that are compared, by (row, reference) of the tables."""
+    serving = {row: e.name for e in experiments.values() for row in e.rows}
+    return {
+        (row, reference): (serving[table, row], serving[table, reference])
+        for table, (reference, rows) in _COMPARED.items()
+        for row in rows or [claim.row for claim in claims.rows(table)]
+        if row != reference
+    }
+
+
+def replicate(corpora: Mapping[int, Results]) -> pd.DataFrame:
+    """A row a difference of `differences`: on each corpus, and the mean over corpora.
+
+    corpora : results of the same experiments by corpus seed
+
+    corpus N is the difference there; same sign says on how many corpora it has the sign of the
+    mean, resolved on how many it is resolved alone, after Holm's correction over that corpus. The
+    interval of the mean draws clips and corpora, whose differences have what seeds do in them; p is
+    after Holm's correction, and verdict as of `metrics.verdict`, without a claim.
+    """
+    first, rows = next(iter(corpora.values())), []
+    for (row, reference), names in differences(first.experiments).items():
+        gaps = [results.gap(*names) for results in corpora.values()]
+        each = [float(per_seed.mean()) for per_seed, _ in gaps]
+        mean = metrics.summarise(np.array(each), np.mean([drawn for _, drawn in gaps], axis=0))
+        alone = [metrics.summarise(*gap).p for gap in gaps]
+        rows.append((row, reference, *each, mean.value, mean.low, mean.high, mean.p, *alone))
+    here, p_alone = [f"corpus {seed}" for seed in corpora], [f"p {seed}" for seed in corpora]
+    columns = ["row", "reference", *here, "mean", "low", "high", "p", *p_alone]
+    table = pd.DataFrame(rows, columns=columns)
+    table["same sign"] = np.sign(table[here]).eq(np.sign(table["mean"]), axis=0).sum(axis=1)
+    alone = [metrics.holm(table.pop(name)) < metrics.LEVEL for name in p_alone]
+    table["resolved"] = np.sum(alone, axis=0)
+    table["verdict"] = metrics.verdict(table["mean"], table["p"])
+    return table.assign(p=metrics.holm(table["p"]))

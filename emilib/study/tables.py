@@ -176,6 +176,17 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def in_words(table: pd.DataFrame) -> list[str]:
+    """Each difference of a result table as a line, with its interval and verdict."""
+    rows = table[table["delta_here"].notna()].itertuples()
+    form = "{:+z.3f} [{:+z.3f}, {:+z.3f}]"
+    return [
+        f"{r.row} − {r.reference}: {_finite(form, r.delta_here, r.delta_low, r.delta_high)}, "
+        f"p {r.p:.3f}, {r.verdict}; paper {_reported(r.delta_paper, '+')}"
+        for r in rows
+    ]
+
+
 def render_text(table: pd.DataFrame) -> str:
     """Caption and table for a terminal of 100 columns; the Δ columns go where it is too narrow."""
     shown = display(table)

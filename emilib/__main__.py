@@ -100,13 +100,11 @@ def tables(*names: Positional[str], source: Source = DEFAULT) -> None:
     print("\n\n".join(render_text(known[name]) for name in names or known))
 
 
-def replicate(
-    source: Source = DEFAULT,
-    corpora: Annotated[int, arg(help="draws of the embedded corpus")] = 3,
-    seeds: Annotated[int, arg(help="of training, on each")] = 2,
-    out: Annotated[Path | None, arg(help="CSV to write; default: the project's own")] = None,
-) -> None:
-    """Headline differences on several draws of the embedded corpus: which verdicts survive?"""
+def replicate(source: Source = DEFAULT, corpora: int = 3, seeds: int = 2) -> None:
+    """Headline differences on several draws of the embedded corpus: which verdicts survive?
+
+    Writes emilib/study/replication.csv, which notebook 06 shows.
+    """
     from emilib import profiles
     from emilib.pipeline import Workspace
     from emilib.study import replication
@@ -117,12 +115,11 @@ def replicate(
     for seed in range(corpora):
         size = {**profile.corpus_size, "seed": seed}
         workspace = Workspace(dataclasses.replace(profile, corpus_size=size))
-        pairs = replication.differences(workspace.experiments()).values()
-        results[seed] = workspace.results(list(dict.fromkeys(n for pair in pairs for n in pair)))
+        results[seed] = workspace.results(replication.names(workspace.experiments()))
     made_on = {"profile": profile.name, "seeds": seeds}
     made_on |= {f"{split} clips": size[split] for split in ("train", "validation")}
     table = replication.replicate(results).assign(**made_on)
-    table.to_csv(out or replication.PATH, index=False, float_format="%.6g")
+    table.to_csv(replication.PATH, index=False, float_format="%.6g")
     print(table.to_string(index=False, float_format="{:z.3f}".format))
 
 

@@ -211,23 +211,19 @@ class Workspace:
         labels = getattr(self.reader, "test_labels", None)
         return Results(wanted, done, without, self.lines, labels)
 
-    def lines(self) -> dict[str, list]:
+    def lines(self) -> dict[str, np.ndarray]:
         """The lines to beat on our features, as `emilib.study.representation.lines`; kept."""
         path, splits = self.folder / ".synthetic" / "signals.csv", self.features()
         clean = self.is_synthetic and path.exists()
         signals = pd.read_csv(path, dtype={"id": str}) if clean else None
 
         def make(folder: Path) -> None:
-            predictions = representation.lines(splits, signals)
-            arrays = {f"{n} {k}": pair[k] for n, pair in predictions.items() for k in (0, 1)}
-            np.savez(folder / "predictions.npz", **arrays)
+            np.savez(folder / "predictions.npz", **representation.lines(splits, signals))
 
-        code = code_version("study/representation.py")
-        parts = {"features": splits.fingerprint, "clean": clean, "code": code}
+        parts = {"features": splits.fingerprint, "clean": clean}
+        parts["code"] = code_version("study/representation.py")
         folder = self.cache.shared_step("lines", parts, make)
-        with np.load(folder / "predictions.npz", allow_pickle=False) as stored:
-            names = dict.fromkeys(title.split()[0] for title in stored.files)
-            return {name: [stored[f"{name} {k}"] for k in (0, 1)] for name in names}
+        return dict(np.load(folder / "predictions.npz", allow_pickle=False))
 
     def plan(self) -> pd.DataFrame:
         """What `results` goes through, in order, and how much of it is kept; makes nothing.

@@ -144,8 +144,12 @@ def test_differences_are_those_of_metrics_draw_by_draw():
         for key, predictions in measured.intensity.items()
     }
     costs = [drawn[corruption, name] - drawn[None, name] for name in ("first", "second")]
-    expected = np.percentile(costs[0] - costs[1], [2.5, 97.5])
-    assert (less.low, less.high) == pytest.approx(tuple(expected))
+    expected = metrics.summarise(np.array(less.per_seed), costs[0] - costs[1])
+    assert (less.low, less.high, less.p) == pytest.approx((expected.low, expected.high, expected.p))
+    fewer = {k: p[:2] if k[1] == "second" else p for k, p in measured.intensity.items()}
+    fewer = Measurements(measured.target, fewer, {}, {})
+    less = fewer.rho(*cost, (-1, corruption, "second"), (1, None, "second"))
+    assert len(less.per_seed) == 2, "the seeds that both have"
 
 
 def test_the_change_of_a_weight_is_over_clips_that_keep_the_modality():

@@ -34,7 +34,8 @@ def drawn_results(seed=0) -> Results:
             e, seeds, ids, target, predictions, TEST, test, [], 123_456, seconds, []
         )
     valid, test = draw.random((CLIPS, 6)) + 3 * target, draw.random((len(TEST), 6))
-    lines = {name: [valid, test] for name in ("ridge_frames", "ridge_text", "ridge_sum")}
+    both = np.concatenate([valid, test])
+    lines = {name: both for name in ("ridge_frames", "ridge_text", "ridge_sum")}
     labels = pd.DataFrame(draw.random((len(TEST), 6)), TEST[::-1], EMOTIONS)
     return Results(LISTED, outcomes, (), lambda: lines, labels)
 
@@ -87,7 +88,7 @@ def test_lines_to_beat_come_last_without_a_verdict():
         assert set(lines["verdict"]) == {""}
         assert (TABLES[name]["kind"] == "line").sum() == len(modalities)
     row, target = TABLES["B4"].iloc[-1], RESULTS["taemi"].target
-    valid, test = RESULTS.lines()["ridge_sum"]
+    valid, test = np.split(RESULTS.lines()["ridge_sum"], [CLIPS])
     rho = metrics.estimate(target, valid)
     assert (row["here"], row["low"], row["high"]) == (rho.value, rho.low, rho.high)
     labels = RESULTS.test_labels.loc[TEST].to_numpy()

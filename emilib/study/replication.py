@@ -29,6 +29,11 @@ def differences(experiments: Mapping) -> dict[tuple[str, str], tuple[str, str]]:
     }
 
 
+def names(experiments: Mapping) -> list[str]:
+    """The experiments of `differences`, each once."""
+    return list(dict.fromkeys(name for pair in differences(experiments).values() for name in pair))
+
+
 def replicate(corpora: Mapping[int, Results]) -> pd.DataFrame:
     """A row a difference of `differences`: on each corpus, and the mean over corpora.
 
@@ -40,8 +45,8 @@ def replicate(corpora: Mapping[int, Results]) -> pd.DataFrame:
     after Holm's correction, and verdict as of `metrics.verdict`, without a claim.
     """
     first, rows = next(iter(corpora.values())), []
-    for (row, reference), names in differences(first.experiments).items():
-        gaps = [results.gap(*names) for results in corpora.values()]
+    for (row, reference), pair in differences(first.experiments).items():
+        gaps = [results.gap(*pair) for results in corpora.values()]
         each = [float(per_seed.mean()) for per_seed, _ in gaps]
         mean = metrics.summarise(np.array(each), np.mean([drawn for _, drawn in gaps], axis=0))
         alone = [metrics.summarise(*gap).p for gap in gaps]

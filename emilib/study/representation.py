@@ -88,8 +88,8 @@ def ceiling(signals: pd.DataFrame, splits: FeatureSplits) -> pd.DataFrame:
     return _table(_ceiling(signals, splits), splits)
 
 
-def lines(splits: FeatureSplits, signals: pd.DataFrame | None = None) -> dict[str, list]:
-    """Predictions (N, E) of validation and test clips that networks on these features have to beat.
+def lines(splits: FeatureSplits, signals: pd.DataFrame | None = None) -> dict[str, np.ndarray]:
+    """Predictions that networks on these features have to beat, validation clips before test clips.
 
     By name as in ``lines.csv``: "ridge_text" and its like are of `ridge` on one modality,
     "ridge_sum" is their sum, "ceiling_text", "ceiling_all" and their like are of `ceiling`, where
@@ -98,10 +98,10 @@ def lines(splits: FeatureSplits, signals: pd.DataFrame | None = None) -> dict[st
     single = _predictions(ridge, splits, *_statistics(splits))
     single.pop("all", None)
     more = (len(single) - 1) * splits.train.target.mean(axis=0)  # each of the sum has the mean
-    total = [np.sum(parts, axis=0) - more for parts in zip(*single.values(), strict=True)]
     best = {} if signals is None else _ceiling(signals, splits)
-    result = {f"ridge_{name}": pair for name, pair in {**single, "sum": total}.items()}
-    return result | {f"ceiling_{name}": pair for name, pair in best.items()}
+    result = {f"ridge_{name}": x for name, x in single.items()}
+    result["ridge_sum"] = sum(single.values()) - more
+    return result | {f"ceiling_{name}": x for name, x in best.items()}
 
 
 def _statistics(splits: FeatureSplits) -> list[dict]:
@@ -110,34 +110,32 @@ def _statistics(splits: FeatureSplits) -> list[dict]:
     return [{m: clip_statistics(data, m) for m in known} for data in sets]
 
 
-def _ceiling(signals: pd.DataFrame, splits: FeatureSplits) -> dict[str, list]:
-    rows = signals.set_index(signals["id"].astype(str))
+def _ceiling(signals: pd.DataFrame, splits: FeatureSplits) -> dict[str, np.ndarray]:
+    rows, valid = signals.set_index(signals["id"].astype(str)), splits.validation.target
     columns = [
         {m: rows.loc[data.ids].filter(regex=f"^{m}_").to_numpy(float) for m in MODALITIES}
         for data in (splits.train, splits.validation, splits.test)
     ]
     straight, bent = (_predictions(r, splits, *columns) for r in (ridge, kernel_ridge))
-    rho = lambda pair: mean_pearson(splits.validation.target, pair[0])  # noqa: E731
+    rho = lambda x: mean_pearson(valid, x[: len(valid)])  # noqa: E731
     return {name: max(straight[name], bent[name], key=rho) for name in straight}
 
 
-def _predictions(regress: Callable, splits: FeatureSplits, *sets: dict) -> dict[str, list]:
-    """Of validation and test clips by modality; sets: rows by modality, the training clips' first.
+def _predictions(regress: Callable, splits: FeatureSplits, *sets: dict) -> dict[str, np.ndarray]:
+    """Of the clips of all sets but the first, which `regress` is fitted on, by modality.
 
-    Where there are several modalities "all" has their columns side by side.
+    sets : rows by modality; where there are several, "all" has their columns side by side
     """
     if len(sets[0]) > 1:
         sets = [{**rows, "all": np.concatenate(list(rows.values()), axis=1)} for rows in sets]
-    train, *others = sets
-    ends, target = len(splits.validation), splits.train.target
-    return {
-        name: np.split(regress(x, target, np.concatenate([rows[name] for rows in others])), [ends])
-        for name, x in train.items()
-    }
+    train, *later = sets
+    x = {name: np.concatenate([rows[name] for rows in later]) for name in train}
+    return {name: regress(train[name], splits.train.target, x[name]) for name in train}
 
 
-def _table(predictions: dict[str, list], splits: FeatureSplits) -> pd.DataFrame:
-    rho = [pearson(splits.validation.target, valid) for valid, _ in predictions.values()]
+def _table(predictions: dict[str, np.ndarray], splits: FeatureSplits) -> pd.DataFrame:
+    valid = splits.validation.target
+    rho = [pearson(valid, x[: len(valid)]) for x in predictions.values()]
     table = pd.DataFrame(rho, columns=list(splits.train.targets))
     table.insert(0, "modality", list(predictions))
     return table

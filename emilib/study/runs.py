@@ -98,10 +98,7 @@ class Results(dict):
         return a[i] - b[j], (a_drawn[:, i] - b_drawn[:, j]).mean(axis=1)
 
     def test_rho(self, predictions: np.ndarray) -> float:
-        """Mean ρ over seeds of predictions (S, M, E) of the test clips; NaN without their labels.
-
-        Nothing is chosen by it, on these clips or elsewhere.
-        """
+        """Mean ρ over seeds of predictions (S, M, E) of test clips; NaN without their labels."""
         clips = next(iter(self.values()))
         if self.test_labels is None or len(clips.test_ids) < 2:
             return np.nan

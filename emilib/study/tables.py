@@ -110,8 +110,9 @@ def _lines(name: str, results: Results) -> list[dict]:
     rows, predictions = [], results.lines() if results else {}
     for line in LINES[LINES["tables"].str.contains(name)].itertuples():
         if line.name in predictions:
-            valid, test = predictions[line.name]
-            rho = metrics.estimate(next(iter(results.values())).target, valid)
+            target = next(iter(results.values())).target
+            valid, test = np.split(predictions[line.name], [len(target)])
+            rho = metrics.estimate(target, valid)
             row = {"row": line.row, "modality": line.modality, "kind": "line", "here": rho.value}
             row |= {"low": rho.low, "high": rho.high, "test": results.test_rho(test[None])}
             rows.append(row | {"seeds": 0, "reference": "", "status": "regression"})

@@ -90,6 +90,17 @@ def run(*names: Positional[str], source: Source = DEFAULT) -> None:
         print(f"{name:24s}{estimate.value:z8.4f}{spread}, seeds: {len(estimate.per_seed)}")
 
 
+def tune(source: Source = DEFAULT) -> None:
+    """Choose rate, decay and epochs of every row on held-out training people: tuning.csv."""
+    from emilib.study import tuning
+
+    workspace = source.workspace()
+    scores = workspace.tune()
+    about = f"{workspace.corpus_name}, profile {workspace.profile.name}"
+    tuning.write(scores, f"{about}, {workspace.profile.corpus_size}")
+    print(scores.loc[scores.groupby("experiment")["rho"].idxmax()].to_string(index=False))
+
+
 def tables(*names: Positional[str], source: Source = DEFAULT) -> None:
     """Tables A1 ... B4, all without a name, reported beside measured; trains what is missing."""
     from emilib.study.tables import render_text
@@ -219,6 +230,7 @@ COMMANDS = (
     audit,
     features,
     pretrain,
+    tune,
     run,
     tables,
     replicate,

@@ -37,6 +37,7 @@ def predictor_of(workspace, experiment: str, device=None) -> EmiPredictor:
         "clips": {split: int(n) for split, n in workspace.clips["split"].value_counts().items()},
         # What follows the comma is advice for that machine.
         "words": workspace.transcript_source.partition(", as Whisper")[0].rstrip(".") + ".",
+        "selected": chosen.recipe.selects,
         "rho": float(rho.value),
         "rho_sd": float(rho.sd),
         "rho_of_each": dict(zip(outcome.targets, map(float, each), strict=True)),
@@ -44,8 +45,8 @@ def predictor_of(workspace, experiment: str, device=None) -> EmiPredictor:
         "version": __version__,
     }
     models = {seed: results.model(experiment, seed) for seed in outcome.seeds}
-    encoders, moments = workspace.encoders(*stage), workspace.features(kind, *stage).train.scaling
-    every = int(profile.audio_every)
-    media = MediaSettings(profile.fps, profile.image_size, profile.visual, every)
+    encoders, features = workspace.encoders(*stage), workspace.features(kind, *stage).train
+    media = [profile.fps, profile.image_size, profile.visual, int(profile.audio_every)]
+    media = MediaSettings(*media, features.frame_reference)
     about = (chosen.modalities, outcome.targets, outcome.scale)
-    return EmiPredictor(encoders, models, moments, media, facts, *about, device)
+    return EmiPredictor(encoders, models, features.scaling, media, facts, *about, device)

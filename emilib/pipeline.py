@@ -3,6 +3,7 @@
 What is not there yet is made, and kept in the cache below ``runs/`` (or ``EMI_HOME``).
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from emilib.models.contrastive import ContrastivePair
 from emilib.progress import Counter, quietly
 from emilib.reader import CorpusReader
 from emilib.steps import Step, Steps
-from emilib.study import representation, resources
+from emilib.study import representation, resources, tuning
 from emilib.study.experiments import all_experiments
 from emilib.study.runs import KIND, Results, result_parts, run, untrainable
 from emilib.study.tables import tables
@@ -151,7 +152,8 @@ class Workspace:
 
         kind : "ours", of the encoders at `stage`; "official", the organisers' pickles; "media",
             waveforms and tokens for encoders that are trained, with features of the frames
-        standardised : by the training clips, as fusion models get them; False as encoders give them
+        standardised : as fusion models get them, frames relative to `Profile.frame_reference` and
+            then all by the training clips; False as encoders give them
         """
         step = self._step(kind, stage)
         if kind == "media":
@@ -166,10 +168,13 @@ class Workspace:
         sets = [self._feature_set("train", step.stores)]
         # A test clip may lack what the others have.
         sets += [self._feature_set(s, step.stores, sets[0].dims) for s in ("validation", "test")]
+        reference = self.profile.frame_reference if standardised else "none"
         if standardised:
+            sets = [dataclasses.replace(data, frame_reference=reference) for data in sets]
             moments = sets[0].moments()
             sets = [data.standardised(moments) for data in sets]
-        return FeatureSplits(*sets, fingerprint=key(features=step.key, standardised=standardised))
+        parts = {"features": step.key, "standardised": standardised, "reference": reference}
+        return FeatureSplits(*sets, fingerprint=key(**parts))
 
     def _feature_set(self, split: str, stores: dict, dims: dict | None = None) -> FeatureSet:
         clips = self.clips[self.clips["split"] == split]
@@ -224,6 +229,16 @@ class Workspace:
         parts["code"] = code_version("study/representation.py")
         folder = self.cache.shared_step("lines", parts, make)
         return dict(np.load(folder / "predictions.npz", allow_pickle=False))
+
+    def tune(self) -> pd.DataFrame:
+        """Scores of every trained experiment on held-out training people, see `study.tuning`."""
+        if (people := self.reader.people) is None:
+            raise ValueError("expected a corpus that says whose clip each is, got none")
+        plain = dataclasses.replace(self.profile, tuned=False, more_seeds=False)
+        listed = [e for e in all_experiments(plain).values() if e.recipe is not None]
+        features = {e.features: self.features(*e.features.split(", ")) for e in listed}
+        settings = {"workers": self.workers, "progress": Counter("tuning runs")}
+        return tuning.tune(listed, features, people, self.cache, **settings)
 
     def plan(self) -> pd.DataFrame:
         """What `results` goes through, in order, and how much of it is kept; makes nothing.

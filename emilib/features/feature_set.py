@@ -47,10 +47,13 @@ class Batch:
 class FeatureSet:
     """Features and targets of N clips, of any width, from this project's encoders or not.
 
-    Build one with `from_arrays`. frames, audio and text are as they were passed; batches are
-    standardised by `scaling`, see `standardised`.
+    Build one with `from_arrays`. frames, audio and text are as they were passed; batches have
+    frames relative to `frame_reference`, and then all is standardised by `scaling`, see
+    `standardised`.
 
     dims : width of each modality the set has
+    frame_reference : what is taken from a clip's frames: its "first" frame, the "mean" over its
+        frames, or "none"; what is left tells of the expression, and little of whose face it is
     present : (N, 3) bool, which of frames, audio and text each clip has
     lengths : (N,) steps of the longest sequence of each clip, at least 1
     """
@@ -63,10 +66,13 @@ class FeatureSet:
     dims: dict[str, int]
     names: tuple[str, ...] = ()
     scaling: dict[str, tuple[np.ndarray, np.ndarray]] | None = None
+    frame_reference: str = "none"
 
     per_clip = ("ids", *MODALITIES, "target")  # what `select` picks from
 
     def __post_init__(self):
+        reference, choices = self.frame_reference, ("none", "first", "mean")
+        _expect(reference in choices, "frame_reference", f"one of {choices}", repr(reference))
         steps = np.zeros((len(self.ids), 3), int)
         for column, sequences in enumerate((self.frames, self.audio)):
             if sequences is not None:
@@ -89,6 +95,7 @@ class FeatureSet:
         audio_valid=None,
         names=(),
         dims=None,
+        frame_reference="none",
     ) -> "FeatureSet":
         """A set from plain arrays.
 
@@ -101,6 +108,7 @@ class FeatureSet:
         target : (N, E) float, in any range, or (N,) for a single target; or None
         names : of the E targets; without: the emotions where there are six, else numbered
         dims : widths of the modalities, as of another set's `dims`; then all clips may lack one
+        frame_reference : "none", "first" or "mean", as of the class
 
         Raises ValueError when the numbers of clips or the widths disagree, when all modalities
         are missing, or when a feature or target is not finite.
@@ -119,7 +127,8 @@ class FeatureSet:
         widths["text"] = 0 if text is None else columns["text"].shape[1]
         widths = {m: widths[m] for m in MODALITIES if columns[m] is not None and widths[m]}
         _expect(widths or not ids, "a set", "at least one of frames, audio and text", "none")
-        return cls(ids, **columns, target=target, dims=widths, names=tuple(names))
+        about = {"names": tuple(names), "frame_reference": frame_reference}
+        return cls(ids, **columns, target=target, dims=widths, **about)
 
     def __len__(self):
         return len(self.ids)
@@ -161,14 +170,21 @@ class FeatureSet:
         return dataclasses.replace(self, **others, dims=dims)
 
     def scaled(self, modality: str, array: np.ndarray) -> np.ndarray:
-        """Features (..., D) of this set as models get them: standardised where the set is."""
+        """Features (T, D) of a clip of this set, or texts (N, D), as models get them."""
+        if modality == "frames" and self.frame_reference != "none":
+            array = array.astype(np.float32)
+            array = array - (array[0] if self.frame_reference == "first" else array.mean(axis=0))
         if self.scaling is None:
             return array
         mean, spread = self.scaling[modality]
         return ((array - mean) / spread).astype(np.float32)
 
     def moments(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Mean and standard deviation (D,) of each modality's columns, over all real steps."""
+        """Mean and standard deviation (D,) of each modality's columns, over all real steps.
+
+        Of frames as they are relative to `frame_reference`: most of what varies in frames is the
+        person, and over that spread the changes would be small.
+        """
         result = {}
         for name in self.dims:
             pieces = [self.text[self.present[:, 2]]] if name == "text" else getattr(self, name)
@@ -191,7 +207,7 @@ class FeatureSet:
 
     def fingerprint(self) -> str:
         """Hex digest of everything in the set."""
-        facts = [self.ids, self.targets, self.dims, self.lengths.tolist()]
+        facts = [self.ids, self.targets, self.dims, self.lengths.tolist(), self.frame_reference]
         digest = hashlib.sha256(repr(facts).encode())
         moments = chain.from_iterable((self.scaling or {}).values())
         sequences = chain(self.frames or (), self.audio or ())
@@ -243,10 +259,14 @@ class FeatureSet:
         values[mask] = rows
         values, valid = (torch.from_numpy(x).to(device) for x in (values, mask))
         values = values.float()  # half precision is widened on the device
+        if name == "frames" and self.frame_reference != "none":
+            count = valid.sum(dim=1).clamp(min=1)[:, None, None]
+            mean = values.sum(dim=1, keepdim=True) / count  # padding is zero
+            values = values - (values[:, :1] if self.frame_reference == "first" else mean)
         if self.scaling is not None:
             mean, spread = (values.new_tensor(moment) for moment in self.scaling[name])
-            values = ((values - mean) / spread).masked_fill(~valid[..., None], 0.0)
-        return values, valid
+            values = (values - mean) / spread
+        return values.masked_fill(~valid[..., None], 0.0), valid
 
 
 @dataclasses.dataclass(kw_only=True)

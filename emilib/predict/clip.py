@@ -52,6 +52,7 @@ class MediaSettings:
     image_size: int
     visual: str  # "faces", face crops, or "video", the middle square of whole frames
     audio_every: int  # hidden states of the sound that are averaged into one step
+    frame_reference: str = "none"  # of `FeatureSet`, for a clip or each of its windows
 
 
 @dataclasses.dataclass

@@ -242,7 +242,8 @@ class EmiPredictor:
                 known = dict(zip(distinct, extraction.encode_texts(encoder, distinct), strict=True))
                 known[""] = np.full((1, encoder.dim), np.nan)
                 text = np.concatenate([known[words] for words in texts]).astype(np.float32)
-        data = FeatureSet.from_arrays(range(len(rows)), images, audio, text)
+        settings = {"frame_reference": self.settings.frame_reference}
+        data = FeatureSet.from_arrays(range(len(rows)), images, audio, text, **settings)
         return data.standardised(self.moments)
 
     def _run(self, data: FeatureSet, removed: str | None = None) -> tuple[list[list], np.ndarray]:

@@ -14,6 +14,7 @@ import pandas as pd
 from emilib.study.savchenko import fit_savchenko
 from emilib.training.recipes import Recipe
 
+TUNING = Path(__file__).with_name("tuning.csv")
 MEDIA = "media"  # the features of an experiment that trains its encoders
 _LETTERS = {"V": "frames", "A": "audio", "T": "text"}
 
@@ -54,10 +55,20 @@ class Experiment:
 
 
 def all_experiments(profile) -> dict[str, Experiment]:
-    """Every row of A2, A3, A4, B2, B3 and B4, by name, with settings and recipes of a profile."""
+    """Every row of A2, A3, A4, B2, B3 and B4, by name, with settings and recipes of a profile.
+
+    Raises ValueError where the profile is `tuned` and an experiment is not.
+    """
     path = Path(__file__).with_name("experiments.csv")
     rows = pd.read_csv(path, dtype=str, keep_default_na=False).itertuples()
     listed = [_experiment(profile, row) for row in rows]
+    points = best_points() if profile.tuned else {}
+    for place, experiment in enumerate(listed if profile.tuned else ()):
+        if experiment.recipe is not None:
+            if experiment.name not in points:
+                raise ValueError(f"{TUNING.name} lacks {experiment.name}: run `emilib tune` first")
+            recipe = dataclasses.replace(experiment.recipe, **points[experiment.name])
+            listed[place] = dataclasses.replace(experiment, recipe=recipe)
     if profile.taemi_fine_tune:
         # Encoders of their own serve the tables. The same with frozen encoders are there to be
         # looked into and used: all of them, and all seeds, take one and the same features.
@@ -65,6 +76,13 @@ def all_experiments(profile) -> dict[str, Experiment]:
         listed = [dataclasses.replace(e, rows=()) if e in frozen else e for e in listed]
         listed += [dataclasses.replace(e, name=f"{e.name}_tuned", features=MEDIA) for e in frozen]
     return {experiment.name: experiment for experiment in listed}
+
+
+def best_points(path=TUNING) -> dict[str, dict]:
+    """The fields of `Recipe` with the best ρ in tuning.csv, by name of experiment."""
+    table = pd.read_csv(path, comment="#")
+    best = table.loc[table.groupby("experiment")["rho"].idxmax()].set_index("experiment")
+    return best.drop(columns="rho").to_dict("index")
 
 
 def _experiment(profile, row) -> Experiment:

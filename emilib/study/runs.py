@@ -145,7 +145,8 @@ def train_model(experiment: Experiment, train, valid, seed: int, checkpoint) -> 
             settings = dict(train.encoders[role])
             built.append(loading.pretrained(role, settings.pop("checkpoint"), **settings))
         model = models.EndToEnd(*built, model, moments=train.scaling)
-    return fit(model, train, valid, experiment.recipe, seed, checkpoint)
+    judged = valid if experiment.recipe.selects else None  # else it is looked at once, at the end
+    return fit(model, train, judged, experiment.recipe, seed, checkpoint)
 
 
 def run_one(experiment: Experiment, seed: int, splits: FeatureSplits, cache: Cache) -> Path:

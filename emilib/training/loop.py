@@ -120,7 +120,7 @@ def fit(
     device = torch.device(workers.device() if device is None else device)
     gpus = [device.index or 0] if device.type == "cuda" else []
     trained = [p for p in model.to(device).parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe), recipe.lr, fused=True)
     steps = math.ceil(math.ceil(len(train) / recipe.batch_size) / recipe.accumulate)
     schedule = make_schedule(optimizer, recipe, steps)
     half = HALF.get(recipe.mixed_precision) if gpus else None
@@ -173,6 +173,26 @@ def fit(
     epoch = len(table) if best is None else best_epoch
     size, seconds = sum(p.numel() for p in trained), float(table["seconds"].sum())
     return Result(model.eval(), table, epoch, seconds, size, scale)
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
+    """The trained parameters for AdamW, with their weight decay.
+
+    With `decay` "matrices" only the weights of linear layers and of attention's projections decay:
+    not convolutions, LSTM, GRU, gates, norms, biases and tokens. A decay strong enough to keep the
+    large matrices from memorising a small corpus would make recurrent layers forget.
+    """
+    rates = {p: recipe.weight_decay for p in model.parameters() if p.requires_grad}
+    if recipe.decay == "matrices":
+        matrices = set()
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear) and "gate" not in name.split("."):
+                matrices.add(module.weight)
+            elif isinstance(module, nn.MultiheadAttention):
+                matrices.add(module.in_proj_weight)
+        rates = {p: rate if p in matrices else 0.0 for p, rate in rates.items()}
+    groups = {rate: [p for p in rates if rates[p] == rate] for rate in rates.values()}
+    return [{"params": params, "weight_decay": rate} for rate, params in groups.items()]
 
 
 def _train(model, batches, recipe: Recipe, half, average, optimizer, schedule, scaler):

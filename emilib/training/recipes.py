@@ -8,6 +8,7 @@ _CHOICES = {
     "keep": ("best", "last"),
     "mixed_precision": (None, "bf16", "fp16"),
     "loss": ("mse", "1-pearson"),
+    "decay": ("all", "matrices"),
 }
 _POSITIVE = ("epochs", "batch_size", "accumulate", "cycle_epochs", "lr", "clip", "patience")
 
@@ -24,6 +25,7 @@ class Recipe:
     batch_size: int = 32
     lr: float = 1e-4
     weight_decay: float = 0.01
+    decay: str = "all"  # what decays: all parameters, or "matrices", see `loop.parameter_groups`
     schedule: str = "constant"
     warmup_epochs: float = 1.0
     cycle_epochs: int = 10
@@ -47,6 +49,11 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"Recipe.{name}: expected a number above 0, got {value!r}")
+
+    @property
+    def selects(self) -> bool:
+        """Whether validation clips decide which epoch the weights are of."""
+        return self.keep == "best" or self.patience is not None
 
     @classmethod
     def dual_stage(cls) -> "Recipe":

@@ -99,6 +99,24 @@ def test_central_moment_discrepancy_is_numpys():
     assert value.item() == pytest.approx(expected)
 
 
+@torch.no_grad()
+def test_misa_reads_the_end_states_of_both_lstms():
+    """Beside torch's own final states, of a clip alone and of the same clip padded."""
+    model = multimodal.MISA(4, 5, 6, width=4).eval()
+    x, seen = torch.randn(1, 7, 5), []
+    model.project["audio"].register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    lower, norm, upper = model.recurrent["audio"]
+    ones = torch.ones(1, 7, 1)
+    states, (first, _) = lower.lstm(torch.cat([x, ones], dim=2).transpose(0, 1))
+    _, (second, _) = upper.lstm(torch.cat([norm(states), ones.transpose(0, 1)], dim=2))
+    expected = torch.cat([first[0], second[0], first[1], second[1]], dim=1)
+    padded = torch.cat([x, torch.full((1, 3, 5), 9.0)], dim=1)
+    valid = torch.arange(10)[None] < 7
+    for audio, real in ((x, valid[:, :7]), (padded, valid)):
+        model(torch.randn(1, 2, 4), audio, torch.randn(1, 6), audio_valid=real)
+        torch.testing.assert_close(seen[-1], expected)
+
+
 def test_misa_losses_are_numpys():
     torch.manual_seed(0)
     u, shared, private, rebuilt = ({n: torch.rand(6, 4) for n in DIMS} for _ in range(4))

@@ -43,9 +43,9 @@ def make(clips=None, seed=0, **changes):
     return FeatureSet.from_arrays(**{"dims": WIDTHS, **arrays(clips, seed), **changes})
 
 
-@given(CLIPS, st.booleans())
+@given(CLIPS, st.booleans(), st.sampled_from(["none", "first", "mean"]))
 @settings(deadline=None, max_examples=60)
-def test_a_batch_holds_what_a_loop_copies(clips, scaled):
+def test_a_batch_holds_what_a_loop_copies(clips, scaled, reference):
     data = make(clips)
     present = np.array([[f is not None, a is not None, t] for f, a, t in clips])
     np.testing.assert_array_equal(data.present, present)
@@ -55,7 +55,7 @@ def test_a_batch_holds_what_a_loop_copies(clips, scaled):
     widths = {m: WIDTHS[m] for c, m in enumerate(MODALITIES) if present[:, c].any()}
     moments = {m: (np.arange(d) + 1.0, np.arange(d) + 2.0) for m, d in widths.items()}
     moments["text"] = (np.ones(6), np.full(6, 2.0))
-    given_data = make(clips, dims=None)
+    given_data = make(clips, dims=None, frame_reference=reference)
     if scaled:
         given_data = given_data.standardised(moments)
     batch = given_data.batch(rows, device="cpu")
@@ -72,6 +72,9 @@ def test_a_batch_holds_what_a_loop_copies(clips, scaled):
         for position, row in enumerate(rows):
             for step in range(clips[row][column] or 0):
                 value = getattr(data, name)[row][step].astype(float)
+                if name == "frames" and reference != "none":
+                    own = data.frames[row].astype(float)
+                    value = value - (own[0] if reference == "first" else own.mean(axis=0))
                 mean, spread = moments[name]
                 expected[position, step] = (value - mean) / spread if scaled else value
                 real[position, step] = True
@@ -120,6 +123,26 @@ def test_moments_are_those_of_scikit_learn(clips):
         np.testing.assert_allclose(scaled.scaled(name, raw), expected, rtol=1e-4, atol=1e-5)
     again = scaled.moments()["audio"]
     np.testing.assert_allclose(again[0], np.zeros(4), atol=1e-4)
+
+
+@pytest.mark.parametrize("reference", ["first", "mean"])
+def test_frames_are_scaled_by_the_moments_of_what_is_left_of_them(reference):
+    data = make(frame_reference=reference)
+    data = data.standardised(data.moments())
+    batch = data.batch(range(len(data)))
+    frames = batch.frames[batch.frames_valid].double()
+    np.testing.assert_allclose(frames.mean(dim=0), np.zeros(5), atol=1e-5)
+    np.testing.assert_allclose(frames.std(dim=0, correction=0), np.ones(5), atol=1e-5)
+    shifted = [None if f is None else f + i for i, f in enumerate(data.frames)]  # other people
+    other = make(frames=shifted, frame_reference=reference).standardised(data.scaling)
+    np.testing.assert_allclose(
+        other.batch([0, 2, 5]).frames, data.batch([0, 2, 5]).frames, atol=1e-4
+    )
+    np.testing.assert_allclose(
+        data.scaled("frames", data.frames[5]), batch.frames[5][:4], atol=1e-5
+    )
+    with pytest.raises(ValueError, match="frame_reference: expected one of"):
+        make(frame_reference="last")
 
 
 def test_a_constant_column_is_zero_and_other_moments_are_refused():
@@ -173,6 +196,7 @@ def test_fingerprint_changes_with_any_content():
         data.standardised(moments),
         data.standardised(moments | {"audio": (moments["audio"][0] + 1, moments["audio"][1])}),
         data.select(np.arange(10)[::-1]),
+        make(frame_reference="first"),
     ]
     assert len({v.fingerprint() for v in variants}) == len(variants)
     assert make().fingerprint() == data.fingerprint()

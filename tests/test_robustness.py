@@ -202,7 +202,7 @@ def splits():
     """24 clips, the first 12 for training."""
     encoded = {m: [encode(m, medium) for medium in MEDIA[m]] for m in MEDIA}
     rest = {"text": DRAW.normal(size=(24, 5)), "target": DRAW.random((24, 2))}
-    plain = FeatureSet.from_arrays(range(24), **encoded, **rest)
+    plain = FeatureSet.from_arrays(range(24), **encoded, **rest, frame_reference="first")
     data = plain.standardised(plain.select(range(12)).moments())
     return FeatureSplits(data.select(range(12)), data.select(range(12, 24)), data.select([0]), "x")
 
@@ -236,6 +236,10 @@ def test_corrupted_media_are_encoded_again_and_the_rest_stays():
     data = validation(NOISES[1], "ours")
     expected = (encode("audio", noisy) - mean) / spread
     np.testing.assert_allclose(data.scaled("audio", data.audio[3]), expected, rtol=1e-5)
+    blur = encode("frames", robustness.corrupt(NOISES[2], clean.ids[3], MEDIA["frames"][15]))
+    mean, spread = SPLITS.train.scaling["frames"]
+    steps = validation(NOISES[2], "ours").batch([3]).frames[0]
+    np.testing.assert_allclose(steps, (blur - blur[0] - mean) / spread, rtol=1e-4, atol=1e-4)
 
 
 def test_models_are_measured_once_and_predict_of_clean_clips_what_they_did(tmp_path):

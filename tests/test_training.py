@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from emilib import models
 from emilib.features import FeatureSet
 from emilib.metrics import mean_pearson, pearson
 from emilib.models import Output
@@ -79,6 +80,7 @@ def cosine(low, high, done):
 
 CASES = {  # settings, and the rate at step t from 0, of 5 steps an epoch and 4 epochs
     "accumulated": ({"accumulate": 2, "clip": 0.05}, lambda t: 1e-2),
+    "matrices": ({"decay": "matrices", "weight_decay": 5.0}, lambda t: 1e-2),
     "by value": ({"clip": 0.01, "clip_by": "value", "ema_decay": 0.8}, lambda t: 1e-2),
     "warm-up": (
         {"schedule": "warmup_cosine", "ema_decay": 0.9, "ema_warmup": True},
@@ -97,7 +99,8 @@ def test_it_is_a_plain_loop(case):
     settings, rate = CASES[case]
     recipe = Recipe(epochs=4, batch_size=16, lr=1e-2, **settings)
     model, losses, rates, average = small(), [], [], None
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.0)
+    decays = [p for p in model.parameters() if recipe.decay == "all" or p.ndim == 2]
     for epoch in (1, 2, 3, 4):
         order = torch.Generator().manual_seed(derived_seed(4, epoch))
         torch.manual_seed(derived_seed(4, epoch, 1))
@@ -118,6 +121,9 @@ def test_it_is_a_plain_loop(case):
                     gradient.mul_(min(1.0, recipe.clip / (norm + 1e-6)))
             optimizer.param_groups[0]["lr"] = rate(len(rates))
             rates.append(rate(len(rates)))
+            with torch.no_grad():
+                for parameter in decays:
+                    parameter.mul_(1 - rates[-1] * recipe.weight_decay)
             optimizer.step()
             optimizer.zero_grad()
             now, step = [p.detach().clone() for p in model.parameters()], len(rates)
@@ -135,6 +141,35 @@ def test_it_is_a_plain_loop(case):
     assert result.history["step"].tolist() == [per_epoch * epoch for epoch in (1, 2, 3, 4)]
     assert result.history["rho"].isna().all()
     assert (result.epoch, result.model.count.item()) == (4, 5)
+
+
+SIZES = {
+    "DualStage": {"width": 8, "segments": 2, "layers": 1, "audio_hidden": 4},
+    "TAEMI": {"width": 8},
+    "MulT": {"width": 8, "heads": 2, "layers": 1},
+    "MISA": {"width": 8},
+    "LastStepGRU": {"dim": 5, "hidden": 4},
+}
+# What stays as it is, though it has two dimensions or more, by a part of its name.
+STAYS = ("lstm", "gru", "gate", "conv", "project.frames", "project.audio", "project.text")
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_only_matrices_of_linear_layers_and_attention_decay(name):
+    model = getattr(models, name)(**SIZES[name])
+    spared = STAYS if name in ("MulT", "DualStage") else STAYS[:3]  # of MulT they are convolutions
+    wanted = {
+        n for n, p in model.named_parameters() if p.ndim == 2 and not any(s in n for s in spared)
+    }
+    decayed, rest = loop.parameter_groups(model, Recipe(weight_decay=0.3, decay="matrices"))
+    if decayed["weight_decay"] == 0:
+        decayed, rest = rest, decayed
+    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.3, 0.0)
+    names = {id(p): n for n, p in model.named_parameters()}
+    assert {names[id(p)] for p in decayed["params"]} == wanted != set()
+    assert len(decayed["params"]) + len(rest["params"]) == len(names)
+    (everything,) = loop.parameter_groups(model, Recipe(weight_decay=0.3))
+    assert len(everything["params"]) == len(names)
 
 
 def test_it_learns_and_records_each_epoch():
@@ -186,7 +221,7 @@ def test_the_seed_decides_the_bits_and_nothing_drawn_outside_does():
     ("schedule", "after"), [("constant", 1), ("warmup_cosine", 3), ("sgdr", 5)]
 )
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, schedule, after):
-    recipe = dataclasses.replace(RECIPE, schedule=schedule, cycle_epochs=2)
+    recipe = dataclasses.replace(RECIPE, schedule=schedule, cycle_epochs=2, decay="matrices")
 
     def kill(record):
         if record["epoch"] == after:

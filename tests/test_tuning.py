@@ -65,10 +65,8 @@ def test_each_point_is_trained_once_scored_kept_and_the_best_taken(tmp_path, mon
 
     path = tmp_path / "tuning.csv"
     tuning.write(scores, "a corpus", path)
-    first = (
-        "# a corpus; trained on 18 training clips of 6 people, rho on 6 training clips of 2 people"
-    )
-    assert path.read_text().startswith(first)
+    counts = "trained on 18 training clips of 6 people, rho on 6 training clips of 2 people"
+    assert path.read_text().startswith(f"# a corpus; {counts}, seed 0\nexperiment,lr")
     best = experiments.best_points(path)
     assert best["gru"] == dict(zip(("lr", "epochs"), by["gru"].idxmax(), strict=True))
     assert isinstance(best["gru"]["epochs"], int)

@@ -169,11 +169,16 @@ class FeatureSet:
         others = dict.fromkeys(set(MODALITIES) - set(modalities))
         return dataclasses.replace(self, **others, dims=dims)
 
+    def relative(self, modality: str, array: np.ndarray) -> np.ndarray:
+        """Frames (T, D) of a clip without their `frame_reference`; others as they are."""
+        if modality != "frames" or self.frame_reference == "none":
+            return array
+        array = array.astype(np.float32)
+        return array - (array[0] if self.frame_reference == "first" else array.mean(axis=0))
+
     def scaled(self, modality: str, array: np.ndarray) -> np.ndarray:
         """Features (T, D) of a clip of this set, or texts (N, D), as models get them."""
-        if modality == "frames" and self.frame_reference != "none":
-            array = array.astype(np.float32)
-            array = array - (array[0] if self.frame_reference == "first" else array.mean(axis=0))
+        array = self.relative(modality, array)
         if self.scaling is None:
             return array
         mean, spread = self.scaling[modality]
@@ -250,7 +255,8 @@ class FeatureSet:
     def _padded(self, name: str, indices, device) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, T, D) float32, zero where padded, and (B, T) bool; T is at least 1."""
         empty = np.zeros((0, self.dims[name]), np.float16)
-        arrays = [empty if (a := getattr(self, name)[i]) is None else a for i in indices]
+        arrays = (getattr(self, name)[i] for i in indices)
+        arrays = [empty if a is None else self.relative(name, a) for a in arrays]
         lengths = np.array([len(a) for a in arrays], int)
         mask = np.arange(lengths.max(initial=1)) < lengths[:, None]
         rows = np.concatenate([empty, *arrays])
@@ -259,14 +265,10 @@ class FeatureSet:
         values[mask] = rows
         values, valid = (torch.from_numpy(x).to(device) for x in (values, mask))
         values = values.float()  # half precision is widened on the device
-        if name == "frames" and self.frame_reference != "none":
-            count = valid.sum(dim=1).clamp(min=1)[:, None, None]
-            mean = values.sum(dim=1, keepdim=True) / count  # padding is zero
-            values = values - (values[:, :1] if self.frame_reference == "first" else mean)
         if self.scaling is not None:
             mean, spread = (values.new_tensor(moment) for moment in self.scaling[name])
-            values = (values - mean) / spread
-        return values.masked_fill(~valid[..., None], 0.0), valid
+            values = ((values - mean) / spread).masked_fill(~valid[..., None], 0.0)
+        return values, valid
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -46,6 +46,8 @@ def test_curves_hold_their_numbers():
     np.testing.assert_allclose(loss.lines[-1].get_ydata(), [3, 1])
     np.testing.assert_allclose(rho.lines[2].get_ydata(), [0.1, 0.2])
     assert [tuple(line.get_xydata()[0]) for line in rho.lines[3:]] == [(1, 0.1), (2, 0.4)]
+    unwatched = [run.assign(rho=np.nan) for run in runs]
+    assert len(style.learning_curves({"one": unwatched}).axes) == 1
 
 
 def test_an_envelope_holds_every_peak():

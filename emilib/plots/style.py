@@ -187,14 +187,16 @@ def differences(table: pd.DataFrame, corpus: str = "", title: str = "differences
 
 @rc_context(STYLE)
 def learning_curves(histories: Mapping, corpus="", title="Learning curves") -> Figure:
-    """Training loss and validation ρ over epochs; a colour a model, a thin line a seed.
+    """Training loss, and ρ on validation where it was watched; a colour a model, a line a seed.
 
     histories : name → a DataFrame a seed; the thick line is the mean over the seeds still running,
         the dot the best epoch of a seed
     """
-    figure, panels = canvas(8.2, 3.2, title, corpus, columns=2)
+    watched = any(h["rho"].notna().any() for runs in histories.values() for h in runs)
+    figure, panels = canvas(8.2, 3.2, title, corpus, columns=1 + watched)
+    panels = np.atleast_1d(panels)
     for (name, runs), color in zip(histories.items(), CYCLE * len(histories), strict=False):
-        for axes, column in zip(panels, ("loss", "rho"), strict=True):
+        for axes, column in zip(panels, ("loss", "rho"), strict=False):
             for history in runs:
                 axes.plot(history["epoch"], history[column], color=color, lw=0.7, alpha=0.45)
             mean = pd.concat(runs).groupby("epoch")[column].mean()
@@ -203,7 +205,7 @@ def learning_curves(histories: Mapping, corpus="", title="Learning curves") -> F
             if history["rho"].notna().any():
                 best = history.loc[history["rho"].idxmax()]
                 panels[1].plot(best["epoch"], best["rho"], "o", color=color, markersize=4.5)
-    for axes, label in zip(panels, ("training loss", "mean ρ on validation"), strict=True):
+    for axes, label in zip(panels, ("training loss", "mean ρ on validation"), strict=False):
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.get_major_locator().set_params(integer=True)
     legend_below(figure, panels[0], columns=min(7, len(histories)))

@@ -41,7 +41,11 @@ DEFAULT = Source()
 
 
 def corpus(
-    folder: Positional[Path], train: int = 400, validation: int = 240, test: int = 60, seed: int = 0
+    folder: Positional[Path],
+    train: int = 1600,
+    validation: int = 800,
+    test: int = 240,
+    seed: int = 0,
 ) -> None:
     """Make the embedded corpus in FOLDER: drawn faces, synthetic voices, the real set's layout."""
     from emilib.synthetic import film

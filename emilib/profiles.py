@@ -59,7 +59,8 @@ class Profile:
     taemi: dict = dataclasses.field(default_factory=dict)
     baseline: dict = dataclasses.field(default_factory=dict)
     earlier: dict = dataclasses.field(default_factory=dict)
-    corpus_size: dict | None = None  # clips of the embedded corpus; None: one has to be given
+    # Clips of the embedded corpus by split, perhaps its "seed"; None: a corpus has to be given.
+    corpus_size: dict | None = None
     warm_start: WarmStart | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     more_seeds: bool = True  # where experiments.csv asks for more than these
@@ -143,7 +144,7 @@ def embedded() -> Profile:
     return _small(
         "embedded",
         {"epochs": 10, "cycle_epochs": 5},
-        corpus_size={"train": 400, "validation": 240, "test": 60},
+        corpus_size={"train": 1600, "validation": 800, "test": 240},
         warm_start=WarmStart(vision_steps=700),
         # γ of the paper averages over about 1,000 steps; a run here has 200 to 400.
         dual_stage_recipe=dataclasses.replace(Recipe.dual_stage(), **common, ema_decay=0.95),

@@ -38,6 +38,23 @@ class CorpusReader:
         return marked and own.table_of(self.source) is None  # a CSV of one's own beside it counts
 
     @functools.cached_property
+    def people(self) -> pd.Series | None:
+        """Who is in each clip, by id, as the generator of the embedded corpus notes it."""
+        table = self._noted("people.csv")
+        return None if table is None else table["person"]
+
+    @functools.cached_property
+    def test_labels(self) -> pd.DataFrame | None:
+        """Labels of the test clips, by id, which only the embedded corpus' generator knows."""
+        return self._noted("test_labels.csv")
+
+    def _noted(self, name: str) -> pd.DataFrame | None:
+        path = self.folder / ".synthetic" / name
+        if not (self.is_synthetic and path.exists()):
+            return None
+        return pd.read_csv(path, dtype={"id": str}).set_index("id")
+
+    @functools.cached_property
     def table(self) -> pd.DataFrame:
         """`corpus.read` of the folder."""
         return read(self.source)

@@ -225,7 +225,7 @@ def _paint_eye(p, side, u, v, px, colour):
 
 
 @_inner
-def _paint_brow(p, side, u, v, colour):
+def _paint_brow(p, side, u, v, px, colour):
     x = (u - side * p.eye_x) * side  # -0.17 at its inner end, 0.19 at its outer end
     inner = min(max((0.10 - x) / 0.24, 0.0), 1.0)
     x += 0.03 * p.au4 * inner
@@ -235,7 +235,8 @@ def _paint_brow(p, side, u, v, colour):
     arch = 0.012 * s - 0.048 * math.sin(min(max(s, 0.0), 1.0) * 2.7)
     raised = 0.085 * p.au1 * inner + p.au2 * (0.075 - 0.03 * inner) + 0.02 * p.au5
     y = v - (-0.262 + arch - raised + p.au4 * (0.07 * inner + 0.035 * (1.0 - inner)))
-    cover = _ramp(abs(y) - p.brow * (1.15 - 0.75 * s), 0.022) * _ramp(abs(s - 0.5) - 0.5, 0.16)
+    cover = _ramp(abs(y) - p.brow * (1.15 - 0.75 * s), max(0.022, 1.4 * px))
+    cover *= _ramp(abs(s - 0.5) - 0.5, 0.16)
     return _over(colour, p.hair, 0.82 * cover, 0.80 + 0.10 * math.sin(140.0 * x + 60.0 * y))
 
 
@@ -270,7 +271,7 @@ def _head(p, strokes, x, y, z, px):
         moustache = _blob(a - 0.09, v - 0.325, 0.15, 0.045)
         colour = _over(colour, p.hair, 0.75 * p.beard * max(jaw, moustache), 1.1)
     colour = _paint_mouth(p, u, v, px, colour)
-    colour = _paint_brow(p, side, u, v, _paint_eye(p, side, u, v, px, colour))
+    colour = _paint_brow(p, side, u, v, px, _paint_eye(p, side, u, v, px, colour))
     colour = (colour[0] * red + glint, colour[1] * green + glint, colour[2] * blue + glint)
     if p.glasses > 0:
         colour = _paint_glasses(p, u, v, px, colour)

@@ -82,7 +82,8 @@ def render(person: SimpleNamespace, motion, size: tuple[int, int], rng, empty=Fa
             terms = stroke.get(name, 0.0)
             for term, factor in (terms if isinstance(terms, dict) else {"one": terms}).items():
                 strokes[:, k, column] += factor * (1.0 if term == "one" else p[term][:, 0])
-    strokes[..., 6:] = 1.0 / strokes[..., 6:]  # multiplying is cheaper for every pixel
+    # No stroke is finer than pixels are; multiplying is cheaper than dividing for each of them.
+    strokes[..., 6:] = 1.0 / np.maximum(strokes[..., 6:], 0.7 * SPAN / min(size))
     record = np.dtype([(name, float, (3,) if v.shape[1] == 3 else ()) for name, v in p.items()])
     table = np.concatenate(list(p.values()), axis=1).astype(float).view(record)[:, 0]
     # Drawn once a clip and read at a moving offset: far cheaper than noise for each pixel.
@@ -94,13 +95,13 @@ def render(person: SimpleNamespace, motion, size: tuple[int, int], rng, empty=Fa
 
 
 def boxes(motion: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(T, 4) squares around the face in pixels, inside the picture: left, top, right, bottom."""
+    """(T, 4) int: squares around the face, inside the picture: left, top, right, bottom."""
     scale = min(size) / SPAN
-    side = min(1.88 * scale, *size)
+    side = round(1.88 * scale)
     x = size[1] / 2 + motion[:, MOTION.index("x")] * scale - side / 2
     y = size[0] / 2 + (motion[:, MOTION.index("y")] + 0.02) * scale - side / 2
-    x, y = np.clip(x, 0, size[1] - side), np.clip(y, 0, size[0] - side)
-    return np.stack([x, y, x + side, y + side], axis=1)
+    x, y = np.clip(x, 0, size[1] - side).round(), np.clip(y, 0, size[0] - side).round()
+    return np.stack([x, y, x + side, y + side], axis=1).astype(int)
 
 
 def move(clip, seed: int, times, seconds: float, phonemes, rng) -> np.ndarray:

@@ -6,6 +6,7 @@ give the same frames, waveforms, words and labels with any number of worker proc
 has random generators of its own, and every utterance is spoken by a fresh process.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -28,25 +29,38 @@ from emilib import EMOTIONS, SAMPLE_RATE
 from emilib.cache import atomic_write
 from emilib.corpus.layout import CorpusError
 from emilib.synthetic import face
-from emilib.synthetic.generative_model import DESIGN, PROSODY, clips, draw, sentence, signals
+from emilib.synthetic.generative_model import (
+    DESIGN,
+    PROSODY,
+    clips,
+    draw,
+    people,
+    sentence,
+    signals,
+)
 from emilib.synthetic.voice import FEMININE, MASCULINE, colour, request, say
 from emilib.workers import ordered_map
 
-GENERATOR = 1  # raise it when the same parameters no longer give the same corpus
+GENERATOR = 2  # raise it when the same parameters no longer give the same corpus
 STATEMENT = (
     "This corpus is synthetic: rendered heads and synthesised speech. How much each modality tells "
     "about the labels is a parameter of the generator and says nothing about people."
 )
-# How clips are recorded; each choice is drawn for each clip. Sizes are height and width in pixels,
-# rates frames a second, `lies` what the rate field says in clips where it lies, lengths seconds.
+# How clips are recorded, in a format drawn for each by its share: `size` is height and width in
+# pixels, `fps` frames a second, `sound` the codec in the mp4. Most formats are as small as what the
+# small encoders take. `lies`: what the rate field says in clips where it lies. Lengths in seconds.
 FILMING = json.loads(Path(__file__).with_name("filming.json").read_text("utf-8"))
+LABELS = {  # where the labels of each split are written
+    "train": "train_split.csv",
+    "validation": "valid_split.csv",
+    "test": ".synthetic/test_labels.csv",
+}
 TOO_SHORT = 200  # samples at SAMPLE_RATE; wav2vec2's convolutions need 400
-TAKE = 16  # clips that are spoken by one process
-CROP = 112  # pixels, side of a face crop
+TAKE = 24  # clips that are spoken by one process
 
 
 def make(
-    folder, train=400, validation=240, test=60, seed=0, workers=None, progress=lambda *_: None
+    folder, train=1600, validation=800, test=240, seed=0, workers=None, progress=lambda *_: None
 ) -> Path:
     """Write the embedded corpus into `folder` and return its path.
 
@@ -56,7 +70,8 @@ def make(
 
     A finished corpus with the same parameters is recognised and returned at once; after a kill, or
     where files of a clip are missing, only that is made again. `synthetic.json` has the parameters,
-    the hidden `.synthetic/` facts, defects and clean signals of the clips.
+    the hidden `.synthetic/` facts, defects, persons and clean signals of the clips, and the labels
+    of the test clips, which are nowhere else.
     Raises CorpusError when the folder holds anything else than this corpus.
     """
     folder = Path(folder)
@@ -81,10 +96,13 @@ def make(
     for filmed in ordered_map(functools.partial(film_clips, folder, seed), takes, workers):
         done += filmed
         progress(done, len(drawn.id))
-    table = pd.DataFrame(drawn.label, pd.Index(drawn.id, name="Filename"), EMOTIONS)
-    for split, name in (("train", "train_split.csv"), ("validation", "valid_split.csv")):
-        atomic_write(folder / name, table[np.array(drawn.split) == split].to_csv())
-    atomic_write(folder / ".synthetic" / "signals.csv", signals(drawn).to_csv(index=False))
+    tables = {".synthetic/signals.csv": signals(drawn), ".synthetic/people.csv": people(drawn)}
+    for split, name in LABELS.items():
+        rows = np.array(drawn.split) == split
+        index = pd.Index(np.array(drawn.id)[rows], name="id" if split == "test" else "Filename")
+        tables[name] = pd.DataFrame(drawn.label[rows], index, EMOTIONS).reset_index()
+    for name, table in tables.items():
+        atomic_write(folder / name, table.to_csv(index=False))
     return folder
 
 
@@ -102,23 +120,26 @@ def _is_finished(folder: Path, note: Path) -> bool:
 def film_clips(folder: Path, seed: int, clips: list) -> int:
     """Film clips of `generative_model.clips`, spoken by one process; returns their number."""
     draws = [np.random.default_rng([seed, 2, clip.number]) for clip in clips]
-    people = [_person(seed, int(clip.person)) for clip in clips]
+    persons = [_person(seed, int(clip.person)) for clip in clips]
     words = [sentence(c.strength, c.topic, rng) for c, rng in zip(clips, draws, strict=True)]
     prosody = [dict(zip(PROSODY, clip.prosody, strict=True)) for clip in clips]
-    spoken = say(list(map(request, words, people, prosody)))
-    for parts in zip(clips, draws, people, words, prosody, spoken, strict=True):
-        _film_clip(folder, seed, *parts)
+    spoken = say(list(map(request, words, persons, prosody)))
+    with threadpool_limits(1):  # the same bits with any number of threads
+        for parts in zip(clips, draws, persons, words, prosody, spoken, strict=True):
+            _film_clip(folder, seed, *parts)
     return len(clips)
 
 
 def _film_clip(folder: Path, seed: int, clip, rng, person, words, prosody, spoken) -> None:
     """Write all files of one clip; last, that it is finished."""
     samples, rate, phonemes = spoken
-    voice = colour(samples, rate, prosody, rng)
-    sound, phonemes = _sound(clip, person, voice, rate, phonemes, rng)
-    seconds = len(sound) / rate
-    size = FILMING["sizes"][rng.choice(len(FILMING["sizes"]), p=FILMING["size_shares"])]
-    fps = int(rng.choice(FILMING["rates"], p=FILMING["rate_shares"]))
+    ratio = Fraction(SAMPLE_RATE, rate)
+    samples = resample_poly(samples.astype(np.float32), ratio.numerator, ratio.denominator)
+    sound, phonemes = _sound(clip, person, colour(samples, prosody, rng), phonemes, rng)
+    seconds = len(sound) / SAMPLE_RATE
+    formats = FILMING["formats"]
+    form = formats[rng.choice(len(formats), p=[f["share"] for f in formats])]
+    size, fps = form["size"], form["fps"]
     stated = int(rng.choice(FILMING["lies"])) if clip.defect == "lying_rate" else fps
     thumbs = rng.random() < FILMING["thumbs"]
     ticks = np.arange(max(int(seconds * fps), 1))  # times of the frames, in 1 / stated s
@@ -140,16 +161,15 @@ def _film_clip(folder: Path, seed: int, clip, rng, person, words, prosody, spoke
     _note(folder, clip).unlink(missing_ok=True)
     for path in files.values():
         path.parent.mkdir(parents=True, exist_ok=True)
-    _write_video(files["video"], clip, frames, ticks, stated, sound, rate)
+    _write_sound(files, clip, sound)
+    _write_video(files, clip, frames, ticks, stated, sound, form["sound"])
     _spoil(files["video"], clip.defect, rng)
     transcript = "" if clip.defect == "empty_transcript" else words
     if clip.defect in ("silent", "too_short_audio"):  # speech recognisers invent words there
         transcript = "Thank you." if rng.random() < 0.5 else ""
     if clip.defect != "no_audio_track":
         files["text"].write_text(transcript)
-    with threadpool_limits(1):  # the same bits with any number of threads
-        _write_faces(files, clip, frames, face.boxes(motion, size), thumbs, rng)
-        _write_sound(files, clip, sound, rate)
+    _write_faces(files, clip, frames, face.boxes(motion, size), thumbs, rng)
     written = [str(path.relative_to(folder)) for path in files.values() if path.exists()]
     facts = {"id": clip.id, "split": clip.split, "defect": clip.defect, "words": words, "fps": fps}
     facts |= {"size": size, "seconds": seconds, "frames": len(frames), "thumbs_db": thumbs}
@@ -161,16 +181,17 @@ def _person(seed: int, number: int) -> SimpleNamespace:
     rng = np.random.default_rng([seed, 3, number])
     appearance = face.appearance(rng)
     voice = str(rng.choice(FEMININE if appearance.feminine else MASCULINE))
-    pitch, rate, hiss = rng.uniform(-6, 6), rng.uniform(194, 210), 10 ** rng.uniform(-4.0, -3.0)
+    pitch, rate, hiss = rng.uniform(-6, 6), rng.uniform(214, 230), 10 ** rng.uniform(-4.0, -3.0)
     return SimpleNamespace(face=appearance, voice=voice, pitch=pitch, rate=rate, hiss=hiss)
 
 
-def _sound(clip, person, voice, rate: int, phonemes, rng):
-    """Returns (samples float32 in [-1, 1], [(time in s, phoneme), ...])."""
-    lead, tail = rng.uniform(0.1, 0.3), rng.uniform(0.2, 0.4)
-    seconds = np.clip(lead + len(voice) / rate + tail, FILMING["shortest"], FILMING["longest"])
-    sound = np.zeros(round(seconds * rate), np.float32)
-    start = round(lead * rate)
+def _sound(clip, person, voice, phonemes, rng):
+    """Returns (samples float32 in [-1, 1] at SAMPLE_RATE, [(time in s, phoneme), ...])."""
+    lead, tail = rng.uniform(*FILMING["lead"]), rng.uniform(*FILMING["tail"])
+    seconds = lead + len(voice) / SAMPLE_RATE + tail
+    seconds = np.clip(seconds, FILMING["shortest"], FILMING["longest"])
+    sound = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
+    start = round(lead * SAMPLE_RATE)
     spoken = voice[: len(sound) - start]
     sound[start : start + len(spoken)] = spoken
     sound += person.hiss * rng.standard_normal(len(sound), dtype=np.float32)
@@ -179,39 +200,65 @@ def _sound(clip, person, voice, rate: int, phonemes, rng):
     return np.clip(sound, -1, 1), [(lead + time, name) for time, name in phonemes]
 
 
-def _write_video(path: Path, clip, frames, ticks, stated: int, sound, rate: int) -> None:
-    """H.264 and AAC in an mp4."""
+def _write_sound(files, clip, sound) -> None:
+    """audio/ID.mp3 and wav2vec2/ID.pkl; neither for a clip without an audio track."""
+    if clip.defect == "no_audio_track":
+        return
+    if clip.defect == "too_short_audio":
+        sound = sound[:TOO_SHORT]
+    else:
+        files["official_audio"].write_bytes(_official(_sound_features(sound), 768))
+    with av.open(str(files["audio"]), "w", format="mp3") as mp3:
+        # The fastest level; it takes half as long as all the drawing does.
+        options = {"compression_level": "9"}
+        audio = mp3.add_stream("libmp3lame", rate=SAMPLE_RATE, options=options)
+        audio.layout, audio.bit_rate = "mono", 32000
+        _encode_sound(mp3, audio, np.round(sound * 32767).astype(np.int16), "s16p")
+
+
+def _write_video(files, clip, frames, ticks, stated: int, sound, codec: str) -> None:
+    """An mp4 of H.264 and sound, which is that of the mp3 file unless `codec` is aac."""
+    rate = SAMPLE_RATE
     if clip.defect == "too_short_audio":  # an AAC packet has 1024 samples: 341 at 16 kHz
-        sound, rate = sound[:TOO_SHORT], 48000
-    faststart = {"movflags": "+faststart"}  # the index first: a cut file can still be read
-    with av.open(str(path), "w", format="mp4", options=faststart) as container:
-        options = {"preset": "ultrafast", "crf": "26", "threads": "1"}  # one thread: repeatable
+        sound, rate, codec = sound[:TOO_SHORT], 48000, "aac"
+    with contextlib.ExitStack() as stack:
+        faststart = {"movflags": "+faststart"}  # the index first: a cut file can still be read
+        path = str(files["video"])
+        container = stack.enter_context(av.open(path, "w", format="mp4", options=faststart))
+        options = {"preset": "ultrafast", "crf": "24", "threads": "1"}  # one thread: repeatable
         video = container.add_stream("libx264", rate=stated, options=options)
         if clip.defect == "rotated":  # lies on its side, and says so, as phones write it
             frames = np.rot90(frames, axes=(1, 2))
             video.set_display_rotation(-90)
         video.height, video.width, video.pix_fmt = *frames.shape[1:3], "yuv420p"
         video.codec_context.time_base = Fraction(1, stated)
-        if clip.defect != "no_audio_track":
+        if clip.defect == "no_audio_track":
+            codec = None
+        elif codec == "aac":
             audio = container.add_stream("aac", rate=rate, options={"aac_coder": "fast"})
             audio.layout, audio.bit_rate = "mono", 48000
+        else:
+            mp3 = stack.enter_context(av.open(str(files["audio"])))
+            audio = container.add_stream_from_template(mp3.streams.audio[0])
         for image, tick in zip(frames, ticks, strict=True):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pts, frame.time_base = int(tick), Fraction(1, stated)
             container.mux(video.encode(frame))
         container.mux(video.encode())
-        if clip.defect != "no_audio_track":
-            _encode_sound(container, audio, sound, "fltp", 1024)
+        if codec == "aac":
+            _encode_sound(container, audio, sound, "fltp")
+        elif codec:
+            for packet in mp3.demux(audio=0):
+                if packet.size:  # what LAME puts before the sound comes before zero
+                    packet.pts = packet.dts = packet.pts - mp3.streams.audio[0].start_time
+                    packet.stream = audio
+                    container.mux(packet)
 
 
-def _encode_sound(container, stream, sound, layout: str, step: int) -> None:
-    """Encode samples in frames as long as the codec's, each with its time stamp."""
-    for start in range(0, len(sound), step):
-        piece = np.ascontiguousarray(sound[None, start : start + step])
-        frame = av.AudioFrame.from_ndarray(piece, format=layout, layout="mono")
-        frame.sample_rate, frame.pts = stream.rate, start
-        frame.time_base = Fraction(1, stream.rate)
-        container.mux(stream.encode(frame))
+def _encode_sound(container, stream, sound, layout: str) -> None:
+    frame = av.AudioFrame.from_ndarray(sound[None], format=layout, layout="mono")
+    frame.sample_rate, frame.pts, frame.time_base = stream.rate, 0, Fraction(1, stream.rate)
+    container.mux(stream.encode(frame))
     container.mux(stream.encode())
 
 
@@ -238,43 +285,28 @@ def _write_faces(files, clip, frames, boxes, thumbs: bool, rng) -> None:
         folder.mkdir()
     if clip.defect == "no_face":
         return
-    crops = []
-    for number, (frame, box) in enumerate(zip(frames, boxes, strict=True)):
-        image = Image.fromarray(frame).resize((CROP, CROP), Image.Resampling.BILINEAR, box=box)
-        image.save(folder / f"{number + 1}.jpg", quality=85)
-        crops.append(np.asarray(image))
+    pixels = []
+    for number, (frame, (left, top, right, bottom)) in enumerate(zip(frames, boxes, strict=True)):
+        crop = Image.fromarray(frame[top:bottom, left:right])
+        crop.save(folder / f"{number + 1}.jpg", quality=90)
+        # 16 x 16 green pixels, nearly the luminance, stand for the official ViT.
+        pixels.append(crop.getchannel(1).resize((16, 16), Image.Resampling.BOX))
     if thumbs:
         (folder / "Thumbs.db").write_bytes(bytes.fromhex("d0cf11e0a1b11ae1") + bytes(504))
-    # 16 x 16 green pixels, nearly the luminance, stand for the official ViT.
-    blocks = np.stack(crops)[..., 1].reshape(len(crops), 16, CROP // 16, 16, CROP // 16)
-    pixels = blocks.mean(axis=(2, 4), dtype=np.float32).reshape(len(crops), 256)
+    pixels = np.stack(pixels).reshape(len(pixels), 256).astype(np.float32)
     pixels = (pixels - pixels.mean(axis=1, keepdims=True)) / 40
     files["official_vision"].write_bytes(_official(pixels, 384))
 
 
-def _write_sound(files, clip, sound, rate: int) -> None:
-    """audio/ID.mp3 at 16 kHz and wav2vec2/ID.pkl; neither for a clip without an audio track."""
-    if clip.defect == "no_audio_track":
-        return
-    ratio = Fraction(SAMPLE_RATE, rate)
-    sound = resample_poly(sound, ratio.numerator, ratio.denominator).astype(np.float32)
-    if clip.defect == "too_short_audio":
-        sound = sound[:TOO_SHORT]
-    else:
-        files["official_audio"].write_bytes(_official(_sound_features(sound), 768))
-    samples = np.clip(np.round(sound * 32767), -32768, 32767).astype(np.int16)
-    with av.open(str(files["audio"]), "w", format="mp3") as mp3:
-        audio = mp3.add_stream("libmp3lame", rate=SAMPLE_RATE, options={"compression_level": "7"})
-        audio.layout, audio.bit_rate = "mono", 32000
-        _encode_sound(mp3, audio, samples, "s16p", 576)
-
-
 def _official(features: np.ndarray, width: int) -> bytes:
     """Pickle of tanh of features (T, D) in a fixed random projection: stands for an encoder."""
-    shape = (features.shape[1], width)
+    return pickle.dumps(np.tanh(features @ _projection(features.shape[1], width)), protocol=4)
+
+
+@functools.cache
+def _projection(*shape: int) -> np.ndarray:
     projection = np.random.default_rng(shape).standard_normal(shape) / math.sqrt(shape[0])
-    projection = projection.astype(np.float32)
-    return pickle.dumps(np.tanh(features @ projection), protocol=4)
+    return projection.astype(np.float32)
 
 
 def _sound_features(sound: np.ndarray) -> np.ndarray:

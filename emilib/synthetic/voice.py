@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from scipy.signal import lfilter
 
+from emilib import SAMPLE_RATE
+
 FEMININE, MASCULINE = ("f1", "f2", "f3", "f4", "f5"), ("m1", "m2", "m3", "m4", "m6", "m7", "m8")
 
 
@@ -47,15 +49,25 @@ def request(words: str, person, prosody: dict[str, float]) -> dict:
     }
 
 
-def colour(samples: np.ndarray, rate: int, prosody: dict[str, float], rng) -> np.ndarray:
-    """(S,) float32 with loudness, tremor, breath and brightness, which eSpeak NG does not have."""
+def colour(samples: np.ndarray, prosody: dict[str, float], rng) -> np.ndarray:
+    """(S,) float32 with loudness, tremor, breath and brightness, which eSpeak NG does not have.
+
+    samples : (S,) at SAMPLE_RATE, in the range of int16
+    """
     sound = samples.astype(np.float32) / 32768
-    dull = lfilter([0.25], [1, -0.75], sound).astype(np.float32)  # one-pole low-pass
+    dull = lfilter(*_filter(0.33), sound)
     bright = 1.2 * prosody["brightness"]
-    sound = sound + (bright if bright > 0 else 0.6 * bright) * (sound - dull)
-    envelope = np.sqrt(lfilter([0.002], [1, -0.998], sound**2))
-    hiss = np.diff(rng.standard_normal(len(sound) + 1))  # differences: no low frequencies
-    sound = sound + 0.5 * prosody["breath"] * envelope * hiss
-    swing = 0.5 + 0.5 * np.sin(2 * np.pi * 6.5 * np.arange(len(sound)) / rate)
-    sound = sound * (1 - 0.8 * prosody["tremor"] * swing)
-    return (0.7 * 10 ** (8 * prosody["loudness"] / 20) * sound).astype(np.float32)
+    sound = sound + np.float32(bright if bright > 0 else 0.6 * bright) * (sound - dull)
+    if prosody["breath"] > 0:
+        envelope = np.sqrt(lfilter(*_filter(0.0028), sound**2))
+        hiss = np.diff(rng.standard_normal(len(sound) + 1, np.float32))  # few low frequencies
+        sound = sound + np.float32(0.5 * prosody["breath"]) * envelope * hiss
+    if prosody["tremor"] > 0:
+        swing = np.sin((2 * np.pi * 6.5 / SAMPLE_RATE) * np.arange(len(sound), dtype=np.float32))
+        sound = sound * (1 - np.float32(0.4 * prosody["tremor"]) * (1 + swing))
+    return np.float32(0.7 * 10 ** (8 * prosody["loudness"] / 20)) * sound
+
+
+def _filter(share: float):
+    """Coefficients of a one-pole low-pass."""
+    return np.array([share], np.float32), np.array([1, share - 1], np.float32)

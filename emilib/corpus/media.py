@@ -178,7 +178,8 @@ def _decode_sound(media, container, stream, limit):
     def resample(frame):
         for part in resampler.resample(frame) if resampler else ():
             # packed: planes of eight channels and more crash PyAV
-            pieces.append(part.to_ndarray().reshape(-1, part.layout.nb_channels).mean(axis=1))
+            samples = part.to_ndarray().reshape(-1, part.layout.nb_channels)
+            pieces.append(samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1))
 
     for frame in _frames(container, stream, counts):
         if frame.is_corrupt:
@@ -188,14 +189,18 @@ def _decode_sound(media, container, stream, limit):
             resample(None)  # a stream may change on its way
             # The mean over channels is taken afterwards: swresample's own mix to mono makes
             # two equal float channels louder by the root of 2.
-            resampler = av.AudioResampler("flt", frame.layout, SAMPLE_RATE)
+            as_it_is = form in (("flt", "mono", SAMPLE_RATE), ("fltp", "mono", SAMPLE_RATE))
+            resampler = None if as_it_is else av.AudioResampler("flt", frame.layout, SAMPLE_RATE)
         gap = 0.0 if frame.time is None else frame.time - origin - expected
         if SOUND_GAP < gap < LONGEST_GAP:
             pieces.append(np.zeros(round(gap * SAMPLE_RATE), np.float32))
             filled, expected = filled + gap, frame.time - origin
         expected += frame.samples / frame.sample_rate
         frame.pts = None
-        resample(frame)
+        if resampler:
+            resample(frame)
+        else:
+            pieces.append(frame.to_ndarray()[0])
         if expected > limit + SOUND_GAP:  # the resampler holds less than this back
             break
     resample(None)

@@ -1,11 +1,11 @@
-"""eSpeak NG as a program: requests on standard input, speech on standard output, a line each.
+"""eSpeak NG as a program: requests on standard input, a line each, speech on standard output.
 
-A request is the JSON of one of `voice.say`; the answer has `samples` (base64 of int16), `rate` in
-Hz and `phonemes` ((time in s, name) each). eSpeak NG keeps state from one utterance to the next, so
-each is spoken by a fresh child of this process, and always has the same samples.
+A request is the JSON of one of `voice.say`. The answer is a line of JSON, with `size` in bytes,
+`rate` in Hz and `phonemes` ((time in s, name) each), and then the samples, int16. eSpeak NG keeps
+state from one utterance to the next, so each is spoken by a fresh child of this process, and always
+has the same samples.
 """
 
-import base64
 import ctypes
 import json
 import os
@@ -44,6 +44,7 @@ if __name__ == "__main__":
     data = espeakng_loader.get_data_path().encode()
     rate = library.espeak_Initialize(SYNCHRONOUS, 0, data, OPTIONS)
     library.espeak_SetSynthCallback(receive)
+    library.espeak_ListVoices(None)  # reads their files, which every child would do again
     for line in sys.stdin:
         if os.fork():
             if os.wait()[1]:
@@ -57,6 +58,7 @@ if __name__ == "__main__":
             library.espeak_SetParameter(number, request[name], 0)
         text = request["text"].encode()
         library.espeak_Synth(text, len(text) + 1, 0, 0, 0, UTF8, None, None)
-        speech = {"samples": base64.b64encode(samples).decode(), "phonemes": phonemes, "rate": rate}
-        print(json.dumps(speech), flush=True)
+        answer = {"size": len(samples), "phonemes": phonemes, "rate": rate}
+        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n" + samples)
+        sys.stdout.buffer.flush()
         os._exit(0)

@@ -300,7 +300,8 @@ def _write_faces(files, clip, frames, boxes, thumbs: bool, rng) -> None:
 
 def _official(features: np.ndarray, width: int) -> bytes:
     """Pickle of tanh of features (T, D) in a fixed random projection: stands for an encoder."""
-    return pickle.dumps(np.tanh(features @ _projection(features.shape[1], width)), protocol=4)
+    projected = np.tanh(features @ _projection(features.shape[1], width))
+    return pickle.dumps(projected.astype(np.float16), protocol=4)
 
 
 @functools.cache

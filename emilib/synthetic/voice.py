@@ -1,6 +1,6 @@
 """Speech from eSpeak NG; it is GPL-3, so only the program `espeak_program.py` loads it."""
 
-import base64
+import io
 import json
 import subprocess
 import sys
@@ -27,14 +27,11 @@ def say(requests: list[dict]) -> list[tuple]:
     """
     command = [sys.executable, "-P", str(Path(__file__).resolve().with_name("espeak_program.py"))]
     lines = "".join(json.dumps(request) + "\n" for request in requests)
-    answers = subprocess.check_output(command, input=lines, text=True).splitlines()
-    return [
-        (
-            np.frombuffer(base64.b64decode(answer["samples"]), "<i2"),
-            *map(answer.get, ("rate", "phonemes")),
-        )
-        for answer in map(json.loads, answers)
-    ]
+    answers, spoken = io.BytesIO(subprocess.check_output(command, input=lines.encode())), []
+    for answer in map(json.loads, iter(answers.readline, b"")):
+        samples = np.frombuffer(answers.read(answer["size"]), "<i2")
+        spoken.append((samples, answer["rate"], answer["phonemes"]))
+    return spoken
 
 
 def request(words: str, person, prosody: dict[str, float]) -> dict:

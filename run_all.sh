@@ -15,6 +15,7 @@ tables. Running it again reuses everything that is finished; a killed run goes o
                    with a CSV (or that CSV); without it the embedded corpus is made on the spot
   --visual WHAT    faces (face crops) or video (whole frames); each profile has its own
   --seeds N        seeds a row, in place of the profile's three
+  --corpus-seed N  another embedded corpus of the same kind, beside the default's (0)
   --processes N    train with N processes at once, one a GPU where there are GPUs
   --dry-run        say what would run, what is kept, and what it takes; make nothing
   --only NN        one notebook, for example 03, and the steps it needs
@@ -49,7 +50,7 @@ read_options() {
     while [ $# -gt 0 ]; do
         case $1 in
         --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" && continue ;;
-        --profile | --corpus | --only | --visual | --seeds | --processes)
+        --profile | --corpus | --only | --visual | --seeds | --corpus-seed | --processes)
             [ $# -ge 2 ] || fail "$1 needs a value; see ./run_all.sh --help."
             [ "$1" != --profile ] || PROFILE=$2
             if [ "$1" = --corpus ]; then

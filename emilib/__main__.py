@@ -29,12 +29,14 @@ class Source:
     corpus: Path | None = None
     # face crops or whole frames; by default what the profile says
     visual: Literal["faces", "video"] | None = None
+    corpus_seed: int | None = None  # of the embedded corpus; 0 by default
 
     def workspace(self):
         from emilib import profiles
         from emilib.pipeline import Workspace
 
-        return Workspace(profiles.get(self.profile, self.visual), self.corpus)
+        profile = profiles.get(self.profile, self.visual, corpus_seed=self.corpus_seed)
+        return Workspace(profile, self.corpus)
 
 
 DEFAULT = Source()

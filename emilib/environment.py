@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "environment.yml"
-RUN_GB = 1.0  # a default run writes about 0.6 GB: corpus, features, models, notebooks
+RUN_GB = 3.0  # a default run writes about 2 GB: corpus, features, models, notebooks
 TEST_ONLY = {"pytest", "hypothesis", "nbval", "ruff", "py-rattler", "setuptools", "jupyterlab"}
 
 
@@ -50,10 +50,13 @@ def home() -> Path:
     return Path(os.environ.get("EMI_HOME") or ROOT / "runs").resolve()
 
 
-def figures(profile: str, embedded: bool, home: Path) -> Path:
-    """Where figures and tables go: the project's own folder for the default run alone."""
-    default = profile == "embedded" and embedded and home == ROOT / "runs"
-    return ROOT / "figures" if default else home / profile / "figures"
+def figures(profile: str, suffix: str, embedded: bool, home: Path) -> Path:
+    """Where figures and tables go: the project's own folder for the default run alone.
+
+    profile, suffix : name and suffix of a `Profile`
+    """
+    default = (profile, suffix) == ("embedded", "") and embedded and home == ROOT / "runs"
+    return ROOT / "figures" if default else home / profile / f"figures{suffix}"
 
 
 def require_room(folder, need_gb: float = RUN_GB, what: str = "the run") -> float:

@@ -56,9 +56,10 @@ class Workspace:
         self.embedded = not corpus
         # All of a profile in one folder, so that --fresh can remove one without the others.
         folder = self.home / self.profile.name
-        self.source = Path(corpus).resolve() if corpus else folder / "corpus"
+        self.source = Path(corpus).resolve() if corpus else folder / f"corpus{self.profile.suffix}"
         self.cache = Cache(folder / "cache")
-        self.figures = environment.figures(self.profile.name, self.embedded, self.home)
+        names = (self.profile.name, self.profile.suffix)
+        self.figures = environment.figures(*names, self.embedded, self.home)
         self.workers = self.profile.workers or workers.count()
         self._note = {"size": self.profile.corpus_size, "code": code_version("synthetic")}
 
@@ -247,7 +248,7 @@ class Workspace:
         """
         columns = ["step", "done", "all"]
         if not self._is_made():
-            size = sum(self.profile.corpus_size.values())
+            size = sum(n for name, n in self.profile.corpus_size.items() if name != "seed")
             return pd.DataFrame([("embedded corpus", 0, size)], columns=columns)
         rows = [(s.name, int(self.cache.exists(s.kind, s.parts)), 1) for s in self.steps]
         trained = [e for e in self.experiments().values() if e.model is not None]

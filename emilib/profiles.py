@@ -78,6 +78,12 @@ class Profile:
     workers: int | None = None  # processes for decoding and for training runs; None: one a core
     compile_vision: bool = False  # `torch.compile` the ViT when features are made; for a GPU
 
+    @property
+    def suffix(self) -> str:
+        """Ends the names of the folders that belong to another corpus seed than 0."""
+        seed = (self.corpus_size or {}).get("seed", 0)
+        return f"-{seed}" if seed else ""
+
     def encoder_configs(self, stage="random") -> dict:
         """Configuration of the encoder of each role before any training here.
 
@@ -189,19 +195,35 @@ _PROFILES = {"smoke": smoke, "embedded": embedded, "paper": paper}
 NAMES = tuple(_PROFILES)
 
 
-def get(name: str | None = None, visual: str | None = None, seeds: int | None = None) -> Profile:
+def get(
+    name: str | None = None,
+    visual: str | None = None,
+    seeds: int | None = None,
+    corpus_seed: int | None = None,
+) -> Profile:
     """A profile by name, with other pictures ("faces", "video") and so many seeds from 0 on.
 
-    Without them ``EMI_PROFILE`` (else smoke), ``EMI_VISUAL`` and ``EMI_SEEDS`` count.
+    corpus_seed : of the embedded corpus, where the profile has one
+
+    Without them ``EMI_PROFILE`` (else smoke), ``EMI_VISUAL``, ``EMI_SEEDS`` and
+    ``EMI_CORPUS_SEED`` count.
     """
     name = name or os.environ.get("EMI_PROFILE") or "smoke"
     visual, seeds = visual or os.environ.get("EMI_VISUAL"), seeds or os.environ.get("EMI_SEEDS")
+    if corpus_seed is None:
+        corpus_seed = os.environ.get("EMI_CORPUS_SEED") or 0
     if name not in _PROFILES:
         raise ValueError(f"profile: expected one of {', '.join(NAMES)}, got {name!r}")
     if visual not in (None, "", "faces", "video"):
         raise ValueError(f"visual: expected 'faces' or 'video', got {visual!r}")
     if seeds and not (str(seeds).isdigit() and int(seeds) >= 1):
         raise ValueError(f"seeds: expected a whole number from 1, got {seeds!r}")
+    if not str(corpus_seed).isdigit():
+        raise ValueError(f"corpus seed: expected a whole number from 0, got {corpus_seed!r}")
     changes = {"visual": visual} if visual else {}
     changes |= {"seeds": tuple(range(int(seeds))), "more_seeds": False} if seeds else {}
-    return dataclasses.replace(_PROFILES[name](), **changes)
+    profile = dataclasses.replace(_PROFILES[name](), **changes)
+    if profile.corpus_size is None:
+        return profile
+    size = {**profile.corpus_size, "seed": int(corpus_seed)}
+    return dataclasses.replace(profile, corpus_size=size)

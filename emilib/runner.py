@@ -215,7 +215,8 @@ def unfinished_rows(figures: Path) -> list[str]:
 
 def run(options, profile, home: Path, figures: Path) -> None:
     os.environ.setdefault("PYTHONPATH", str(ROOT))  # the kernels import emilib too
-    start, notebooks, out = time.monotonic(), ROOT / "notebooks", home / profile.name / "notebooks"
+    start, notebooks = time.monotonic(), ROOT / "notebooks"
+    out = home / profile.name / f"notebooks{profile.suffix}"
     for note in read_corpus(options.corpus).attrs["notes"] if options.corpus else ():
         say(note)
     if options.fresh and not options.dry_run and out.parent.exists():
@@ -278,6 +279,7 @@ def parse(arguments=None):
     add("--corpus", metavar="DIR", help="a corpus folder; default: EMI_CORPUS, or the embedded one")
     add("--visual", choices=("faces", "video"), help="face crops or whole frames, as frames")
     add("--seeds", metavar="N", help="seeds a row, in place of the profile's")
+    add("--corpus-seed", metavar="N", help="another embedded corpus of the same kind; default: 0")
     add("--processes", metavar="N", type=int, default=1, help="that train at once")
     add("--dry-run", action="store_true", help="say what would run, make nothing")
     add("--only", metavar="NN", help="the number of one notebook")
@@ -287,7 +289,7 @@ def parse(arguments=None):
     options = parser.parse_args(arguments)
     corpus = options.corpus or os.environ.get("EMI_CORPUS")
     options.corpus = str(Path(corpus).absolute()) if corpus else None
-    for name in ("visual", "seeds"):  # the notebooks' kernels read them there
+    for name in ("visual", "seeds", "corpus_seed"):  # the notebooks' kernels read them there
         if getattr(options, name) is not None:
             os.environ[f"EMI_{name.upper()}"] = getattr(options, name)
     return options
@@ -298,9 +300,10 @@ def main(arguments=None) -> int:
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # errors become one sentence
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     home = environment.home()
-    figures = environment.figures(options.profile, options.corpus is None, home)
     try:
         profile = profiles.get(options.profile)
+        names = (profile.name, profile.suffix)
+        figures = environment.figures(*names, options.corpus is None, home)
         if not options.check:
             run(options, profile, home, figures)
         elif rows := unfinished_rows(figures):

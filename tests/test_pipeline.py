@@ -125,6 +125,7 @@ def test_the_plan_counts_what_is_kept_and_makes_nothing(tmp_path):
         (lambda w: profiles.get("smoke", visual="eyes"), "'faces' or 'video'"),
         (lambda w: profiles.get("smoke", seeds="0"), "from 1"),
         (lambda w: profiles.get("smoke", seeds="x"), "x"),
+        (lambda w: profiles.get("smoke", corpus_seed="-1"), "whole number from 0, got '-1'"),
     ],
 )
 def test_unknown_names_are_refused(workspace, call, words):
@@ -133,11 +134,17 @@ def test_unknown_names_are_refused(workspace, call, words):
 
 
 def test_pictures_seeds_and_profile_are_changed_from_outside(monkeypatch, tmp_path):
-    for name, value in {"VISUAL": "video", "SEEDS": "4", "PROFILE": "embedded"}.items():
+    outside = {"VISUAL": "video", "SEEDS": "4", "PROFILE": "embedded", "CORPUS_SEED": "7"}
+    for name, value in outside.items():
         monkeypatch.setenv(f"EMI_{name}", value)
-    profile = Workspace(home=tmp_path).profile
+    workspace = Workspace(home=tmp_path)
+    profile = workspace.profile
     assert (profile.name, profile.visual, profile.seeds) == ("embedded", "video", (0, 1, 2, 3))
+    assert profile.corpus_size["seed"] == 7
+    folders = (workspace.source, workspace.figures)
+    assert [path.name for path in folders] == ["corpus-7", "figures-7"]
     assert profiles.get("smoke", "faces", seeds=1).seeds == (0,)
+    assert Workspace(profiles.get(corpus_seed=0), home=tmp_path).source.name == "corpus"
 
 
 def test_weights_of_another_family_are_found_before_anything_is_made(tmp_path):

@@ -8,15 +8,18 @@ import av
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from emilib import EMOTIONS
+from emilib.cache import Cache
 from emilib.corpus import CorpusError, read
 from emilib.corpus.media import decode
+from emilib.reader import CorpusReader
 from emilib.synthetic import face
-from emilib.synthetic.film import film_clips, make
+from emilib.synthetic.film import LABELS, film_clips, make
 from emilib.synthetic.generative_model import ACTION_UNITS, DATA, DESIGN, TOPICS, draw, signals
 from emilib.synthetic.generative_model import clips as clips_of
 from emilib.synthetic.voice import say
@@ -54,6 +57,21 @@ def test_labels_are_shares_of_annotators_that_seeds_explain_and_persons_do_not()
     assert explained(drawn.seed) > 5 * by_chance
     assert pd.Series(drawn.topic).groupby(drawn.seed).nunique().max() == 1
     assert len(set(drawn.topic)) == len(TOPICS)
+
+
+def test_nobody_is_in_two_splits_and_some_performances_are_not_in_train():
+    drawn = draw(seed=2)
+    table = pd.DataFrame({"split": drawn.split, "person": drawn.person, "seed": drawn.seed})
+    people = table.groupby("split")["person"].nunique()
+    assert table.groupby("person")["split"].nunique().max() == 1
+    assert abs(people.sum() - DESIGN.people) <= 1
+    expected = table["split"].value_counts() / len(table) * DESIGN.people
+    assert (people - expected.reindex(people.index)).abs().max() < 1
+    seeds = table.groupby("split")["seed"].unique().map(set)
+    assert len(seeds["train"]) == round((1 - DESIGN.unseen) * DESIGN.seeds)
+    assert seeds["train"] < seeds["validation"]
+    new = ~table["seed"].isin(seeds["train"])
+    assert new[table["split"] == "validation"].mean() == pytest.approx(DESIGN.unseen, abs=0.05)
 
 
 def test_ids_interleave_train_and_validation_and_a_seed_draws_the_same_again():
@@ -160,12 +178,28 @@ def test_layout_and_labels_are_those_of_the_real_set(corpus):
     assert written["id"].tolist() == drawn.id
 
 
+def test_persons_and_test_labels_are_noted_where_only_the_reader_looks(corpus, tmp_path):
+    drawn, reader = draw(**COUNTS, seed=3), CorpusReader(corpus, Cache(tmp_path), 1)
+    assert reader.people.to_dict() == dict(zip(drawn.id, drawn.person, strict=True))
+    test = np.array(drawn.split) == "test"
+    assert reader.test_labels.index.tolist() == np.array(drawn.id)[test].tolist()
+    np.testing.assert_allclose(reader.test_labels[list(EMOTIONS)], drawn.label[test])
+    labels = {path for path in corpus.rglob("*.csv") if EMOTIONS[0] in path.read_text()}
+    assert {path.name for path in labels} == {Path(name).name for name in LABELS.values()}
+    copy = shutil.copytree(corpus, tmp_path / "real")
+    (copy / "synthetic.json").unlink()
+    real = CorpusReader(copy, Cache(tmp_path), 1)
+    assert (real.people, real.test_labels) == (None, None)
+
+
 def test_media_are_whole_and_mp3_has_the_sound_of_the_mp4(corpus):
     known, clips = facts(corpus), read(corpus).set_index("id")
     for entry in known[known.defect == ""].head(6).itertuples():
         media = decode(clips.video[entry.Index], fps=None)
         assert media.images.shape[:3] == (entry.frames, *entry.size)
         assert media.measured_fps == pytest.approx(entry.fps, rel=0.02)
+        with Image.open(f"{clips.faces[entry.Index]}/1.jpg") as crop:  # as it was drawn
+            assert crop.width == crop.height == round(1.88 / face.SPAN * min(entry.size))
         mp3 = decode(clips.audio[entry.Index], frames=False).waveform
         n = min(len(mp3), len(media.waveform)) // 800 * 800
         assert n / 16000 == pytest.approx(entry.seconds, abs=0.1)

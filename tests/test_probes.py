@@ -83,10 +83,11 @@ def test_ceiling_matches_rows_by_id_whatever_their_order(rng):
     signals = pd.DataFrame(np.concatenate(rows), columns=[f"frames_{i}" for i in range(4)])
     signals["audio_0"], signals["text_0"] = rng.standard_normal((2, 130))
     signals.insert(0, "id", splits.train.ids + splits.validation.ids)
-    table = representation.ceiling(signals.sample(frac=1, random_state=0), splits)
-    assert table.set_index("modality").loc["frames"].min() > 0.99
+    lines = representation.lines(splits, signals.sample(frac=1, random_state=0))
+    table = representation.scores(lines, splits).set_index("modality")
+    assert table.loc["ceiling_frames"].min() > 0.99
     with pytest.raises(KeyError):
-        representation.ceiling(signals.iloc[1:], splits)
+        representation.lines(splits, signals.iloc[1:])
 
 
 def test_lines_are_ridges_their_sum_and_the_ceiling(rng):

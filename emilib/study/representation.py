@@ -73,27 +73,29 @@ def probe(splits: FeatureSplits) -> pd.DataFrame:
 
     A row each, the last is "all" where there are several; a column an emotion.
     """
-    return _table(_predictions(ridge, splits, *_statistics(splits)), splits)
+    return scores(_predictions(ridge, splits, *_statistics(splits)), splits)
 
 
-def ceiling(signals: pd.DataFrame, splits: FeatureSplits) -> pd.DataFrame:
-    """What the signals behind a synthetic corpus hold: the most that features could hold of them.
-
-    signals : columns id, then frames_*, audio_*, text_*: what the generator expressed in each
-        modality, before it was drawn, spoken or worded; KeyError where a clip has none
-
-    Of `ridge` and `kernel_ridge` the better mean ρ on validation counts, which sets the bar
-    rather too high than too low. Returns a DataFrame as `probe` does.
-    """
-    return _table(_ceiling(signals, splits), splits)
+def scores(predictions: dict[str, np.ndarray], splits: FeatureSplits) -> pd.DataFrame:
+    """ρ of the validation clips, which come first: a row each, a column an emotion."""
+    valid = splits.validation.target
+    rho = [pearson(valid, x[: len(valid)]) for x in predictions.values()]
+    table = pd.DataFrame(rho, columns=list(splits.train.targets))
+    table.insert(0, "modality", list(predictions))
+    return table
 
 
 def lines(splits: FeatureSplits, signals: pd.DataFrame | None = None) -> dict[str, np.ndarray]:
     """Predictions that networks on these features have to beat, validation clips before test clips.
 
+    signals : columns id, then frames_*, audio_*, text_*: what the generator of a synthetic corpus
+        expressed in each modality, before it was drawn, spoken or worded; KeyError where a clip has
+        none
+
     By name as in ``lines.csv``: "ridge_text" and its like are of `ridge` on one modality,
-    "ridge_sum" is their sum, "ceiling_text", "ceiling_all" and their like are of `ceiling`, where
-    there are clean `signals`.
+    "ridge_sum" is their sum. "ceiling_text", "ceiling_all" and their like are of the clean signals,
+    the most that features could hold of them: of `ridge` and `kernel_ridge` the better mean ρ on
+    validation, which sets the bar rather too high than too low.
     """
     single = _predictions(ridge, splits, *_statistics(splits))
     single.pop("all", None)
@@ -131,11 +133,3 @@ def _predictions(regress: Callable, splits: FeatureSplits, *sets: dict) -> dict[
     train, *later = sets
     x = {name: np.concatenate([rows[name] for rows in later]) for name in train}
     return {name: regress(train[name], splits.train.target, x[name]) for name in train}
-
-
-def _table(predictions: dict[str, np.ndarray], splits: FeatureSplits) -> pd.DataFrame:
-    valid = splits.validation.target
-    rho = [pearson(valid, x[: len(valid)]) for x in predictions.values()]
-    table = pd.DataFrame(rho, columns=list(splits.train.targets))
-    table.insert(0, "modality", list(predictions))
-    return table

@@ -126,14 +126,13 @@ def replicate(source: Source = DEFAULT, corpora: int = 3, seeds: int = 2) -> Non
     from emilib.pipeline import Workspace
     from emilib.study import replication
 
-    results, profile = {}, profiles.get(source.profile, source.visual, seeds)
-    if source.corpus or not profile.corpus_size:
-        raise ValueError("expected the embedded corpus, which can be drawn again; leave --corpus")
+    results = {}
     for seed in range(corpora):
-        size = {**profile.corpus_size, "seed": seed}
-        workspace = Workspace(dataclasses.replace(profile, corpus_size=size))
+        workspace = Workspace(profiles.get(source.profile, source.visual, seeds, seed))
+        if source.corpus or not workspace.embedded:
+            raise ValueError("expected the embedded corpus, which can be drawn again: no --corpus")
         results[seed] = workspace.results(replication.names(workspace.experiments()))
-    made_on = {"profile": profile.name, "seeds": seeds}
+    made_on, size = {"profile": source.profile, "seeds": seeds}, workspace.profile.corpus_size
     made_on |= {f"{split} clips": size[split] for split in ("train", "validation")}
     table = replication.replicate(results).assign(**made_on)
     table.to_csv(replication.PATH, index=False, float_format="%.6g")

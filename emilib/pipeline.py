@@ -214,19 +214,16 @@ class Workspace:
         trained = [e for n, e in wanted.items() if n not in without]
         settings = {"workers": self.workers, "progress": Counter("training runs")}
         done = run(trained, self.profile.seeds, features, self.cache, **settings)
-        labels = getattr(self.reader, "test_labels", None)
-        return Results(wanted, done, without, self.lines, labels)
+        return Results(wanted, done, without, self.lines, self.reader.test_labels)
 
     def lines(self) -> dict[str, np.ndarray]:
         """The lines to beat on our features, as `emilib.study.representation.lines`; kept."""
-        path, splits = self.folder / ".synthetic" / "signals.csv", self.features()
-        clean = self.is_synthetic and path.exists()
-        signals = pd.read_csv(path, dtype={"id": str}) if clean else None
+        splits, signals = self.features(), self.reader.signals
 
         def make(folder: Path) -> None:
             np.savez(folder / "predictions.npz", **representation.lines(splits, signals))
 
-        parts = {"features": splits.fingerprint, "clean": clean}
+        parts = {"features": splits.fingerprint, "clean": signals is not None}
         parts["code"] = code_version("study/representation.py")
         folder = self.cache.shared_step("lines", parts, make)
         return dict(np.load(folder / "predictions.npz", allow_pickle=False))

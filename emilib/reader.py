@@ -48,6 +48,11 @@ class CorpusReader:
         """Labels of the test clips, by id, which only the embedded corpus' generator knows."""
         return self._noted("test_labels.csv")
 
+    @functools.cached_property
+    def signals(self) -> pd.DataFrame | None:
+        """What the generator expressed in frames_*, audio_* and text_* of each clip, by id."""
+        return self._noted("signals.csv")
+
     def _noted(self, name: str) -> pd.DataFrame | None:
         path = self.folder / ".synthetic" / name
         if not (self.is_synthetic and path.exists()):

@@ -9,6 +9,7 @@ from conftest import write_media
 from transformers import BertConfig
 
 from emilib import EMOTIONS, profiles
+from emilib.metrics import mean_pearson
 from emilib.pipeline import SYNTHETIC, Workspace
 
 
@@ -65,6 +66,19 @@ def test_a_second_workspace_makes_nothing_again(workspace, monkeypatch):
         monkeypatch.setattr(place, None)
     again = Workspace(workspace.profile, home=workspace.home)
     assert again.features("ours").fingerprint == fingerprint
+
+
+def test_results_know_the_lines_to_beat_and_the_labels_of_the_test_clips(workspace):
+    results = workspace.results(["wav2vec2_baseline"])
+    kinds, parts = ("ridge", "ceiling"), ("frames", "audio", "text")
+    expected = {f"{kind}_{part}" for kind in kinds for part in parts} | {"ridge_sum", "ceiling_all"}
+    assert set(lines := results.lines()) == expected
+    assert {x.shape for x in lines.values()} == {(8 + 3, 6)}
+    np.testing.assert_array_equal(workspace.lines()["ceiling_all"], lines["ceiling_all"])
+    target = workspace.reader.test_labels.loc[workspace.features().test.ids].to_numpy()
+    each = [mean_pearson(target, p) for p in results["wav2vec2_baseline"].test_predictions]
+    rho = results.test_rho(results["wav2vec2_baseline"].test_predictions)
+    assert rho == pytest.approx(np.mean(each))
 
 
 READ = ("text/*.txt", "train_split.csv", "raw/*", "audio/*.mp3", "vit/*", "wav2vec2/*")

@@ -82,7 +82,7 @@ def test_ceiling_matches_rows_by_id_whatever_their_order(rng):
     rows = [representation.clip_statistics(s, "frames") for s in (splits.train, splits.validation)]
     signals = pd.DataFrame(np.concatenate(rows), columns=[f"frames_{i}" for i in range(4)])
     signals["audio_0"], signals["text_0"] = rng.standard_normal((2, 130))
-    signals.insert(0, "id", splits.train.ids + splits.validation.ids)
+    signals.index = splits.train.ids + splits.validation.ids
     lines = representation.lines(splits, signals.sample(frac=1, random_state=0))
     table = representation.scores(lines, splits).set_index("modality")
     assert table.loc["ceiling_frames"].min() > 0.99
@@ -98,7 +98,7 @@ def test_lines_are_ridges_their_sum_and_the_ceiling(rng):
     sets = (splits.train, splits.validation, splits.test)
     signals = pd.DataFrame(np.concatenate([s.text for s in sets]), columns=["text_0", "text_1"])
     signals["frames_0"], signals["audio_0"] = rng.standard_normal((2, 134))
-    signals["id"] = [id_ for data in sets for id_ in data.ids]
+    signals.index = [id_ for data in sets for id_ in data.ids]
     lines = representation.lines(splits, signals)
     mean, parts = splits.train.target.mean(axis=0), []
     for name in ("frames", "audio", "text"):

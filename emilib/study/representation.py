@@ -88,7 +88,7 @@ def scores(predictions: dict[str, np.ndarray], splits: FeatureSplits) -> pd.Data
 def lines(splits: FeatureSplits, signals: pd.DataFrame | None = None) -> dict[str, np.ndarray]:
     """Predictions that networks on these features have to beat, validation clips before test clips.
 
-    signals : columns id, then frames_*, audio_*, text_*: what the generator of a synthetic corpus
+    signals : by id, columns frames_*, audio_*, text_*: what the generator of a synthetic corpus
         expressed in each modality, before it was drawn, spoken or worded; KeyError where a clip has
         none
 
@@ -113,9 +113,9 @@ def _statistics(splits: FeatureSplits) -> list[dict]:
 
 
 def _ceiling(signals: pd.DataFrame, splits: FeatureSplits) -> dict[str, np.ndarray]:
-    rows, valid = signals.set_index(signals["id"].astype(str)), splits.validation.target
+    valid = splits.validation.target
     columns = [
-        {m: rows.loc[data.ids].filter(regex=f"^{m}_").to_numpy(float) for m in MODALITIES}
+        {m: signals.loc[data.ids].filter(regex=f"^{m}_").to_numpy(float) for m in MODALITIES}
         for data in (splits.train, splits.validation, splits.test)
     ]
     straight, bent = (_predictions(r, splits, *columns) for r in (ridge, kernel_ridge))

@@ -72,7 +72,8 @@ def test_results_know_the_lines_to_beat_and_the_labels_of_the_test_clips(workspa
     results = workspace.results(["wav2vec2_baseline"])
     kinds, parts = ("ridge", "ceiling"), ("frames", "audio", "text")
     expected = {f"{kind}_{part}" for kind in kinds for part in parts} | {"ridge_sum", "ceiling_all"}
-    assert set(lines := results.lines()) == expected
+    lines = results.lines()
+    assert set(lines) == expected
     assert {x.shape for x in lines.values()} == {(8 + 3, 6)}
     np.testing.assert_array_equal(workspace.lines()["ceiling_all"], lines["ceiling_all"])
     target = workspace.reader.test_labels.loc[workspace.features().test.ids].to_numpy()

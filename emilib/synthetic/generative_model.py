@@ -17,7 +17,10 @@ between emotions, eight prosody values carry six emotions, words come in three s
 three phrases a clip. The identity of the person is independent of all of this.
 
 How much a modality tells about the label is therefore a parameter put in by hand (`Design`); the
-ranking of the modalities on this corpus says nothing about people.
+ranking of the modalities on this corpus says nothing about people. So is what the channels have in
+common, h: two contents of a clip correlate by h, and a contrast of face or voice with words (Stage I
+of paper A) has nothing else about emotions to find. With h = 0.2 that is 4 % of the variance, too
+little to be learnt from some thousand clips. Each channel is worth something, and no two suffice.
 """
 
 import json
@@ -61,10 +64,10 @@ class Design:
     seeds: int = 80  # seed performances
     unseen: float = 0.25  # share of the seeds that occur in validation and test clips only
     people: int = 160  # persons, dealt to the splits by their clips: nobody is in two of them
-    shared: float = 0.2  # h: share of a content's variance that comes from the seed
-    weight_face: float = 0.22  # w_V
-    weight_voice: float = 0.38  # w_A
-    weight_words: float = 0.52  # w_T
+    shared: float = 0.4  # h: share of a content's variance that comes from the seed
+    weight_face: float = 0.32  # w_V
+    weight_voice: float = 0.40  # w_A
+    weight_words: float = 0.46  # w_T
     noise: float = 0.30  # standard deviation of what no channel tells
     gain: float = 0.8  # how fast annotators agree above the threshold
     present: float = 0.35  # probability that s or u is not zero
@@ -93,8 +96,9 @@ def draw(train=1600, validation=800, test=240, seed=0) -> SimpleNamespace:
     strength : (N, 6) int, 0 = the emotion is not spoken of, 1..3 = STRENGTHS
     label : (N, 6) in [0, 1]
 
-    Ridge regressions on the clean signals reach a mean ρ on validation of .32 (frames), .46
-    (audio), .58 (text) and .70 (all three); means over corpus seeds 0-9, which spread by .02.
+    Ridge regressions on the clean signals of 1,600 training clips reach a mean ρ on 800 others of
+    .48 (frames), .55 (audio), .64 (text), .63 (frames and audio), .71 (frames and text), .73 (audio
+    and text) and .77 (all three).
     """
     rng = np.random.default_rng([seed, 1])
     # Five-digit ids: train and validation share one shuffled range, test follows.

@@ -88,7 +88,7 @@ class WarmStart:
     """How long and how large; learning rates rise over a tenth of the steps, then fall to 0."""
 
     vision_steps: int = 1000
-    vision_batch: int = 64  # pairs of frames
+    vision_batch: int = 32  # clips, with four frames each
     audio_steps: int = 250
     audio_batch: int = 16
     audio_seconds: float = 3.0  # a random cut of each clip

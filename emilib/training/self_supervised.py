@@ -16,31 +16,46 @@ from torch.nn import functional as F
 from emilib.features.encoders import SAMPLE_RATE, AudioEncoder, TextEncoder, VisionEncoder
 from emilib.training.recipes import WarmStart
 
+LATER = 3  # frames of a clip that are compared with its first
 
 def warm_vision(encoder: VisionEncoder, clips, plan: WarmStart, seed: int, progress=None):
-    """Learn what changes in a face: the difference of two frames' vectors gives their difference.
+    """Learn what changes in a face: the change of a frame's vector moves the first picture.
 
-    With frames s, t of one of the clips, (T, 3, H, W) uint8 with T ≥ 2, a linear map of f_t − f_s
-    reconstructs the small grey picture I_t − I_s. Who it is, the light and the room cancel out in
-    both. Returns the loss at each step, as a share of the variance of the changes.
+    With a later frame t of one of the clips, (T, 3, H, W) uint8 with T ≥ 2, and m = f_t − f_0, one
+    linear map of m is a coarse field of displacements and another adds grey where something
+    appears: warp(I_0, U m) + W m ≈ I_t, both small and grey. Who it is and the room come with I_0,
+    so that m need not tell. Wiles et al. 2018 (FAb-Net) learn faces from such warps.
+    Returns the loss at each step, as a share of the variance of the changes.
     """
     generator = torch.Generator().manual_seed(seed)
-    side = plan.change_size
-    decoder = nn.Linear(encoder.dim, side * side)
+    side, coarse = plan.change_size, plan.change_size // 4
+    flow = nn.Linear(encoder.dim, 2 * coarse**2, bias=False)
+    added = nn.Linear(encoder.dim, side**2, bias=False)
+    with torch.no_grad():  # begin with hardly a change
+        flow.weight.mul_(0.1)
+        added.weight.mul_(0.1)
+    grid = F.affine_grid(torch.eye(2, 3)[None], (1, 1, side, side), align_corners=False)
 
     def loss() -> Tensor:
-        first, second = [], []
+        first, later = [], []
         for clip in _drawn("clips with at least two frames", clips, plan.vision_batch, generator):
-            s, t = torch.randperm(len(clips[clip]), generator=generator)[:2].tolist()
-            first.append(clips[clip][s])
-            second.append(clips[clip][t])
-        images = torch.stack(first + second)
-        before, after = encoder(images).chunk(2)
+            steps = torch.randint(1, len(clips[clip]), (LATER,), generator=generator)
+            first.append(clips[clip][0])
+            later += [clips[clip][t] for t in steps.tolist()]
+        images = torch.stack(first + later)
+        before, after = encoder(images).split([len(first), len(later)])
         grey = images.float().mean(dim=1, keepdim=True) / 255
-        then, now = F.interpolate(grey, size=(side, side), mode="area").flatten(1).chunk(2)
-        return F.mse_loss(decoder(after - before), now - then) / (now - then).var().clamp_min(1e-6)
+        grey = F.interpolate(grey, size=(side, side), mode="area")
+        then, now = grey.split([len(first), len(later)])
+        then, move = (x.repeat_interleave(LATER, dim=0) for x in (then, before))
+        move = after - move
+        shift = flow(move).view(-1, 2, coarse, coarse)
+        shift = F.interpolate(shift, size=(side, side), mode="bilinear").permute(0, 2, 3, 1)
+        moved = F.grid_sample(then, grid + shift, padding_mode="border", align_corners=False)
+        error = F.mse_loss(moved + added(move).view_as(moved), now)
+        return error / (now - then).var().clamp_min(1e-6)
 
-    return _optimise([encoder, decoder], loss, plan.vision_steps, plan.lr, progress)
+    return _optimise([encoder, flow, added], loss, plan.vision_steps, plan.lr, progress)
 
 
 def log_mel(waveform: Tensor, hop: int, bands: int) -> Tensor:

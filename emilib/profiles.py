@@ -15,7 +15,7 @@ def _transformer(width: int, layers: int, inner: int) -> dict:
 
 
 # The small encoders are members of the papers' families: ViT, wav2vec2, BERT.
-SMALL_VISION = {"image_size": 64, "patch_size": 16} | _transformer(64, 3, 192)
+SMALL_VISION = {"image_size": 64, "patch_size": 16} | _transformer(96, 3, 192)
 SMALL_TEXT = {"vocab_size": 600, "max_position_embeddings": 64} | _transformer(128, 2, 256)
 SMALL_AUDIO = {
     **_transformer(64, 2, 192),
@@ -106,7 +106,7 @@ def _small(name: str, stage_one: dict, **fields) -> Profile:
         # Over tokens; paper A does not say how BERT's states become f_s.
         text=SMALL_TEXT | {"pool": "mean", "max_tokens": 64},
         frame_reference="first",  # most of what a drawn face's features tell is whose face it is
-        audio_every=2,  # halves the time of every model that reads sound
+        audio_every=4,  # six steps a second; models that read sound take time by the step
         stage_one={"frames": plan, "audio": plan},
         dual_stage={"width": 32, "segments": 6, "audio_hidden": 24, "layers": 1, **tcn},
         # Without attention dropout, which takes a CPU's fused attention off its fast path.
@@ -149,7 +149,7 @@ def embedded() -> Profile:
     common = {"decay": "matrices", "keep": "last", "patience": None, "mixed_precision": None}
     return _small(
         "embedded",
-        {"epochs": 10, "cycle_epochs": 5},
+        {"epochs": 4, "cycle_epochs": 2},  # 100 steps
         corpus_size={"train": 1600, "validation": 800, "test": 240},
         warm_start=WarmStart(vision_steps=700),
         # γ of the paper averages over about 1,000 steps; a run here has 200 to 400.

@@ -18,9 +18,9 @@ three phrases a clip. The identity of the person is independent of all of this.
 
 How much a modality tells about the label is therefore a parameter put in by hand (`Design`); the
 ranking of the modalities on this corpus says nothing about people. So is what the channels have in
-common, h: two contents of a clip correlate by h, and a contrast of face or voice with words (Stage I
-of paper A) has nothing else about emotions to find. With h = 0.2 that is 4 % of the variance, too
-little to be learnt from some thousand clips. Each channel is worth something, and no two suffice.
+common, h: two contents of a clip correlate by h, and a contrast of face or voice with words (Stage
+I of paper A) finds nothing else about emotions. Ridge regressions from the words give the action
+units with a mean ρ of .18 where h = 0.2, and of .28 where it is 0.4; prosody with .29 and .40.
 """
 
 import json

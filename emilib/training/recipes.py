@@ -88,7 +88,7 @@ class WarmStart:
     """How long and how large; learning rates rise over a tenth of the steps, then fall to 0."""
 
     vision_steps: int = 1000
-    vision_batch: int = 32  # clips, with four frames each
+    vision_batch: int = 64  # pairs of frames
     audio_steps: int = 250
     audio_batch: int = 16
     audio_seconds: float = 3.0  # a random cut of each clip
@@ -96,7 +96,7 @@ class WarmStart:
     text_batch: int = 64
     lr: float = 2e-3  # of vision and audio
     text_lr: float = 1e-3
-    change_size: int = 32  # pixels a side of the change that is reconstructed
+    change_size: int = 32  # pixels a side of the picture that is moved; displacements have 1/4
     mel_bands: int = 64
     masked_share: float = 0.3  # of the steps of sound, and of the words
 

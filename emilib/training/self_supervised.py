@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from emilib.features.encoders import SAMPLE_RATE, AudioEncoder, TextEncoder, VisionEncoder
 from emilib.training.recipes import WarmStart
 
-LATER = 3  # frames of a clip that are compared with its first
 
 def warm_vision(encoder: VisionEncoder, clips, plan: WarmStart, seed: int, progress=None):
     """Learn what changes in a face: the change of a frame's vector moves the first picture.
@@ -39,16 +38,14 @@ def warm_vision(encoder: VisionEncoder, clips, plan: WarmStart, seed: int, progr
     def loss() -> Tensor:
         first, later = [], []
         for clip in _drawn("clips with at least two frames", clips, plan.vision_batch, generator):
-            steps = torch.randint(1, len(clips[clip]), (LATER,), generator=generator)
+            t = int(torch.randint(1, len(clips[clip]), (), generator=generator))
             first.append(clips[clip][0])
-            later += [clips[clip][t] for t in steps.tolist()]
+            later.append(clips[clip][t])
         images = torch.stack(first + later)
-        before, after = encoder(images).split([len(first), len(later)])
+        before, after = encoder(images).chunk(2)
         grey = images.float().mean(dim=1, keepdim=True) / 255
-        grey = F.interpolate(grey, size=(side, side), mode="area")
-        then, now = grey.split([len(first), len(later)])
-        then, move = (x.repeat_interleave(LATER, dim=0) for x in (then, before))
-        move = after - move
+        then, now = F.interpolate(grey, size=(side, side), mode="area").chunk(2)
+        move = after - before
         shift = flow(move).view(-1, 2, coarse, coarse)
         shift = F.interpolate(shift, size=(side, side), mode="bilinear").permute(0, 2, 3, 1)
         moved = F.grid_sample(then, grid + shift, padding_mode="border", align_corners=False)

@@ -50,19 +50,27 @@ def summarise(per_seed: np.ndarray, resampled: np.ndarray, seed: int = 0) -> Est
     resampled : its mean over seeds on drawn clips (R,), the same draws for both sides
 
     A draw's seeds add their mean deviation from the mean of all S, times sqrt(S / (S - 1)):
-    without this factor a bootstrap has only (S - 1) / S of the variance over seeds. With one seed
-    the interval is over clips alone. p is twice the smaller share of draws on either side of 0.
+    without this factor a bootstrap has only (S - 1) / S of the variance over seeds. Few seeds also
+    say little about their own spread, so deviations are divided by sqrt(χ²/df), as Student's t is,
+    with Welch and Satterthwaite's df: S - 1 where seeds make all of the variance, more and more
+    where clips do. With one seed the interval is over clips alone. p is twice the smaller share of
+    draws on either side of 0.
     """
     per_seed, count = np.asarray(per_seed, float), len(per_seed)
+    value = per_seed.mean()
     if count > 1:
-        drawn = np.random.default_rng([seed, 1]).integers(0, count, (len(resampled), count))
-        deviations = (per_seed - per_seed.mean()) * np.sqrt(count / (count - 1))
-        resampled = resampled + deviations[drawn].mean(axis=1)
+        generator, of_seeds = np.random.default_rng([seed, 1]), per_seed.var(ddof=1) / count
+        drawn = generator.integers(0, count, (len(resampled), count))
+        deviations = (per_seed - value) * np.sqrt(count / (count - 1))
+        share = of_seeds / ((of_seeds + resampled.var()) or 1.0)
+        df = (count - 1) / max(share, 1e-3) ** 2
+        spread = np.sqrt(df / generator.chisquare(df, len(resampled)))
+        resampled = value + spread * (resampled - value + deviations[drawn].mean(axis=1))
     low, high = np.percentile(resampled, [2.5, 97.5]).tolist()
     fewer = min((resampled <= 0).sum(), (resampled >= 0).sum())
     p = min(1.0, 2 * (1 + int(fewer)) / (len(resampled) + 1))
     sd = float(per_seed.std(ddof=1)) if count > 1 else np.nan
-    return Estimate(float(per_seed.mean()), sd, low, high, p, tuple(per_seed.tolist()))
+    return Estimate(float(value), sd, low, high, p, tuple(per_seed.tolist()))
 
 
 def holm(p) -> np.ndarray:

@@ -105,13 +105,17 @@ def test_the_two_level_interval_is_the_naive_loop(scores):
     worse = predictions + np.random.default_rng(7).normal(0, 0.3, predictions.shape)
     got = difference(target, predictions, worse, resamples=60, seed=4)
     clips = np.random.default_rng(4).integers(0, 80, (60, 80))
-    seeds = np.random.default_rng([4, 1]).integers(0, 3, (60, 3))
-    drawn = []
+    generator, gaps = np.random.default_rng([4, 1]), []
+    seeds = generator.integers(0, 3, (60, 3))
     for rows, chosen in zip(clips, seeds, strict=True):
         pairs = [(mean_pearson(target[rows], a[rows]), mean_pearson(target[rows], b[rows]))
                  for a, b in zip(predictions, worse, strict=True)]  # fmt: skip
         deviation = np.mean([got.per_seed[s] - got.value for s in chosen])
-        drawn.append(np.mean([a - b for a, b in pairs]) + np.sqrt(3 / 2) * deviation)
+        gaps.append((np.mean([a - b for a, b in pairs]), np.sqrt(3 / 2) * deviation))
+    of_seeds, of_clips = got.sd**2 / 3, np.var([gap for gap, _ in gaps])
+    df = 2 * ((of_seeds + of_clips) / of_seeds) ** 2
+    student = np.sqrt(df / generator.chisquare(df, 60))
+    drawn = [got.value + t * (a + b - got.value) for (a, b), t in zip(gaps, student, strict=True)]
     assert (got.low, got.high) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])))
     beyond = min(sum(d <= 0 for d in drawn), sum(d >= 0 for d in drawn))
     assert got.p == pytest.approx(2 * (1 + beyond) / 61)
@@ -123,7 +127,14 @@ def test_the_two_level_interval_is_the_naive_loop(scores):
 
 @pytest.mark.parametrize(
     ("seeds", "share", "least"),  # of the variance of the mean, what the seeds make of it
-    [(1, 0.0, 0.92), (2, 0.25, 0.9), (3, 0.25, 0.92), (3, 0.5, 0.9), (5, 0.5, 0.91)],
+    [
+        (1, 0.0, 0.92),
+        (2, 0.25, 0.9),
+        (3, 0.5, 0.92),
+        (3, 1.0, 0.92),
+        (5, 0.5, 0.92),
+        (5, 1.0, 0.92),
+    ],
 )
 def test_intervals_cover_the_truth_where_clips_and_seeds_vary(seeds, share, least):
     draw, clips, worlds, inside, chances = np.random.default_rng(0), 60, 400, 0, []

@@ -131,9 +131,8 @@ def test_replication_is_the_mean_over_corpora_with_what_corpora_change():
     alone = [metrics.holm([r.difference(*n).p for n in names]) for r in corpora.values()]
     assert table["resolved"].tolist() == (np.array(alone) < 0.05).sum(axis=0).tolist()
     clips = np.mean([r.gap("taemi_vision_anchor", "taemi")[1] for r in corpora.values()], axis=0)
-    between = np.var([g.value for g in gaps], ddof=1) / 3
-    sd = np.sqrt(clips.var() + between)
-    assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * sd, rel=0.1)
+    expected = metrics.summarise(np.array([g.value for g in gaps]), clips)
+    assert (row["low"], row["high"]) == (expected.low, expected.high)
 
 
 def test_partitions_add_up():

@@ -127,14 +127,7 @@ def test_the_two_level_interval_is_the_naive_loop(scores):
 
 @pytest.mark.parametrize(
     ("seeds", "share", "least"),  # of the variance of the mean, what the seeds make of it
-    [
-        (1, 0.0, 0.92),
-        (2, 0.25, 0.9),
-        (3, 0.5, 0.92),
-        (3, 1.0, 0.92),
-        (5, 0.5, 0.92),
-        (5, 1.0, 0.92),
-    ],
+    [(1, 0, 0.92), (2, 0.25, 0.9), (3, 0.5, 0.92), (3, 1, 0.92), (5, 0.5, 0.92), (5, 1, 0.92)],
 )
 def test_intervals_cover_the_truth_where_clips_and_seeds_vary(seeds, share, least):
     draw, clips, worlds, inside, chances = np.random.default_rng(0), 60, 400, 0, []

@@ -97,13 +97,16 @@ def run(*names: Positional[str], source: Source = DEFAULT) -> None:
 
 
 def tune(source: Source = DEFAULT) -> None:
-    """Choose rate, decay and epochs of every row on held-out training people: tuning.csv."""
+    """Score rates, decays and epochs for every row on held-out training people.
+
+    A profile whose rows are tuned, as `embedded` is, takes the best from now on.
+    """
     from emilib.study import tuning
 
     workspace = source.workspace()
-    scores = workspace.tune()
-    about = f"{workspace.corpus_name}, profile {workspace.profile.name}"
-    tuning.write(scores, f"{about}, {workspace.profile.corpus_size}")
+    scores, profile = workspace.tune(), workspace.profile
+    if profile.tuned:
+        tuning.write(scores, f"{workspace.corpus_name}, {profile.name}, {profile.corpus_size}")
     print(scores.loc[scores.groupby("experiment")["rho"].idxmax()].to_string(index=False))
 
 

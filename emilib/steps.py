@@ -168,43 +168,54 @@ class Steps:
 
     @functools.cached_property
     def runs(self) -> dict[tuple[str, str], Step]:
-        """Stage I by stage, "aligned" or "one_way" (Eq. 1 to the letter), and side."""
+        """Stage I by stage, "aligned" or "one_way" (Eq. 1's one direction), and sides.
+
+        Raises ValueError for a joint run with different settings of its sides.
+        """
         code = ("training/contrastive_pretraining.py", "models/contrastive.py", *ENCODERS)
         code, runs = code_version(*code), {}
-        for stage, side in itertools.product(("aligned", "one_way"), ("audio", "frames")):
-            role, plan = "vision" if side == "frames" else "audio", self.profile.stage_one[side]
+        plans = self.profile.stage_one
+        joint = any(plan.joint for plan in plans.values())
+        if joint and plans["frames"] != plans["audio"]:
+            raise ValueError(f"expected one StageOne for both sides of a joint run, got {plans}")
+        groups = [("audio", "frames")] if joint else [("audio",), ("frames",)]
+        for stage, sides in itertools.product(("aligned", "one_way"), groups):
+            plan, roles = plans[sides[0]], [{"frames": "vision"}.get(s, s) for s in sides]
             plan = dataclasses.replace(plan, symmetric=plan.symmetric and stage == "aligned")
-            settings = {"encoders": [self.identity(role), self.identity("text")]}
-            settings |= {"role": role, "plan": plan, "code": code}
-            needs = [self.media, *(self.starts[r] for r in (role, "text") if self.starts)]
-            name = f"Stage I, {side}-text{', Eq. 1' if stage == 'one_way' else ''}"
-            runs[stage, side] = self._step(name, STAGE_ONE, self._run, needs, **settings)
+            settings = {"encoders": [self.identity(role) for role in (*roles, "text")]}
+            settings |= {"roles": roles, "sides": sides, "plan": plan, "code": code}
+            needs = [self.media, *(self.starts[r] for r in (*roles, "text") if self.starts)]
+            name = f"Stage I, {' and '.join(sides)}-text{', Eq. 1' * (stage == 'one_way')}"
+            runs[stage, sides] = self._step(name, STAGE_ONE, self._run, needs, **settings)
         return runs
 
     def _run(self, step: Step, folder: Path) -> None:
         from emilib.features.loading import save_encoder
 
-        encoders = self.encoders("start", (step.settings["role"], "text")).values()
+        *media, text = self.encoders("start", (*step.settings["roles"], "text")).values()
+        plan, sides = step.settings["plan"], step.settings["sides"]
         settings = {"seed": 0, "checkpoint": self.cache.scratch(step.kind, step.parts)}
-        settings |= {"plan": step.settings["plan"], "progress": Counter(f"{step.name}: step")}
-        result = contrastive_pretraining.pretrain(*encoders, self.clips(), **settings)
-        save_encoder(result.media, folder / "media")
-        save_encoder(result.text, folder / "text")
-        result.pair.save_pretrained(folder / "heads")
-        pd.DataFrame(result.history).to_csv(folder / "history.csv", index=False)
+        settings |= {"plan": plan, "progress": Counter(f"{step.name}: step")}
+        media = media if plan.joint else media[0]
+        result = contrastive_pretraining.pretrain(media, text, self.clips(), **settings)
+        for side, run in zip(sides, result if plan.joint else [result], strict=True):
+            save_encoder(run.media, folder / side / "media")
+            save_encoder(run.text, folder / side / "text")
+            run.pair.save_pretrained(folder / side / "heads")
+            pd.DataFrame(run.history).to_csv(folder / side / "history.csv", index=False)
 
     def align(self, stage="aligned") -> dict[str, Path]:
         """Folders of Stage I's runs by side, made where they are missing."""
-        runs = {side: self.runs[stage, side] for side in ("audio", "frames")}
+        runs = {sides: run for (name, sides), run in self.runs.items() if name == stage}
         finish(list(runs.values()))
-        return {side: run.folder() for side, run in runs.items()}
+        return {side: run.folder() / side for sides, run in runs.items() for side in sides}
 
     def encoders(self, stage="aligned", roles=ROLES) -> dict:
         """Encoders of `roles`, all of "vision", "audio" and "text", as they are at one of STAGES.
 
         "random", untrained; "start", pretrained checkpoints or the self-supervised start;
         "aligned", after Stage I (the text encoder of the run `StageOne.text_from`); "one_way",
-        after Stage I with the loss of Eq. 1 to the letter; "paper_b", the checkpoints of paper B.
+        after Stage I with Eq. 1's one direction; "paper_b", the checkpoints of paper B.
 
         Raises ValueError for another stage, or "paper_b" where the profile has none.
         """

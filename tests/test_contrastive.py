@@ -74,6 +74,18 @@ def test_pair_pools_projects_and_normalises():
         pair(states, torch.randn(2, 5), valid & valid[:, 3:4])
 
 
+def test_eq1_to_the_letter_is_a_dot_product_at_a_fixed_temperature():
+    settings = {"learn_temperature": False, "cosine": False, "width": None, "temperature": 0.5}
+    media, text = embeddings()
+    pair = ContrastivePair(4, 4, **settings).double()
+    assert [p.requires_grad for p in pair.parameters()] == [False]
+    embedded = pair(2 * media, 3 * text)
+    loss = contrastive_loss(*embedded, symmetric=False)
+    torch.testing.assert_close(loss, eq1(2 * media, 3 * text, torch.tensor(2.0)))
+    with pytest.raises(ValueError, match="got 1024 and 768"):
+        ContrastivePair(1024, 768, width=None)
+
+
 def test_scale_is_bounded_and_can_come_back():
     pair = ContrastivePair(6, 5)
     pair.log_scale.data.fill_(20.0)

@@ -36,6 +36,7 @@ SETTINGS = {
     "DualStage": [
         *({"fusion": "concat"}, {"quality": False}, {"gate": False}, {"segment_pooling": False}),
         *({"modalities": ("frames",)}, {"modalities": ("audio", "text")}),
+        {"scored": "mapped", "step_loss": False, "sigmoid": True},
     ],
     **{"MeanLinear": [{"modality": "text"}], "StatisticsMLP": [{"modality": "audio"}]},
     **{name: [{"max_steps": 3}] for name in ("Yu2024", "Zhang2024", "MulT", "MISA")},

@@ -60,6 +60,26 @@ def test_media_that_are_not_changed_give_the_features_as_they_were(workspace):
                 np.testing.assert_allclose(encoded[id_], expected, atol=1e-2, rtol=1e-2)
 
 
+def test_a_joint_stage_one_has_one_text_encoder_for_both_sides(workspace):
+    plan = dataclasses.replace(workspace.profile.stage_one["audio"], joint=True)
+    both = [{"frames": plan, "audio": plan}, {**workspace.profile.stage_one, "audio": plan}]
+    joint, torn = (
+        Workspace(dataclasses.replace(workspace.profile, stage_one=plans), home=workspace.home)
+        for plans in both
+    )
+    steps = [step for step in joint.steps if "Stage I" in step.name]
+    assert len({step.key for step in steps}) == len(steps) == 2  # both directions, and one
+    texts = [joint.contrast(side).text for side in ("frames", "audio")]
+    texts.append(joint.encoders("aligned")["text"])
+    for parameters in zip(*(text.parameters() for text in texts), strict=True):
+        assert all(p.equal(parameters[0]) for p in parameters)
+    apart = [workspace.contrast(side).text for side in ("frames", "audio")]
+    pairs = zip(*(text.parameters() for text in apart), strict=True)
+    assert not all(a.equal(b) for a, b in pairs)
+    with pytest.raises(ValueError, match="one StageOne for both sides"):
+        torn.steps.align()
+
+
 def test_a_second_workspace_makes_nothing_again(workspace, monkeypatch):
     fingerprint = workspace.features("ours").fingerprint
     for place in ("emilib.reader.decode", "emilib.cache.Cache.scratch"):

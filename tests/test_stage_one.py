@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_contrastive import eq1
+from torch import nn
 
 from emilib.features.encoders import AudioEncoder, padded
 from emilib.features.loading import small_audio, small_text, small_vision
@@ -43,7 +44,8 @@ def initial_pair(media_dim, text_dim, plan, seed):
     """The heads as a run of `pretrain` with this seed begins."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return ContrastivePair(media_dim, text_dim, plan.width, plan.segments).eval()
+        heads = {"temperature": plan.temperature, "cosine": plan.cosine}
+        return ContrastivePair(media_dim, text_dim, plan.width, plan.segments, **heads).eval()
 
 
 def vision():
@@ -62,7 +64,18 @@ def text():
 
 
 def encoder(side):
+    if side == "both":
+        return [audio(), vision()]
     return vision() if side == "frames" else audio()
+
+
+def plan_of(side, **changes):
+    return dataclasses.replace(PLAN, joint=side == "both", **changes)
+
+
+def modules_of(result) -> list:
+    runs = result if isinstance(result, list) else [result]
+    return [module for run in runs for module in (run.media, run.text, run.pair)]
 
 
 def same(first, second) -> bool:
@@ -175,17 +188,24 @@ def test_drawn_frames_are_one_of_each_stretch(count, seed):
         assert count * k // stretches <= frame < count * (k + 1) // stretches
 
 
+LETTER = {"symmetric": False, "cosine": False, "width": None, "mask_duplicates": False}
+CHOICES = [{}, {"symmetric": False}, {"chunk": 4}, {"learn_temperature": False, "temperature": 0.2}]
+CHOICES += [{**LETTER, "temperature": 3.0}, {**LETTER, "temperature": 3.0, "chunk": 4}]
+
+
 @pytest.mark.parametrize("side", ["frames", "audio"])
-@pytest.mark.parametrize(("symmetric", "chunk"), [(True, None), (False, None), (True, 4)])
-def test_the_loss_is_equation_1_and_duplicates_are_not_negatives(side, symmetric, chunk):
+@pytest.mark.parametrize("changes", CHOICES)
+def test_the_loss_is_equation_1_and_duplicates_are_not_negatives(side, changes):
     some = clips(6)  # sentences 0, 1, 2, 3, 0, 1
     some.texts[4] = "What a  lovely surprise"  # the same words
-    changes = {"symmetric": symmetric, "chunk": chunk, "audio_seconds": 5.0}
-    plan = dataclasses.replace(PLAN, epochs=1, batch_size=6, train_encoders=False, **changes)
+    settings = {"epochs": 1, "batch_size": 6, "train_encoders": False, "audio_seconds": 5.0}
+    plan = dataclasses.replace(PLAN, **settings, **changes)
+    symmetric = plan.symmetric
     media, words = encoder(side).eval(), text().eval()
     (step,) = pretrain(media, words, some, plan, seed=0).history
     pair = initial_pair(media.dim, words.dim, plan, seed=0)
-    assert step["logit_scale"] == pytest.approx(1 / 0.07, rel=0.01)
+    assert step["logit_scale"] == pytest.approx(1 / plan.temperature, rel=0.01)
+    assert (step["logit_scale"] == pair.logit_scale.item()) == (not plan.learn_temperature)
     with torch.no_grad():
         if side == "frames":
             rows = [pair.embed_media(media(frames)[None]) for frames in some.frames]
@@ -196,38 +216,83 @@ def test_the_loss_is_equation_1_and_duplicates_are_not_negatives(side, symmetric
             np.mean([eq1(*s, pair.logit_scale, g) for s in (sides, sides[::-1])[: 1 + symmetric]])
             for g in ([0, 1, 2, 3, 0, 1], None)
         )
+    if not plan.mask_duplicates:
+        expected, blind = blind, expected
     assert step["loss"] == pytest.approx(expected, rel=1e-4)
     assert abs(blind - step["loss"]) > 0.05
 
 
-@given(st.integers(1, 9), st.integers(1, 9), st.booleans(), st.booleans())
+@given(st.integers(1, 9), st.integers(1, 9), st.booleans(), st.booleans(), st.booleans())
 @settings(max_examples=30, deadline=None)
-def test_chunks_give_the_gradient_of_the_whole_batch(rows, chunk, symmetric, duplicates):
+def test_chunks_give_the_gradient_of_the_whole_batch(rows, chunk, symmetric, duplicates, joint):
     torch.manual_seed(rows)
-    chunked = deepcopy(whole := ContrastivePair(5, 4, 3, segments=2))
-    media, words = torch.randn(rows, 6, 5), torch.randn(rows, 4)
+    whole = nn.ModuleList(ContrastivePair(5, 4, 3, segments=2) for _ in range(1 + joint))
+    chunked = deepcopy(whole)
+    media, words = torch.randn(2, rows, 6, 5), torch.randn(rows, 4)
     groups = torch.arange(rows) // (2 if duplicates else 1)
-    loss = contrastive_loss(*whole(media, words), symmetric, groups)
-    loss.backward()
+    sides = [pair(side, words) for pair, side in zip(whole, media, strict=False)]
+    losses = [contrastive_loss(*side, symmetric, groups) for side in sides]
+    sum(losses).backward()  # L_v2t + L_a2t
     chunks = [range(start, min(start + chunk, rows)) for start in range(0, rows, chunk)]
 
     def embed(number):
         part = slice(chunks[number].start, chunks[number].stop)
-        return chunked(media[part], words[part])[:2]
+        sides = [pair(side[part], words[part]) for pair, side in zip(chunked, media, strict=False)]
+        return [x for side in sides for x in side[:2]]
 
-    loss_of = functools.partial(contrastive_loss, symmetric=symmetric, same_text=groups)
+    loss_of = functools.partial(stage_one.summands, symmetric=symmetric, same_text=groups)
     parameters = list(chunked.parameters())
     got = stage_one.chunked_gradient(embed, chunks, chunked, loss_of, parameters)
-    assert got == pytest.approx(loss.item(), rel=1e-5, abs=1e-6)
+    assert got == pytest.approx([loss.item() for loss in losses], rel=1e-5, abs=1e-6)
     for a, b in zip(whole.parameters(), chunked.parameters(), strict=True):
         torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("side", ["frames", "audio"])
+def test_a_joint_run_is_the_sum_of_both_losses_with_one_text_encoder():
+    some, frozen = clips(6), {"epochs": 1, "batch_size": 6, "audio_seconds": 5.0}
+    some.frames[5], some.texts[0] = None, ""  # such clips are left out
+    joint = plan_of("both", **frozen, optimizer="sgd", clip=None, lr_max=0.5, lr_min=0.5)
+    media, words = encoder("both"), text()
+    for module in (*media, words):  # without dropout
+        for part in module.modules():
+            for name in ("p", "dropout", "attention_dropout"):
+                if isinstance(getattr(part, name, None), float):
+                    setattr(part, name, 0.0)
+    runs = pretrain(media, words, some, joint, seed=0)
+    assert runs[0].text is runs[1].text
+    torch.manual_seed(0)
+    pairs = [ContrastivePair(16, 16, PLAN.width, PLAN.segments) for _ in media]
+    rows = [1, 2, 3, 4]
+    states = words(**words.tokens([some.texts[i] for i in rows]))
+    heard = [media[0](*padded([some.waveforms[i]])) for i in rows]
+    hidden = [heard, [(media[1](some.frames[i])[None], None) for i in rows]]
+    losses = []
+    for pair, side, run in zip(pairs, hidden, runs, strict=True):
+        sides = torch.cat([pair.embed_media(*h) for h in side]), pair.embed_text(states)
+        losses.append(sum(eq1(*s, pair.logit_scale) for s in (sides, sides[::-1])) / 2)
+        assert run.history[0]["loss"] == pytest.approx(losses[-1].item(), rel=1e-4)
+    sum(losses).backward()
+    for before, after in zip(words.parameters(), runs[0].text.parameters(), strict=True):
+        if before.grad is not None:  # one step of gradient descent
+            step = before - 0.5 * (before.grad + joint.weight_decay * before)
+            torch.testing.assert_close(after, step, rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_of_another_kind_than_its_plan_is_refused():
+    with pytest.raises(ValueError, match="expected a list of both encoders with joint=True"):
+        pretrain(vision(), text(), clips(), plan_of("both"), seed=0)
+    with pytest.raises(ValueError, match="expected one encoder with joint=False, got list"):
+        pretrain(encoder("both"), text(), clips(), PLAN, seed=0)
+    with pytest.raises(ValueError, match=r"optimizer: expected one of .*, got 'adam'"):
+        StageOne(optimizer="adam")
+
+
+@pytest.mark.parametrize("side", ["frames", "audio", "both"])
 def test_a_killed_run_goes_on_to_the_same_bits(side, tmp_path):
-    media, words = encoder(side), text()
-    whole = pretrain(media, words, clips(), PLAN, seed=3)
-    for step, row in enumerate(whole.history):  # 9 clips: two batches of 4, one is left out
+    media, words, plan = encoder(side), text(), plan_of(side)
+    whole = pretrain(media, words, clips(), plan, seed=3)
+    history = whole[1].history if side == "both" else whole.history
+    for step, row in enumerate(history):  # 9 clips: two batches of 4, one is left out
         cosine = math.cos(math.pi * (step % 4) / 4)
         expected = PLAN.lr_min + (PLAN.lr_max - PLAN.lr_min) * (1 + cosine) / 2  # Eq. 10
         assert row["lr"] == pytest.approx(expected, rel=1e-12)
@@ -239,11 +304,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(side, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pretrain(media, words, clips(), PLAN, seed=3, checkpoint=tmp_path, progress=kill)
+        pretrain(media, words, clips(), plan, seed=3, checkpoint=tmp_path, progress=kill)
     torch.manual_seed(99)  # whatever else has drawn meanwhile
     done, settings = [], {"checkpoint": tmp_path, "progress": lambda step, _: done.append(step)}
-    resumed = pretrain(media, words, clips(), PLAN, seed=3, **settings)
+    resumed = pretrain(media, words, clips(), plan, seed=3, **settings)
     assert done == [5, 6, 7, 8]  # two epochs were kept
-    assert resumed.history == whole.history
-    for name in ("media", "text", "pair"):
-        assert same(getattr(resumed, name), getattr(whole, name)), name
+    assert history == (resumed[1].history if side == "both" else resumed.history)
+    assert all(map(same, modules_of(resumed), modules_of(whole)))

@@ -33,6 +33,11 @@ def fused(model, data):
     return seen["f"], out
 
 
+def test_a_sigmoid_bounds_what_the_head_says():
+    with_it, without = (small(sigmoid=on)(**complete()).intensity for on in (True, False))
+    torch.testing.assert_close(with_it, 1 / (1 + (-without).exp()))
+
+
 def means(x, valid):
     return torch.stack([clip[real].mean(0) for clip, real in zip(x, valid, strict=True)])
 

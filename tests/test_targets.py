@@ -11,7 +11,7 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from test_experiments import PROFILE
 from test_training import RECIPE, TRAIN, VALID, clips, small
 
-from emilib import EMOTIONS, profiles, submission
+from emilib import EMOTIONS, models, profiles, submission
 from emilib.cache import Cache
 from emilib.corpus import CorpusError
 from emilib.export import predictor_of
@@ -60,6 +60,14 @@ def test_fit_is_fit_on_standardised_targets_and_predicts_in_the_range_given():
     assert rho > 0.5
     spread = result.predict(VALID).std(axis=0) / wide(VALID).target.std(axis=0)
     assert ((spread > 0.05) & (spread < 1.5)).all()
+
+
+def test_targets_of_a_model_that_ends_in_a_sigmoid_come_into_its_range():
+    data = wide(TRAIN)
+    model = models.for_features("TAEMI", data, width=8, sigmoid=True)
+    result = fit(model, data, None, dataclasses.replace(RECIPE, epochs=1))
+    expected = TargetScale.of(data.target, "range").to_dict()
+    assert result.scale.to_dict() == expected
 
 
 def test_names_go_along_with_a_set():

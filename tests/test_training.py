@@ -81,6 +81,7 @@ def cosine(low, high, done):
 CASES = {  # settings, and the rate at step t from 0, of 5 steps an epoch and 4 epochs
     "accumulated": ({"accumulate": 2, "clip": 0.05}, lambda t: 1e-2),
     "matrices": ({"decay": "matrices", "weight_decay": 5.0}, lambda t: 1e-2),
+    "sgd": ({"optimizer": "sgd", "weight_decay": 0.0}, lambda t: 1e-2),
     "by value": ({"clip": 0.01, "clip_by": "value", "ema_decay": 0.8}, lambda t: 1e-2),
     "warm-up": (
         {"schedule": "warmup_cosine", "ema_decay": 0.9, "ema_warmup": True},
@@ -100,6 +101,7 @@ def test_it_is_a_plain_loop(case):
     recipe = Recipe(epochs=4, batch_size=16, lr=1e-2, **settings)
     model, losses, rates, average = small(), [], [], None
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.0)
+    moments = [0.0 for _ in model.parameters()]
     decays = [p for p in model.parameters() if recipe.decay == "all" or p.ndim == 2]
     for epoch in (1, 2, 3, 4):
         order = torch.Generator().manual_seed(derived_seed(4, epoch))
@@ -124,7 +126,12 @@ def test_it_is_a_plain_loop(case):
             with torch.no_grad():
                 for parameter in decays:
                     parameter.mul_(1 - rates[-1] * recipe.weight_decay)
-            optimizer.step()
+            if recipe.optimizer == "adamw":
+                optimizer.step()
+            else:
+                moments = [0.9 * m + g for m, g in zip(moments, gradients, strict=True)]
+                for parameter, moment in zip(model.parameters(), moments, strict=True):
+                    parameter.data -= rates[-1] * moment
             optimizer.zero_grad()
             now, step = [p.detach().clone() for p in model.parameters()], len(rates)
             warm = (1 + step) / (10 + step) if recipe.ema_warmup else 1.0

@@ -1,6 +1,7 @@
 """Stage I of paper A: contrastive alignment of frames or audio with text (Eq. 1), SGDR (Eq. 10).
 
-Each media side is aligned with text in a run of its own.
+Each media side has heads and a temperature of its own, whether it is aligned with text in a run of
+its own or in one run of both.
 """
 
 import hashlib
@@ -22,20 +23,37 @@ class ContrastivePair(nn.Module, PyTorchModelHubMixin):
     """Projection heads of one media side and of text, with a learnable temperature.
 
     media_dim, text_dim : widths of the hidden states or pooled features
-    width : common width of the embeddings
+    width : common width of the embeddings; None: no heads, for sides of one width
     segments : M of the segment-wise average pooling that makes one vector of a clip
-    temperature : τ at the beginning, as in CLIP
+    temperature : τ at the beginning, as in CLIP; for good with learn_temperature=False
+    cosine : embeddings are brought to length 1
 
     The paper puts d_a = 1024 and d_s = 768 into one dot product and names no projection; heads
     to a common width, cosine similarity and a learnable temperature are not stated in it.
+    Raises ValueError for two widths without heads.
     """
 
-    def __init__(self, media_dim, text_dim=768, width=256, segments=8, temperature=0.07):
+    def __init__(
+        self,
+        media_dim: int,
+        text_dim: int = 768,
+        width: int | None = 256,
+        segments: int = 8,
+        temperature: float = 0.07,
+        learn_temperature: bool = True,
+        cosine: bool = True,
+    ):
         super().__init__()
-        self.segments = segments
-        self.media_head = nn.Linear(media_dim, width, bias=False)
-        self.text_head = nn.Linear(text_dim, width, bias=False)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
+        if width is None and media_dim != text_dim:
+            raise ValueError(
+                f"expected a width, or sides of one width, got {media_dim} and {text_dim}: Eq. 1 "
+                "is a dot product; give both heads to a common width"
+            )
+        self.segments, self.cosine, self.width = segments, cosine, width or media_dim
+        head = (lambda dim: nn.Linear(dim, width, bias=False)) if width else lambda _: nn.Identity()
+        self.media_head, self.text_head = head(media_dim), head(text_dim)
+        log_scale = torch.tensor(math.log(1 / temperature))
+        self.log_scale = nn.Parameter(log_scale, requires_grad=learn_temperature)
 
     @property
     def logit_scale(self) -> Tensor:
@@ -46,13 +64,16 @@ class ContrastivePair(nn.Module, PyTorchModelHubMixin):
 
     def embed_media(self, media: Tensor, valid: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, media_dim) with valid (B, T) bool, or pooled (B, media_dim) →
-        (B, width), L2-normalised."""
-        pooled = media if media.ndim == 2 else pool_clip(media, valid, self.segments)
-        return F.normalize(self.media_head(pooled), dim=-1)
+        (B, width), L2-normalised with `cosine`."""
+        pooled = self.media_head(
+            media if media.ndim == 2 else pool_clip(media, valid, self.segments)
+        )
+        return F.normalize(pooled, dim=-1) if self.cosine else pooled
 
     def embed_text(self, text: Tensor) -> Tensor:
-        """Transcripts' vectors (B, text_dim) → (B, width), L2-normalised."""
-        return F.normalize(self.text_head(text), dim=-1)
+        """Transcripts' vectors (B, text_dim) → (B, width), L2-normalised with `cosine`."""
+        embedded = self.text_head(text)
+        return F.normalize(embedded, dim=-1) if self.cosine else embedded
 
     def forward(self, media, text, valid=None) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings of both sides (B, width) and the logit scale."""
@@ -81,8 +102,8 @@ def contrastive_loss(media, text, logit_scale, symmetric=True, same_text=None) -
 
     media, text : embeddings (B, W) float, normalised as `ContrastivePair` does
     logit_scale : 1/τ
-    symmetric : mean of media → text and text → media, as CLIP; False is Eq. 1 to the letter,
-        media → text only
+    symmetric : mean of media → text and text → media, as CLIP; False is Eq. 1's one direction,
+        media → text
     same_text : (B,) long, clips of one number have the same transcript (`text_groups`). Such
         clips are not negatives of each other: left out of the denominators.
     """

@@ -36,8 +36,15 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
         own frame steps, to which audio is averaged; a clip without frames keeps M segments.
     audio_hidden : LSTM width of each direction (Eq. 3)
     layers, heads : of the Transformer encoder (Eq. 9); heads must divide width
+    scored : what Eq. 7 scores. "states": h_v and h_a, as Eq. 2 and 3 define them, and f_s for the
+        h_s that is nowhere defined; "mapped": the mapped modalities of Eq. 4, whose LayerNorm has
+        removed how large they were
+    step_loss : the MSE of 3.6, of each step's output against the clip's one label: what it has
+        beyond the MSE of the mean, (y - ŷ)² + mean_t (ŷ^t - ŷ)² = mean_t (y - ŷ^t)², is the
+        auxiliary loss. False: of the mean alone
+    sigmoid : every step's output in (0, 1)
 
-    Of all these the paper states only the feature widths and E.
+    Of all the others the paper states only the feature widths and E.
     """
 
     # As Yu et al. 2025 [34] of paper B, Table 2 (0.51), a later version of paper A.
@@ -61,14 +68,19 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
         layers: int = 2,
         heads: int = 4,
         dropout: float = 0.1,
+        scored: str = "states",  # Eq. 7
+        step_loss: bool = True,  # 3.6
+        sigmoid: bool = False,
     ):
         super().__init__()
+        check_choice("scored", scored, ("states", "mapped"))
         if isinstance(modalities, str) or not modalities or set(modalities) - set(MODALITIES):
             raise ValueError(f"expected modalities out of {MODALITIES}, got {modalities!r}")
         check_choice("fusion", fusion, ("sum", "concat"))
         dims = {"frames": frames_dim, "audio": audio_dim, "text": text_dim}
         self.dims = {name: dims[name] for name in MODALITIES if name in modalities}
         self.width, self.segments, self.segment_pooling = width, segments, segment_pooling
+        self.scored, self.step_loss, self.sigmoid = scored, step_loss, sigmoid
 
         if "frames" in modalities:
             self.tcn = temporal.TCN(frames_dim, tcn_width, tcn_kernel, tcn_dilations, dropout)
@@ -82,7 +94,8 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
         self.concat = nn.Linear(3 * width, width) if fusion == "concat" else None
         self.quality = None
         if quality and fusion == "sum":
-            self.quality = nn.ModuleDict({name: score_mlp(width) for name in self.dims})
+            dims = states if scored == "states" else dict.fromkeys(states, width)
+            self.quality = nn.ModuleDict({n: score_mlp(dims[n], width // 2) for n in self.dims})
         # Stands for a clip without any modality, so that its output is finite and learned.
         self.nothing = nn.Parameter(torch.randn(width) * 0.02)
         self.encoder = temporal.transformer(width, heads, layers, dropout)
@@ -99,36 +112,44 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
         """
         inputs = (frames, audio, text, frames_valid, audio_valid, present)
         x, valid, _ = check_inputs(*inputs, dims=self.dims, dtype=self.head.weight.dtype)
-        mapped, real = self.map(x, valid)  # (B, M, 3, W), (B, M, 3)
+        mapped, real, h = self.map(x, valid)  # (B, M, 3, W), (B, M, 3)
         weights = None
         if self.concat is not None:
             fused = self.concat(mapped.flatten(2))  # (B, M, 3 W) -> (B, M, W)
         else:
-            weights = self.weigh(mapped, real)
+            weights = self.weigh(h, real)
             fused = (weights.unsqueeze(-1) * mapped).sum(2)
-        return Output(self.estimate(fused, real.any(-1)), weights=weights)
+        intensity, spread = self.estimate(fused, real.any(-1))
+        return Output(intensity, weights=weights, auxiliary_loss=spread)
 
-    def map(self, x: dict[str, Tensor], valid: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def map(self, x: dict[str, Tensor], valid: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict]:
         """Every modality on the common time base and width (Eq. 2 to 6).
 
-        Returns mapped (B, M, 3, W), zero where there is nothing, and real (B, M, 3) bool.
+        Returns mapped (B, M, 3, W), zero where there is nothing; real (B, M, 3) bool; and what
+        Eq. 7 scores, by modality, (B, M, D), or (B, 1, D) for one score of the whole clip.
         """
         counts = self.time_base(valid)
         base = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]  # (B, M)
-        states, real = {}, {}
+        states, real, h = {}, {}, {}
         if "frames" in x:
-            h = self.tcn(x["frames"], valid["frames"])  # Eq. 2
-            states["frames"], real["frames"] = temporal.pool_segments(h, valid["frames"], counts)
+            tcn = self.tcn(x["frames"], valid["frames"])  # Eq. 2
+            states["frames"], real["frames"] = temporal.pool_segments(tcn, valid["frames"], counts)
         if "audio" in x:
-            h = self.gate(self.lstm(x["audio"], valid["audio"]))  # Eq. 3, 6
-            states["audio"], real["audio"] = temporal.pool_segments(h, valid["audio"], counts)
+            lstm = self.lstm(x["audio"], valid["audio"])  # Eq. 3
+            gated = self.gate(lstm)  # Eq. 6
+            states["audio"], real["audio"] = temporal.pool_segments(gated, valid["audio"], counts)
+            if self.scored == "states":
+                h["audio"], _ = temporal.pool_segments(lstm, valid["audio"], counts)
         if "text" in x:
             states["text"], real["text"] = x["text"], base & valid["text"]  # one step for all
         nothing = self.nothing.new_zeros(())
         mapped = [self.mapping[n](states[n]) if n in states else nothing for n in MODALITIES]
         mapped = torch.stack([m.expand(*base.shape, self.width) for m in mapped], dim=2)
         real = torch.stack([real.get(n, torch.zeros_like(base)) for n in MODALITIES], dim=-1)
-        return mapped.masked_fill(~real.unsqueeze(-1), 0.0), real
+        mapped = mapped.masked_fill(~real.unsqueeze(-1), 0.0)
+        if self.scored == "mapped":
+            return mapped, real, dict(zip(MODALITIES, mapped.unbind(2), strict=True))
+        return mapped, real, states | h
 
     def time_base(self, valid: dict[str, Tensor]) -> Tensor:
         """Segments of each clip (B,): M, or the clip's own frame steps without segment pooling."""
@@ -139,25 +160,31 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
         lengths = (torch.arange(1, valid.shape[1] + 1, device=valid.device) * valid).amax(1)
         return torch.where(lengths > 0, lengths, self.segments)
 
-    def weigh(self, mapped: Tensor, real: Tensor) -> Tensor:
+    def weigh(self, h: dict[str, Tensor], real: Tensor) -> Tensor:
         """Softmax of the quality scores over what is there (Eq. 7, 8); (B, M, 3)."""
-        scores = list(torch.zeros_like(mapped[..., 0]).unbind(-1))  # (B, M) of each modality
+        scores = torch.zeros(real.shape, dtype=self.head.weight.dtype, device=real.device)
+        scores = list(scores.unbind(-1))  # (B, M) of each modality
         for name, score in (self.quality or {}).items():
             column = MODALITIES.index(name)
-            scores[column] = score(mapped[:, :, column]).squeeze(-1)
+            scores[column] = score(h[name]).squeeze(-1).expand(real.shape[:2])
         return present_softmax(torch.stack(scores, dim=-1), real)
 
-    def estimate(self, fused: Tensor, valid: Tensor) -> Tensor:
-        """Transformer over the segments, linear output, mean over valid segments (Eq. 9).
+    def estimate(self, fused: Tensor, valid: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Transformer over the segments, an output each, mean over valid segments (Eq. 9, 3.6).
 
-        fused (B, M, W), valid (B, M) bool. Returns (B, E). One label a clip: the mean over the
-        segments answers to it (the paper's loss is a step's).
+        fused (B, M, W), valid (B, M) bool. Returns the mean (B, E), which answers to the one label
+        of a clip, and in training with `step_loss` the mean square of the steps' distance from it.
         """
         # A clip without any valid segment: the learned vector is its only one.
         token = self.nothing.to(fused.dtype)
         fused, valid = stand_in(fused, valid, valid.any(1), token)
         hidden = self.encoder(fused + temporal.positions(fused), src_key_padding_mask=~valid)
-        return masked_mean(self.head(hidden), valid)
+        steps = self.head(hidden)  # (B, M, E)
+        steps = steps.sigmoid() if self.sigmoid else steps
+        intensity, spread = masked_mean(steps, valid), None
+        if self.training and self.step_loss:
+            spread = masked_mean((steps - intensity.unsqueeze(1)).square(), valid).mean()
+        return intensity, spread
 
 
 def present_softmax(scores: Tensor, real: Tensor) -> Tensor:
@@ -179,6 +206,6 @@ def mapping_mlp(dim: int, width: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(first, nn.GELU(), nn.Dropout(dropout), second, nn.LayerNorm(width))
 
 
-def score_mlp(width: int) -> nn.Sequential:
-    """The MLP of Eq. 7, (..., width) → (..., 1). Its hidden width is not stated in the paper."""
-    return nn.Sequential(nn.Linear(width, width // 2), nn.GELU(), nn.Linear(width // 2, 1))
+def score_mlp(dim: int, hidden: int) -> nn.Sequential:
+    """The MLP of Eq. 7, (..., dim) → (..., 1). `hidden` is not stated in the paper."""
+    return nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, 1))

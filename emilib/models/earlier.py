@@ -145,8 +145,9 @@ class Yu2024(Fusion):
 class Hallmen2024(Fusion):
     """Hallmen et al. 2024 [3] (Table 2, 0.38): an LSTM over 1027-wide audio.
 
-    2-layer LSTM of one direction, as wide as its input; concat(mean, last state), 2054;
-    linear 2054 → 2054, tanh, linear → num_targets.
+    2-layer LSTM of one direction, as wide as its input; concat(global vector, last state), 2054;
+    linear 2054 → 2054, tanh, linear → num_targets. That the global vector is the mean over time is
+    inferred, not specified.
     """
 
     def __init__(self, audio_dim: int = 1027, num_targets: int = 6, *, layers: int = 2):

@@ -14,7 +14,7 @@ from emilib import MODALITIES
 class Output:
     """Prediction of a model with what explains it: B clips, E emotions, M segments, H heads.
 
-    intensity : (B, E) float, not bounded; clip it to [0, 1] for a submission
+    intensity : (B, E) float, not bounded without `sigmoid`; clip it to [0, 1] for a submission
     weights : (B, M, 3), what frames, audio and text contributed to `DualStage` (paper A, Eq. 8):
         rows sum to 1, an absent modality has exactly 0, a segment without anything real is all 0
     attention : what the anchor of `TAEMI` looked at (paper B, 3.3): a dict from modality name to

@@ -2,7 +2,8 @@
 
 The paper and the authors' public release describe two different models; the defaults are the
 paper's, the experiment "taemi_release" holds the settings of the release. Sequences may have any
-length; the paper cuts vision at 400 frames, sound at `MAX_AUDIO` steps.
+length; the paper cuts vision at 400 frames, sound at `MAX_AUDIO` steps. It names no frame rate: at
+the 5 a second of paper A, 12 s are 60 frames and 400 are never reached.
 """
 
 import torch
@@ -106,8 +107,8 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
     self_attention_norm, attention_norm : `norm` of `SelfAttention` and of `CrossAttention`
     fusion : "cross_attention", the full model; "self_attention", without the text-anchored
         cross-attention (Table 3, row 2); "concat", without either attention (Table 3, row 1).
-        The last two concatenate the mean over the valid steps: the paper says "flattened", but
-        sequences of different lengths have no common flattened width.
+        The last two concatenate the mean over the valid steps. The paper says "flattened" (4.3): a
+        common width, (599 + 400 + 1) · 512, exists only where all is padded to 12 s and 400 frames.
     anchor : who asks. With "audio" or "frames" (Table 4) the mean over the anchor's valid steps
         asks and the two others answer, the text as a sequence of length 1;
         f = [anchor; h of the two others, in the order audio, frames, text].
@@ -118,6 +119,7 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
         then. The paper names vision and text (so does the release); audio is added because
         modality dropout replaces every modality by its token.
     modality_dropout : chance, in training only, that a clip's modality is replaced by its token
+    sigmoid : intensities in (0, 1); the paper's are real numbers (3.1)
 
     A missing sequence is its token alone: the attention over it is 1 at step 0. A missing text's
     token asks in its place. Steps carry no positions (not stated in the paper).
@@ -145,6 +147,7 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
         missing_tokens: bool = True,
         explicit_missing: tuple[str, ...] = MODALITIES,
         modality_dropout: float = 0.1,
+        sigmoid: bool = False,
     ):
         super().__init__()
         check_choice("fusion", fusion, ("cross_attention", "self_attention", "concat"))
@@ -155,7 +158,8 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
         if width % heads:
             raise ValueError(f"expected a width that heads divide, got {width}, heads {heads}")
         self.dims = {"frames": frames_dim, "audio": audio_dim, "text": text_dim}
-        self.fusion, self.anchor, self.modality_dropout = fusion, anchor, modality_dropout
+        self.fusion, self.anchor, self.sigmoid = fusion, anchor, sigmoid
+        self.modality_dropout = modality_dropout
         crossed = fusion == "cross_attention"
         self.raw_text = (text_in_fusion or ("raw" if crossed else "projected")) == "raw"
 
@@ -207,7 +211,8 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
         for name, layer in self.self_attention.items():
             projected[name] = layer(projected[name], valid[name])
         fused, attention = self.fuse(x["text"][:, 0], projected, valid)
-        return Output(self.head(fused), attention=attention)
+        intensity = self.head(fused)
+        return Output(intensity.sigmoid() if self.sigmoid else intensity, attention=attention)
 
     def drop(self, present: Tensor) -> tuple[Tensor, Tensor]:
         """Modality dropout (3.4): which modalities are left, and where a token stands in (B, 3)."""

@@ -13,6 +13,7 @@ import itertools
 import math
 import time
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from emilib.progress import epoch_bar
 from emilib.training.recipes import Recipe
 
 CLIPPING = {"norm": nn.utils.clip_grad_norm_, "value": nn.utils.clip_grad_value_}
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9)}
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -110,17 +112,21 @@ def fit(
     progress : True draws a bar with loss and ρ; a function is called with each epoch's record,
         while `model` holds the weights of that epoch as trained, not averaged
 
-    Targets that leave [0, 1] are standardised for the training, see `TargetScale`. Raises
+    Targets that leave [0, 1] are standardised for the training, see `TargetScale` (brought to
+    [0, 1] for a model whose `sigmoid` is True). Raises
     ValueError for data without clips or targets, `valid` of other widths or targets, a model of
     another number of targets, a checkpoint of another run; RuntimeError for a loss of NaN.
     """
     check_data(train, valid)
-    recipe, scale = recipe or Recipe(), TargetScale.of(train.target)
+    bounded = any(getattr(module, "sigmoid", False) for module in model.modules())
+    scale = TargetScale.of(train.target, "range" if bounded else "sd")
+    recipe = recipe or Recipe()
     scaled = train if scale is None else train.with_target(scale.transform(train.target))
     device = torch.device(workers.device() if device is None else device)
     gpus = [device.index or 0] if device.type == "cuda" else []
     trained = [p for p in model.to(device).parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameter_groups(model, recipe), recipe.lr, fused=True)
+    groups = parameter_groups(model, recipe)
+    optimizer = OPTIMIZERS[recipe.optimizer](groups, recipe.lr, fused=True)
     steps = math.ceil(math.ceil(len(train) / recipe.batch_size) / recipe.accumulate)
     schedule = make_schedule(optimizer, recipe, steps)
     half = HALF.get(recipe.mixed_precision) if gpus else None

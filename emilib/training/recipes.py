@@ -3,6 +3,7 @@
 import dataclasses
 
 _CHOICES = {
+    "optimizer": ("adamw", "sgd"),
     "schedule": ("constant", "warmup_cosine", "sgdr"),
     "clip_by": ("norm", "value"),
     "keep": ("best", "last"),
@@ -15,7 +16,7 @@ _POSITIVE = ("epochs", "batch_size", "accumulate", "cycle_epochs", "lr", "clip",
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a model is trained, with AdamW. Change a field with ``dataclasses.replace``.
+    """How a model is trained. Change a field with ``dataclasses.replace``.
 
     schedule : of every step. "constant"; "warmup_cosine", linear from 0 over `warmup_epochs`, then
         cosine to 0; "sgdr", Eq. 10 of A: cosine from `lr` to `min_lr`, cycles of `cycle_epochs`
@@ -24,6 +25,7 @@ class Recipe:
     epochs: int = 30
     batch_size: int = 32
     lr: float = 1e-4
+    optimizer: str = "adamw"  # or "sgd", with momentum 0.9
     weight_decay: float = 0.01
     decay: str = "all"  # what decays: all parameters, or "matrices", see `loop.parameter_groups`
     schedule: str = "constant"
@@ -59,7 +61,7 @@ class Recipe:
     def dual_stage(cls) -> "Recipe":
         """Stage II of paper A: MSE (3.6), EMA with γ = 0.999 (Eq. 11).
 
-        Rate, schedule, batches, epochs, and which epoch is kept: not stated in the paper.
+        Optimiser, rate, schedule, batches, epochs, which epoch is kept: not stated in the paper.
         """
         return cls(ema_decay=0.999)
 
@@ -110,13 +112,34 @@ class StageOne:
     lr_max: float = 1e-5
     lr_min: float = 1e-7
     batch_size: int = 64  # not stated in the paper
-    width: int = 256  # of the common space; not stated in the paper
+    # Of the common space; None: no heads, for encoders of one width. Not stated in the paper.
+    width: int | None = 256
     segments: int = 8  # of the segment-wise pooling; not stated in the paper
     audio_seconds: float = 12.0  # longest cut of the sound; not stated in the paper
-    symmetric: bool = True  # False is Eq. 1 to the letter
+    # Eq. 1 to the letter: False for these four and width=None, which the paper's encoders, 1024 and
+    # 768 wide, do not allow.
+    symmetric: bool = True  # False: media → text only
+    cosine: bool = True  # False: dot products of vectors of any length
+    learn_temperature: bool = True  # False: it stays `temperature`
+    mask_duplicates: bool = True  # False: clips with the same words are negatives of each other
+    temperature: float = 0.07  # τ, in the beginning; not stated in the paper
     train_encoders: bool = True  # False trains the heads alone
+    # One run of L_v2t + L_a2t (3.6) with one text encoder, on clips that have both; False: two
+    # runs, each with a text encoder of its own ("independently", 2.3). The paper says both.
+    joint: bool = False
+    # "SGD with warm restarts" (4.3) is read as the schedule. "sgd": the letter, momentum 0.9; at
+    # 1e-5 and `clip` 1 it moves all weights together by 0.3 in 6,300 steps, a head's norm is 9.
+    optimizer: str = "adamw"
     weight_decay: float = 0.01  # not stated in the paper
+    clip: float | None = 1.0  # bound of the gradient's norm; None: none. Not stated in the paper
     # Clips whose activations are held at once; None: the whole batch, shared by the processes.
     chunk: int | None = None
     mixed_precision: str | None = None  # "bf16": autocast on a GPU; not stated in the paper
-    text_from: str = "audio"  # whose text encoder Stage II takes; not stated in the paper
+    # Whose text encoder Stage II takes: the other modality was aligned to another. Not stated in
+    # the paper; of a joint run there is one.
+    text_from: str = "audio"
+
+    def __post_init__(self):
+        if self.optimizer not in _CHOICES["optimizer"]:
+            message = f"expected one of {_CHOICES['optimizer']}, got {self.optimizer!r}"
+            raise ValueError(f"StageOne.optimizer: {message}")

@@ -45,10 +45,8 @@ class ContrastivePair(nn.Module, PyTorchModelHubMixin):
     ):
         super().__init__()
         if width is None and media_dim != text_dim:
-            raise ValueError(
-                f"expected a width, or sides of one width, got {media_dim} and {text_dim}: Eq. 1 "
-                "is a dot product; give both heads to a common width"
-            )
+            sides = f"{media_dim} and {text_dim}"
+            raise ValueError(f"expected a width of heads, or sides of one width, got {sides}")
         self.segments, self.cosine, self.width = segments, cosine, width or media_dim
         head = (lambda dim: nn.Linear(dim, width, bias=False)) if width else lambda _: nn.Identity()
         self.media_head, self.text_head = head(media_dim), head(text_dim)
@@ -65,15 +63,15 @@ class ContrastivePair(nn.Module, PyTorchModelHubMixin):
     def embed_media(self, media: Tensor, valid: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, media_dim) with valid (B, T) bool, or pooled (B, media_dim) →
         (B, width), L2-normalised with `cosine`."""
-        pooled = self.media_head(
-            media if media.ndim == 2 else pool_clip(media, valid, self.segments)
-        )
-        return F.normalize(pooled, dim=-1) if self.cosine else pooled
+        pooled = media if media.ndim == 2 else pool_clip(media, valid, self.segments)
+        return self.scaled(self.media_head(pooled))
 
     def embed_text(self, text: Tensor) -> Tensor:
         """Transcripts' vectors (B, text_dim) → (B, width), L2-normalised with `cosine`."""
-        embedded = self.text_head(text)
-        return F.normalize(embedded, dim=-1) if self.cosine else embedded
+        return self.scaled(self.text_head(text))
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1) if self.cosine else x
 
     def forward(self, media, text, valid=None) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings of both sides (B, width) and the logit scale."""

@@ -128,15 +128,15 @@ class StageOne:
     # runs, each with a text encoder of its own ("independently", 2.3). The paper says both.
     joint: bool = False
     # "SGD with warm restarts" (4.3) is read as the schedule. "sgd": the letter, momentum 0.9; at
-    # 1e-5 and `clip` 1 it moves all weights together by 0.3 in 6,300 steps, a head's norm is 9.
+    # 1e-5 and `clip` 1 it moves all weights by 0.3 at most in 6,300 steps, and a head's norm is 9.
     optimizer: str = "adamw"
     weight_decay: float = 0.01  # not stated in the paper
     clip: float | None = 1.0  # bound of the gradient's norm; None: none. Not stated in the paper
     # Clips whose activations are held at once; None: the whole batch, shared by the processes.
     chunk: int | None = None
     mixed_precision: str | None = None  # "bf16": autocast on a GPU; not stated in the paper
-    # Whose text encoder Stage II takes: the other modality was aligned to another. Not stated in
-    # the paper; of a joint run there is one.
+    # Whose text encoder Stage II takes; the other modality was aligned to another, but in a joint
+    # run. Not stated in the paper.
     text_from: str = "audio"
 
     def __post_init__(self):

@@ -38,7 +38,7 @@ def test_media_and_features_have_the_clips_targets_and_gaps(workspace):
             assert sound.dtype == np.int16
             assert len(sound) / 16000 == pytest.approx(seconds, abs=0.2)
     assert (len(ours.train), len(ours.validation), len(ours.test)) == (14, 8, 3)
-    assert ours.train.dims == {"frames": 64, "audio": 64, "text": 128}
+    assert ours.train.dims == {"frames": 96, "audio": 64, "text": 128}
     expected = workspace.clips.query("split == 'validation'")[list(EMOTIONS)].to_numpy(float)
     np.testing.assert_array_equal(ours.validation.target, expected)
     assert ours.test.target is None

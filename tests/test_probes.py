@@ -8,7 +8,6 @@ import pytest
 
 from emilib import EMOTIONS
 from emilib.features import FeatureSet, FeatureSplits
-from emilib.metrics import pearson
 from emilib.study import representation
 
 
@@ -43,7 +42,9 @@ def test_pooled_sound_is_mean_and_deviation_and_pooled_frames_are_the_change_sin
     sound = representation.clip_statistics(data, "audio")
     change = representation.clip_statistics(data, "frames")
     np.testing.assert_allclose(sound[0], [*steps.mean(0), *steps.std(0)], rtol=1e-5)
-    np.testing.assert_allclose(change[0], steps.mean(0) - steps[0], rtol=1e-5)
+    moved = steps - steps[0]
+    columns = [*moved.mean(0), *moved.std(0), *moved.max(0), *moved.min(0)]
+    np.testing.assert_allclose(change[0], columns, rtol=1e-5, atol=1e-6)
     assert np.isnan([*sound[1], *change[1]]).all()
     np.testing.assert_array_equal(representation.clip_statistics(data, "text"), words)
 
@@ -56,13 +57,6 @@ def test_ridge_is_the_closed_form_on_standardised_columns(rng, monkeypatch):
     weights = np.linalg.solve(z.T @ z + 7 * np.eye(5), z.T @ (y - y.mean(0)))
     expected = valid_z @ weights + y.mean(0)
     np.testing.assert_allclose(representation.ridge(x, y, valid_x), expected, atol=1e-10)
-
-
-def test_kernel_ridge_follows_a_bend_that_ridge_can_not(rng):
-    x, valid_x = rng.uniform(-2, 2, (200, 1)), rng.uniform(-2, 2, (100, 1))
-    assert pearson(valid_x**2, representation.ridge(x, x**2, valid_x)) < 0.5
-    bent = representation.kernel_ridge(x, x**2 + 9, valid_x)
-    np.testing.assert_allclose(bent, valid_x**2 + 9, atol=0.4)
 
 
 def test_probe_has_a_row_a_modality_and_tells_them_apart(rng):
@@ -79,7 +73,8 @@ def test_probe_has_a_row_a_modality_and_tells_them_apart(rng):
 def test_ceiling_matches_rows_by_id_whatever_their_order(rng):
     splits = _splits(rng)
     splits.validation.ids[:] = [str(1000 + i) for i in range(50)]
-    rows = [representation.clip_statistics(s, "frames") for s in (splits.train, splits.validation)]
+    pair = splits.train, splits.validation
+    rows = [representation.clip_statistics(s, "frames")[:, :4] for s in pair]
     signals = pd.DataFrame(np.concatenate(rows), columns=[f"frames_{i}" for i in range(4)])
     signals["audio_0"], signals["text_0"] = rng.standard_normal((2, 130))
     signals.index = splits.train.ids + splits.validation.ids

@@ -186,6 +186,8 @@ def test_drawn_frames_are_one_of_each_stretch(count, seed):
     assert len(picked) == stretches
     for k, frame in enumerate(picked):
         assert count * k // stretches <= frame < count * (k + 1) // stretches
+    first = stage_one.drawn_frames(count, torch.Generator().manual_seed(seed), "first")
+    assert first == [0, *picked[1:]]
 
 
 LETTER = {"symmetric": False, "cosine": False, "width": None, "mask_duplicates": False}

@@ -27,6 +27,7 @@ class ContrastivePair(nn.Module, PyTorchModelHubMixin):
     segments : M of the segment-wise average pooling that makes one vector of a clip
     temperature : τ at the beginning, as in CLIP; for good with learn_temperature=False
     cosine : embeddings are brought to length 1
+    reference : "first" makes the clip's vector one of changes since its first step, see `pool_clip`
 
     The paper puts d_a = 1024 and d_s = 768 into one dot product and names no projection; heads
     to a common width, cosine similarity and a learnable temperature are not stated in it.
@@ -42,12 +43,14 @@ class ContrastivePair(nn.Module, PyTorchModelHubMixin):
         temperature: float = 0.07,
         learn_temperature: bool = True,
         cosine: bool = True,
+        reference: str = "none",
     ):
         super().__init__()
         if width is None and media_dim != text_dim:
             sides = f"{media_dim} and {text_dim}"
             raise ValueError(f"expected a width of heads, or sides of one width, got {sides}")
-        self.segments, self.cosine, self.width = segments, cosine, width or media_dim
+        self.segments, self.reference = segments, reference
+        self.cosine, self.width = cosine, width or media_dim
         head = (lambda dim: nn.Linear(dim, width, bias=False)) if width else lambda _: nn.Identity()
         self.media_head, self.text_head = head(media_dim), head(text_dim)
         log_scale = torch.tensor(math.log(1 / temperature))
@@ -63,8 +66,9 @@ class ContrastivePair(nn.Module, PyTorchModelHubMixin):
     def embed_media(self, media: Tensor, valid: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, media_dim) with valid (B, T) bool, or pooled (B, media_dim) →
         (B, width), L2-normalised with `cosine`."""
-        pooled = media if media.ndim == 2 else pool_clip(media, valid, self.segments)
-        return self.scaled(self.media_head(pooled))
+        if media.ndim == 3:
+            media = pool_clip(media, valid, self.segments, self.reference)
+        return self.scaled(self.media_head(media))
 
     def embed_text(self, text: Tensor) -> Tensor:
         """Transcripts' vectors (B, text_dim) → (B, width), L2-normalised with `cosine`."""
@@ -78,14 +82,19 @@ class ContrastivePair(nn.Module, PyTorchModelHubMixin):
         return self.embed_media(media, valid), self.embed_text(text), self.logit_scale
 
 
-def pool_clip(hidden_states: Tensor, valid: Tensor | None, segments: int) -> Tensor:
+def pool_clip(hidden_states: Tensor, valid: Tensor | None, segments: int, reference="none"):
     """Segment-wise average pooling to one vector: the mean of the segments' means (Stage I).
 
     hidden_states (B, T, D), valid (B, T) bool or None; returns (B, D). Segments without a real
-    step do not count. Raises ValueError for a clip without a real step: it has nothing to align.
+    step do not count. With reference "first" the first step is subtracted from all: of frames, what
+    changes in a face stays, and whose face it is goes; not stated in the paper.
+
+    Raises ValueError for a clip without a real step: it has nothing to align.
     """
     if valid is None:
         valid = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
+    if reference == "first":
+        hidden_states = hidden_states - hidden_states[:, :1]
     means, real = pool_segments(hidden_states, valid, segments)
     if not real.any(1).all():
         raise ValueError(

@@ -3,20 +3,16 @@
 Dimension key: N clips, D width of an encoder, E emotions.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 from sklearn.impute import SimpleImputer
-from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import RidgeCV
-from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from emilib import MODALITIES
 from emilib.features.feature_set import FeatureSet, FeatureSplits
-from emilib.metrics import mean_pearson, pearson
+from emilib.metrics import pearson
 
 ALPHAS = np.logspace(-1, 5, 25)  # penalties on standardised columns
 
@@ -24,18 +20,20 @@ ALPHAS = np.logspace(-1, 5, 25)  # penalties on standardised columns
 def clip_statistics(data: FeatureSet, modality: str) -> np.ndarray:
     """One float64 row a clip; NaN where it lacks the modality, KeyError where the whole set does.
 
-    frames: the mean change since the clip's first frame (N, D), which leaves out whose face it is;
-    audio: mean and standard deviation over time (N, 2 D); text: its vector (N, D)
+    frames: mean, standard deviation, maximum and minimum over time of the change since the clip's
+    first frame (N, 4 D), which leaves out whose face it is; audio: mean and standard deviation over
+    time (N, 2 D); text: its vector (N, D)
     """
     width = data.dims[modality]
     if modality == "text":
         return data.scaled("text", data.text).astype(np.float64)
-    rows = np.full((len(data), width if modality == "frames" else 2 * width), np.nan)
+    moments = (np.mean, np.std, np.max, np.min) if modality == "frames" else (np.mean, np.std)
+    rows = np.full((len(data), len(moments) * width), np.nan)
     for row, steps in enumerate(getattr(data, modality)):
         if steps is not None:
             steps = data.scaled(modality, steps).astype(np.float64)
-            both = np.concatenate([steps.mean(axis=0), steps.std(axis=0)])
-            rows[row] = (steps - steps[0]).mean(axis=0) if modality == "frames" else both
+            steps = steps - steps[0] if modality == "frames" else steps
+            rows[row] = np.concatenate([moment(steps, axis=0) for moment in moments])
     return rows
 
 
@@ -48,24 +46,10 @@ def ridge(train_x, train_y, x) -> np.ndarray:
     Columns are standardised by the training clips, whose mean a missing row becomes. Each emotion
     has its own penalty, by leave-one-out.
     """
-    model = _standardised(RidgeCV(ALPHAS, alpha_per_target=True)).fit(train_x, train_y)
-    return model.predict(x).reshape(len(x), -1)  # a vector for one target
-
-
-def kernel_ridge(train_x, train_y, x) -> np.ndarray:
-    """As `ridge`, with a Gaussian kernel; width and penalty by cross-validation."""
-    gammas = np.array([0.1, 0.3, 1.0]) / train_x.shape[1]  # inverse widths of the kernel
-    grid = {"kernelridge__gamma": gammas, "kernelridge__alpha": (0.3, 1.0, 3.0, 10.0)}
-    folds = KFold(3, shuffle=True, random_state=0)
-    model = _standardised(KernelRidge(kernel="rbf"))
-    search = GridSearchCV(model, grid, scoring="neg_mean_squared_error", cv=folds)
-    mean = np.mean(train_y, axis=0)  # a kernel ridge has no intercept
-    return search.fit(train_x, train_y - mean).predict(x).reshape(len(x), -1) + mean
-
-
-def _standardised(regression):
     # A column that no training clip has a value for stays, as zeros.
-    return make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler(), regression)
+    scaling = SimpleImputer(keep_empty_features=True), StandardScaler()
+    model = make_pipeline(*scaling, RidgeCV(ALPHAS, alpha_per_target=True)).fit(train_x, train_y)
+    return model.predict(x).reshape(len(x), -1)  # a vector for one target
 
 
 def probe(splits: FeatureSplits) -> pd.DataFrame:
@@ -73,7 +57,7 @@ def probe(splits: FeatureSplits) -> pd.DataFrame:
 
     A row each, the last is "all" where there are several; a column an emotion.
     """
-    return scores(_predictions(ridge, splits, *_statistics(splits)), splits)
+    return scores(_predictions(splits, *_statistics(splits)), splits)
 
 
 def scores(predictions: dict[str, np.ndarray], splits: FeatureSplits) -> pd.DataFrame:
@@ -93,17 +77,20 @@ def lines(splits: FeatureSplits, signals: pd.DataFrame | None = None) -> dict[st
         none
 
     By name as in ``lines.csv``: "ridge_text" and its like are of `ridge` on one modality,
-    "ridge_sum" is their sum. "ceiling_text", "ceiling_all" and their like are of the clean signals,
-    the most that features could hold of them: of `ridge` and `kernel_ridge` the better mean ρ on
-    validation, which sets the bar rather too high than too low.
+    "ridge_sum" is their sum, and "ceiling_text", "ceiling_all" and their like are of `ridge` on the
+    clean signals: what it would find if features lost nothing of them.
     """
-    single = _predictions(ridge, splits, *_statistics(splits))
+    single = _predictions(splits, *_statistics(splits))
     single.pop("all", None)
     more = (len(single) - 1) * splits.train.target.mean(axis=0)  # each of the sum has the mean
-    best = {} if signals is None else _ceiling(signals, splits)
     result = {f"ridge_{name}": x for name, x in single.items()}
     result["ridge_sum"] = sum(single.values()) - more
-    return result | {f"ceiling_{name}": x for name, x in best.items()}
+    if signals is None:
+        return result
+    columns = {m: signals.filter(regex=f"^{m}_") for m in MODALITIES}
+    ids = [data.ids for data in (splits.train, splits.validation, splits.test)]
+    clean = [{m: x.loc[rows].to_numpy(float) for m, x in columns.items()} for rows in ids]
+    return result | {f"ceiling_{name}": x for name, x in _predictions(splits, *clean).items()}
 
 
 def _statistics(splits: FeatureSplits) -> list[dict]:
@@ -112,19 +99,8 @@ def _statistics(splits: FeatureSplits) -> list[dict]:
     return [{m: clip_statistics(data, m) for m in known} for data in sets]
 
 
-def _ceiling(signals: pd.DataFrame, splits: FeatureSplits) -> dict[str, np.ndarray]:
-    valid = splits.validation.target
-    columns = [
-        {m: signals.loc[data.ids].filter(regex=f"^{m}_").to_numpy(float) for m in MODALITIES}
-        for data in (splits.train, splits.validation, splits.test)
-    ]
-    straight, bent = (_predictions(r, splits, *columns) for r in (ridge, kernel_ridge))
-    rho = lambda x: mean_pearson(valid, x[: len(valid)])  # noqa: E731
-    return {name: max(straight[name], bent[name], key=rho) for name in straight}
-
-
-def _predictions(regress: Callable, splits: FeatureSplits, *sets: dict) -> dict[str, np.ndarray]:
-    """Of the clips of all sets but the first, which `regress` is fitted on, by modality.
+def _predictions(splits: FeatureSplits, *sets: dict) -> dict[str, np.ndarray]:
+    """Of the clips of all sets but the first, which `ridge` is fitted on, by modality.
 
     sets : rows by modality; where there are several, "all" has their columns side by side
     """
@@ -132,4 +108,4 @@ def _predictions(regress: Callable, splits: FeatureSplits, *sets: dict) -> dict[
         sets = [{**rows, "all": np.concatenate(list(rows.values()), axis=1)} for rows in sets]
     train, *later = sets
     x = {name: np.concatenate([rows[name] for rows in later]) for name in train}
-    return {name: regress(train[name], splits.train.target, x[name]) for name in train}
+    return {name: ridge(train[name], splits.train.target, x[name]) for name in train}

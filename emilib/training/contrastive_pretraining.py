@@ -83,7 +83,10 @@ def pretrain(
     with torch.random.fork_rng():  # the caller's draws stay what they were
         torch.manual_seed(seed)  # heads and dropout
         heads = (plan.width, plan.segments, plan.temperature, plan.learn_temperature, plan.cosine)
-        pairs = nn.ModuleList(ContrastivePair(e.dim, text.dim, *heads) for e in encoders)
+        reference = {"frames": plan.frame_reference, "audio": "none"}
+        pairs = nn.ModuleList(
+            ContrastivePair(e.dim, text.dim, *heads, reference[_side(e)]) for e in encoders
+        )
         draw = torch.Generator().manual_seed(seed)
         for encoder in (encoders, text):
             encoder.requires_grad_(plan.train_encoders).train(plan.train_encoders)
@@ -135,11 +138,13 @@ def usable(clips: Clips, *media: nn.Module) -> list[int]:
     return rows
 
 
-def drawn_frames(count: int, generator: torch.Generator) -> list[int]:
-    """Positions of one random frame of each of min(8, count) equal stretches of `count` frames."""
+def drawn_frames(count: int, generator: torch.Generator, reference="none") -> list[int]:
+    """Positions of one random frame of each of min(8, count) equal stretches of `count` frames;
+    with reference "first" the first of them is 0."""
     borders = torch.linspace(0, count, min(STRETCHES, count) + 1).long().tolist()
     pairs = itertools.pairwise(borders)
-    return [a + int(torch.randint(b - a, (), generator=generator)) for a, b in pairs]
+    drawn = [a + int(torch.randint(b - a, (), generator=generator)) for a, b in pairs]
+    return [0, *drawn[1:]] if reference == "first" else drawn
 
 
 def encoded_frames(encoder: VisionEncoder, clips: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -214,7 +219,7 @@ def _gradient(encoders, text, pairs, parameters, clips, rows, plan: StageOne, dr
     for encoder in encoders:
         lengths = [_length(_sequence(clips, encoder), row) for row in rows]
         if _side(encoder) == "frames":
-            cuts.append([drawn_frames(length, draw) for length in lengths])
+            cuts.append([drawn_frames(length, draw, plan.frame_reference) for length in lengths])
         else:  # a stretch of each sound
             room = [max(1, length - longest) for length in lengths]
             starts = [int(torch.randint(most, (), generator=draw)) for most in room]

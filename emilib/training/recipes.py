@@ -11,6 +11,7 @@ _CHOICES = {
     "loss": ("mse", "1-pearson"),
     "decay": ("all", "matrices"),
 }
+_STAGE_ONE = {"optimizer": _CHOICES["optimizer"], "frame_reference": ("none", "first")}
 _POSITIVE = ("epochs", "batch_size", "accumulate", "cycle_epochs", "lr", "clip", "patience")
 
 
@@ -115,6 +116,8 @@ class StageOne:
     # Of the common space; None: no heads, for encoders of one width. Not stated in the paper.
     width: int | None = 256
     segments: int = 8  # of the segment-wise pooling; not stated in the paper
+    # "first": a clip's vector is of the changes since its first frame. Not stated in the paper.
+    frame_reference: str = "none"
     audio_seconds: float = 12.0  # longest cut of the sound; not stated in the paper
     # Eq. 1 to the letter: False for these four and width=None, which the paper's encoders, 1024 and
     # 768 wide, do not allow.
@@ -140,6 +143,6 @@ class StageOne:
     text_from: str = "audio"
 
     def __post_init__(self):
-        if self.optimizer not in _CHOICES["optimizer"]:
-            message = f"expected one of {_CHOICES['optimizer']}, got {self.optimizer!r}"
-            raise ValueError(f"StageOne.optimizer: {message}")
+        for name, choices in _STAGE_ONE.items():
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"StageOne.{name}: expected one of {choices}, got {value!r}")

@@ -98,7 +98,6 @@ class Profile:
 
 def _small(name: str, stage_one: dict, **fields) -> Profile:
     plan = StageOne(lr_max=3e-4, lr_min=3e-6, width=48, audio_seconds=2.0, **stage_one)
-    frames = {"lr_max": 5e-4, "lr_min": 5e-6, "frame_reference": "first"}
     tcn = {"tcn_width": 32, "tcn_dilations": (1, 2, 4)}
     return Profile(
         name=name,
@@ -108,7 +107,10 @@ def _small(name: str, stage_one: dict, **fields) -> Profile:
         text=SMALL_TEXT | {"pool": "mean", "max_tokens": 64},
         frame_reference="first",  # most of what a drawn face's features tell is whose face it is
         audio_every=4,  # six steps a second; models that read sound take time by the step
-        stage_one={"frames": dataclasses.replace(plan, **frames), "audio": plan},
+        stage_one={
+            "frames": dataclasses.replace(plan, frame_reference="first"),
+            "audio": plan,
+        },
         # Not the paper's letter: one Transformer layer ("multi-layer"; the class has 2), for the
         # time; scores of mapped features and one error a clip, with which these rows were tuned.
         dual_stage={

@@ -70,6 +70,11 @@ def test_pair_pools_projects_and_normalises():
     torch.testing.assert_close(text.norm(dim=-1), torch.ones(2))
     torch.testing.assert_close(scale, torch.tensor(1 / 0.07))
     torch.testing.assert_close(pair(pooled, torch.randn(2, 5))[0], media)  # pooled before
+    change = ContrastivePair(6, 5, width=4, segments=2, reference="first")
+    change.load_state_dict(pair.state_dict())
+    expected = (pooled - states[:, 0]) @ pair.media_head.weight.T
+    got = change(states, torch.randn(2, 5), valid)[0]
+    torch.testing.assert_close(got, expected / expected.norm(dim=-1, keepdim=True))
     with pytest.raises(ValueError, match="real step in every clip"):
         pair(states, torch.randn(2, 5), valid & valid[:, 3:4])
 

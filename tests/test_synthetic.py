@@ -216,7 +216,7 @@ def test_defects_are_really_there(tmp_path):
 
     intact = decode(film("")[0])
     assert (intact.damaged, intact.problems) == (0, [])
-    for number in range(3):
+    for number in range(6):  # cut short, or with packets that are no pictures
         media = decode(film("damaged", number)[0], fps=None)
         assert media.damaged or media.problems
     with pytest.raises(ValueError):

@@ -19,7 +19,7 @@ from emilib.metrics import mean_pearson
 from emilib.study.experiments import TUNING, Experiment
 from emilib.study.runs import run
 
-GRID = {"lr": (1e-3, 3e-3), "weight_decay": (0.1, 1.0), "epochs": (4, 8)}
+GRID = {"lr": (1e-3, 3e-3), "weight_decay": (0.1, 1.0), "epochs": (8, 16)}
 SEED = 0  # of the draw of people, and of the runs
 
 

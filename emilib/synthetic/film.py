@@ -41,7 +41,7 @@ from emilib.synthetic.generative_model import (
 from emilib.synthetic.voice import FEMININE, MASCULINE, colour, request, say
 from emilib.workers import ordered_map
 
-GENERATOR = 2  # raise it when the same parameters no longer give the same corpus
+GENERATOR = 3  # raise it when the same parameters no longer give the same corpus
 STATEMENT = (
     "This corpus is synthetic: rendered heads and synthesised speech. How much each modality tells "
     "about the labels is a parameter of the generator and says nothing about people."
@@ -266,14 +266,16 @@ def _spoil(video: Path, defect: str, rng) -> None:
     """Damage the finished mp4 where the clip's defect says so."""
     if defect == "unreadable":
         os.truncate(video, 200)  # the index is longer than that
-    elif defect == "damaged" and rng.random() < 0.5:
-        os.truncate(video, int(0.6 * video.stat().st_size))
     elif defect == "damaged":
         with av.open(str(video)) as container:
             packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+        if rng.random() < 0.5:
+            start, size = packets[len(packets) // 2]
+            os.truncate(video, start + size // 2)
+            return
         data = bytearray(video.read_bytes())
         for start, size in packets[len(packets) // 3 : 2 * len(packets) // 3]:
-            data[start + 8 : start + size] = rng.bytes(max(size - 8, 0))  # the units' headers stay
+            data[start : start + size] = b"\xff" * size  # also the lengths of the units within
         video.write_bytes(data)
 
 

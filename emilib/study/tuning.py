@@ -1,13 +1,14 @@
-"""Rate, decay and epochs of everything that is trained: one small grid, the same for every row.
+"""Rate, decay and epochs of everything that is trained: one small search, the same for every row.
 
-Each point is trained on three quarters of the training people and scored on the clips of the
-others; validation and test clips are not read. tuning.csv keeps all scores, and profiles that are
-`tuned` train each row at its best point.
+First every rate with every decay at the fewest epochs, then more epochs at the best of these. Each
+point is trained on three quarters of the training people and scored on the clips of the others;
+validation and test clips are not read. tuning.csv keeps all scores, and profiles that are `tuned`
+train each row at its best point.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -43,23 +44,34 @@ def inner_splits(splits: FeatureSplits, people: pd.Series) -> FeatureSplits:
 def tune(
     experiments: Iterable[Experiment], features: Mapping, people, cache: Cache, **options
 ) -> pd.DataFrame:
-    """ρ of each experiment at each point of `GRID`: columns experiment, those of the grid, rho.
+    """ρ of each experiment at its points of `GRID`: columns experiment, those of the grid, rho.
 
     features : FeatureSplits by `Experiment.features`; people : as of `inner_splits`
     options : of `runs.run`, which trains what `cache` lacks
     """
     inner = {kind: inner_splits(splits, people) for kind, splits in features.items()}
-    points = [dict(zip(GRID, values, strict=True)) for values in product(*GRID.values())]
-    rows, tried = [], []
-    for experiment, (number, point) in product(experiments, enumerate(points)):
-        recipe = dataclasses.replace(experiment.recipe, **point)
-        name = f"{experiment.name}, point {number}"
-        tried.append(dataclasses.replace(experiment, name=name, recipe=recipe, rows=()))
-        rows.append({"experiment": experiment.name, **point})
-    results = run(tried, (SEED,), inner, cache, **options)
-    outcomes = (results[experiment.name] for experiment in tried)
-    table = pd.DataFrame(rows)
-    table["rho"] = [round(mean_pearson(o.target, o.predictions[0]), 4) for o in outcomes]
+    experiments = list(experiments)
+
+    def score(points: list[list[dict]]) -> pd.DataFrame:  # those of each experiment
+        rows, tried = [], []
+        for experiment, own in zip(experiments, points, strict=True):
+            for point in own:
+                name = f"{experiment.name}, {point}"
+                recipe = dataclasses.replace(experiment.recipe, **point)
+                tried.append(dataclasses.replace(experiment, name=name, recipe=recipe, rows=()))
+                rows.append({"experiment": experiment.name, **point})
+        results = run(tried, (SEED,), inner, cache, **options)
+        outcomes = (results[experiment.name] for experiment in tried)
+        rho = [round(mean_pearson(o.target, o.predictions[0]), 4) for o in outcomes]
+        return pd.DataFrame(rows).assign(rho=rho)
+
+    short, *longer = GRID["epochs"]
+    at_first = itertools.product(*{**GRID, "epochs": [short]}.values())
+    first = [dict(zip(GRID, values, strict=True)) for values in at_first]
+    table = score([first] * len(experiments))
+    best = table.loc[table.groupby("experiment", sort=False)["rho"].idxmax(), list(GRID)]
+    points = best.to_dict("records")
+    table = pd.concat([table, score([[{**p, "epochs": n} for n in longer] for p in points])])
     sets = next(iter(inner.values()))
     counts = [(len(s), people.loc[s.ids].nunique()) for s in (sets.train, sets.validation)]
     clips, scored = (f"{n} training clips of {owners} people" for n, owners in counts)

@@ -21,7 +21,7 @@ from emilib.models.contrastive import ContrastivePair
 from emilib.progress import Counter, quietly
 from emilib.reader import CorpusReader
 from emilib.steps import Step, Steps
-from emilib.study import representation, resources, tuning
+from emilib.study import representation, resources, tuning, worlds
 from emilib.study.experiments import all_experiments
 from emilib.study.runs import KIND, Results, result_parts, run, untrainable
 from emilib.study.tables import tables
@@ -227,6 +227,10 @@ class Workspace:
         parts["code"] = code_version("study/representation.py")
         folder = self.cache.shared_step("lines", parts, make)
         return dict(np.load(folder / "predictions.npz", allow_pickle=False))
+
+    def worlds(self) -> pd.DataFrame:
+        """When each mechanism pays, see `study.worlds.measure`; needs no corpus."""
+        return worlds.measure(self.cache, worlds.Size(**self.profile.worlds), self.workers)
 
     def tune(self) -> pd.DataFrame:
         """Scores of every trained experiment on held-out training people, see `study.tuning`."""

@@ -75,6 +75,7 @@ class Profile:
     max_seconds: float | None = None  # of a clip that are used, from its beginning; None: all
     taemi_encoders: dict | None = None  # of the rows of TAEMI, by role; None: those of the others
     taemi_fine_tune: bool = False  # train TAEMI's encoders of sound and words with it
+    worlds: dict = dataclasses.field(default_factory=dict)  # of `emilib.study.worlds.Size`
     workers: int | None = None  # processes for decoding and for training runs; None: one a core
     compile_vision: bool = False  # `torch.compile` the ViT when features are made; for a GPU
 
@@ -147,6 +148,8 @@ def smoke() -> Profile:
         savchenko_recipe=dataclasses.replace(Recipe.savchenko(), epochs=2),
         seeds=(0, 1),
         more_seeds=False,
+        worlds={"train": 32, "labelled": 16, "test": 24, "batch_size": 16, "epochs": 1}
+        | {"dials": (0.0, 1.0), "seeds": (0, 1)},
     )
 
 

@@ -1,0 +1,83 @@
+"""Many differences at a glance: a matrix of verdicts, and small multiples over a dial."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from emilib.plots import style
+
+# Only what is resolved has a colour.
+COLOURS = {"pays": style.SKY, "as claimed": style.SKY, "costs": style.YELLOW}
+COLOURS |= {"the opposite": style.YELLOW, "below .01": "#DDDDDD", "not resolved": "#FFFFFF"}
+
+
+def signed(value: float) -> str:
+    """A difference in ρ as cells and titles have it: "+.24", "−.01"; "0" below half a hundredth."""
+    text = f"{value:+z.2f}".replace("-", "−").replace("0.", ".", 1)
+    return "0" if text.endswith(".00") else text
+
+
+@rc_context(style.STYLE)
+def matrix(table: pd.DataFrame, title: str, corpus: str = "") -> Figure:
+    """Verdicts on claims, a row each, in groups of columns; an empty place was not asked.
+
+    table : "row", "group" and "column" place a cell, "value" stands in it, "verdict" colours it
+    """
+    rows, cells = list(dict.fromkeys(table["row"])), table[["group", "column"]].drop_duplicates()
+    columns = list(cells.itertuples(index=False, name=None))
+    new = [0, *(a[0] != b[0] for a, b in itertools.pairwise(columns))]
+    place = dict(zip(columns, np.arange(len(columns)) + 0.5 * np.cumsum(new), strict=True))
+    right = max(place.values())
+    width = 0.4 + 0.068 * max(map(len, rows)) + 0.4 * (right + 1)
+    figure, axes = style.canvas(max(width, 7.2), 0.9 + 0.27 * len(rows), title, corpus)
+    for cell in table.itertuples():
+        x, y = place[cell.group, cell.column], rows.index(cell.row)
+        box = {"facecolor": COLOURS[cell.verdict], "edgecolor": style.GREY, "linewidth": 0.6}
+        axes.add_patch(Rectangle((x - 0.46, y - 0.42), 0.92, 0.84, **box))
+        axes.text(x, y, signed(cell.value), ha="center", va="center", size=7.5)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelbottom=False, labeltop=True, pad=0)
+    axes.set(xlim=(-0.6, right + 0.6), ylim=(len(rows) - 0.4, -0.6))
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(list(place.values()), [column for _, column in columns], size=8)
+    for group in dict.fromkeys(group for group, _ in columns):
+        middle = np.mean([x for (name, _), x in place.items() if name == group])
+        axes.text(middle, -1.25, group, ha="center", va="bottom", size=8.5, weight="bold")
+    used = [word for word in COLOURS if word in set(table["verdict"])]
+    patches = [Rectangle((0, 0), 1, 1, fc=COLOURS[word], ec=style.GREY) for word in used]
+    figure.legend(patches, used, loc="outside lower center", ncols=len(used))
+    return figure
+
+
+@rc_context(style.STYLE)
+def over_dial(table: pd.DataFrame, title: str, corpus: str = "") -> Figure:
+    """Differences over a world's dial, a panel a claim, with their intervals.
+
+    table : "panel" (its title), "dial", "value", "low", "high", "verdict", "low_end" and
+        "high_end", what the dial means at 0 and at 1
+    """
+    panels = list(table.groupby("panel", sort=False))
+    rows = -(-len(panels) // 3)
+    options = {"rows": rows, "columns": 3, "squeeze": False}
+    figure, grid = style.canvas(9.2, 0.3 + 2.1 * rows, title, corpus, **options)
+    for axes, (panel, part) in itertools.zip_longest(grid.flat, panels, fillvalue=("", None)):
+        if part is None:
+            axes.set_visible(False)
+            continue
+        axes.axhline(0, color=style.BLACK, linewidth=0.9, zorder=0)
+        bars = style.reach(part["value"], part["low"], part["high"])
+        axes.errorbar(part["dial"], part["value"], bars, color=style.BLACK, capsize=2, marker="o")
+        for point in part.itertuples():
+            face = COLOURS[point.verdict]
+            axes.plot(point.dial, point.value, "o", color=face, mec=style.BLACK, ms=7, zorder=3)
+        axes.margins(x=0.12, y=0.15)
+        axes.set_xticks([0, 1], [f"0\n{part['low_end'].iloc[0]}", f"1\n{part['high_end'].iloc[0]}"])
+        axes.set_title(panel, size=9, loc="left")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("difference in ρ")
+    return figure

@@ -21,6 +21,22 @@ def signed(value: float) -> str:
     return "0" if text.endswith(".00") else text
 
 
+def summary(table: pd.DataFrame) -> str:
+    """What a matrix of verdicts comes to, as its title: in how many rows something is resolved."""
+    rows, words = table["row"].nunique(), table["verdict"]
+    better = table.loc[words.isin(["pays", "as claimed"]), "row"].nunique()
+    worse = table.loc[words.isin(["costs", "the opposite"]), "row"].nunique()
+    if set(words) & {"pays", "costs", "below .01"}:
+        return f"{better} of {rows} mechanisms pay somewhere, {worse} cost somewhere"
+    return f"{better} of {rows} claims hold under some damage, {worse} fail under some"
+
+
+def of_worlds(folder) -> Figure:
+    """The matrix of mechanisms and worlds that notebook 07 has kept in a folder of figures."""
+    table = pd.read_csv(f"{folder}/worlds_matrix.csv", dtype={"column": str})
+    return matrix(table, summary(table), "small worlds with a dial, from 0 to 1 (notebook 07)")
+
+
 @rc_context(style.STYLE)
 def matrix(table: pd.DataFrame, title: str, corpus: str = "") -> Figure:
     """Verdicts on claims, a row each, in groups of columns; an empty place was not asked.
@@ -47,7 +63,7 @@ def matrix(table: pd.DataFrame, title: str, corpus: str = "") -> Figure:
     axes.set_xticks(list(place.values()), [column for _, column in columns], size=8)
     for group in dict.fromkeys(group for group, _ in columns):
         middle = np.mean([x for (name, _), x in place.items() if name == group])
-        axes.text(middle, -1.25, group, ha="center", va="bottom", size=8.5, weight="bold")
+        axes.text(middle, -1.3, group, ha="center", va="bottom", size=8.5, weight="bold")
     used = [word for word in COLOURS if word in set(table["verdict"])]
     patches = [Rectangle((0, 0), 1, 1, fc=COLOURS[word], ec=style.GREY) for word in used]
     figure.legend(patches, used, loc="outside lower center", ncols=len(used))

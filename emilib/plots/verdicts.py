@@ -85,7 +85,9 @@ def over_dial(table: pd.DataFrame, title: str, corpus: str = "") -> Figure:
         if part is None:
             axes.set_visible(False)
             continue
-        axes.axhline(0, color=style.BLACK, linewidth=0.9, zorder=0)
+        axes.axhline(0, color=style.BLACK, linewidth=0.9, zorder=1)
+        zero = {"ha": "right", "va": "bottom", "size": 6.5, "color": style.GREY}
+        axes.text(1, 0, "no difference", transform=axes.get_yaxis_transform(), **zero)
         bars = style.reach(part["value"], part["low"], part["high"])
         axes.errorbar(part["dial"], part["value"], bars, color=style.BLACK, capsize=2, marker="o")
         for point in part.itertuples():

@@ -31,15 +31,16 @@ CLAIMS = pd.read_csv(Path(__file__).with_name("worlds.csv"), dtype=str)
 STEPS, KEY = 6, 4  # frames of a clip; width of a key
 MISSED = 0.3  # share of the training clips that lack something, where that is seen in training
 STAGE_TWO = 12  # times as many epochs on the few labelled clips
+SHARING = ("frames", "text")  # what Stage I aligns in `alignment`
 SMALL_GAP = 0.01  # a difference in ρ below which nobody needs to care
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How large the map is. One test set a world and dial; a seed is another start and order."""
+    """How large the map is. Clips are the same for all seeds; a seed is a start and an order."""
 
     train: int = 4000
-    labelled: int = 200  # clips with a label in the world of Stage I; the others are pairs only
+    labelled: int = 200  # of these in the world of Stage I; the others are pairs without a label
     test: int = 4000
     epochs: int = 3
     batch_size: int = 128
@@ -47,7 +48,7 @@ class Size:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
 
-def selection(draw: np.random.Generator, clips: int, dial: float) -> dict:
+def selection(draw: np.random.Generator, clips: int, dial: float) -> FeatureSet:
     """The words name a moment: each frame has a key and a value, the text the key of one frame.
 
     The label is own words + own sound + (1 - d) mean of the values + d the value at that moment,
@@ -59,19 +60,19 @@ def selection(draw: np.random.Generator, clips: int, dial: float) -> dict:
     return _clips(frames, sound, np.hstack([key, words]), label + draw.normal(0, 0.5, clips))
 
 
-def who_knows(draw: np.random.Generator, clips: int, dial: float) -> dict:
+def who_knows(draw: np.random.Generator, clips: int, dial: float) -> FeatureSet:
     """One moment counts. In a share d of the clips the sound has its key, else the words have it.
 
     The other of the two has the key of no frame.
     """
     frames, key, moment = _moments(draw, clips, 1.0)
-    heard, other = draw.random((clips, 1)) < dial, _on_sphere(draw, (clips, KEY))
+    heard, other = draw.random((clips, 1)) < dial, _keys(draw, clips)
     text, sound = np.where(heard, other, key), np.where(heard, key, other)
     sound = np.repeat(sound[:, None], 2, axis=1)
     return _clips(frames, sound, text, moment + draw.normal(0, 0.3, clips))
 
 
-def reliability(draw: np.random.Generator, clips: int, dial: float) -> dict:
+def reliability(draw: np.random.Generator, clips: int, dial: float) -> FeatureSet:
     """All modalities show the same signal in noise, whose size changes and can be read.
 
     Noise has size 2 exp(1.2 d g), g drawn for each third of the frames and of the sound and for the
@@ -87,7 +88,7 @@ def reliability(draw: np.random.Generator, clips: int, dial: float) -> dict:
     return _clips(seen(3, STEPS), seen(3, 3), seen(1, 1)[:, 0], signal[:, 0, 0])
 
 
-def missing(draw: np.random.Generator, clips: int, dial: float) -> dict:
+def missing(draw: np.random.Generator, clips: int, dial: float) -> FeatureSet:
     """A share d of the clips lacks its words, its sound or its frames, one at random.
 
     All show the same signal in noise of their own and a part that no other has.
@@ -101,7 +102,7 @@ def missing(draw: np.random.Generator, clips: int, dial: float) -> dict:
     return _clips(frames, sound, parts[2], label, gone)
 
 
-def alignment(draw: np.random.Generator, clips: int, dial: float) -> dict:
+def alignment(draw: np.random.Generator, clips: int, dial: float) -> FeatureSet:
     """Frames and words share some factors; a share d of what frames tell of the label is shared.
 
     The words show the shared factors in noise. The rest of the frames' part of the label is in
@@ -121,15 +122,15 @@ WORLDS = {f.__name__: f for f in (selection, reliability, missing, alignment, wh
 WORLDS["missing, seen"] = missing  # as some of the training clips are
 
 
-def _on_sphere(draw, shape) -> np.ndarray:
-    """Random vectors of length 2."""
-    vectors = draw.normal(size=shape)
+def _keys(draw, *shape) -> np.ndarray:
+    """Random vectors of length 2, (*shape, KEY)."""
+    vectors = draw.normal(size=(*shape, KEY))
     return 2 * vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def _moments(draw, clips: int, dial: float):
     """Frames (N, T, KEY + 1) of keys and values, one frame's key, and what the frames tell (N,)."""
-    keys, values = _on_sphere(draw, (clips, STEPS, KEY)), draw.normal(size=(clips, STEPS))
+    keys, values = _keys(draw, clips, STEPS), draw.normal(size=(clips, STEPS))
     rows, moment = np.arange(clips), draw.integers(0, STEPS, clips)
     told = (1 - dial) * np.sqrt(STEPS) * values.mean(axis=1) + dial * values[rows, moment]
     told /= np.sqrt((1 - dial) ** 2 + dial**2 + 2 * dial * (1 - dial) / np.sqrt(STEPS))
@@ -155,25 +156,22 @@ def clips_of(world: str, dial: float, count: int, part: str) -> FeatureSet:
     return WORLDS[world](np.random.default_rng(seed), count, dial)
 
 
-# What a model of CLAIMS is: a class of `emilib.models` and what differs from its small default.
-MODELS = {
-    "taemi": ("TAEMI", {}),
-    "concat": ("TAEMI", {"fusion": "concat"}),
-    "self_attention": ("TAEMI", {"fusion": "self_attention"}),
-    "no_tokens": ("TAEMI", {"missing_tokens": False}),
-    "no_dropout": ("TAEMI", {"modality_dropout": 0.0}),
-    "audio_anchor": ("TAEMI", {"anchor": "audio"}),
-    "dual_stage": ("DualStage", {}),
-    "uniform": ("DualStage", {"quality": False}),
-    "no_gate": ("DualStage", {"gate": False}),
-    "no_segments": ("DualStage", {"segment_pooling": False}),
-    "start": ("DualStage", {"modalities": ("frames", "text")}),  # of encoders as they start
-    "aligned": ("DualStage", {"modalities": ("frames", "text")}),  # of the same after Stage I
-}
-SMALL = {
-    "TAEMI": {"width": 16, "heads": 2, "attention_dropout": 0.0},
-    "DualStage": {"width": 16, "segments": 3, "tcn_width": 16, "tcn_dilations": (1,)}
-    | {"audio_hidden": 8, "layers": 1, "heads": 2},
+TAEMI = {"width": 16, "heads": 2, "attention_dropout": 0.0}
+DUAL_STAGE = {"width": 16, "segments": 3, "tcn_width": 16, "tcn_dilations": (1,)}
+DUAL_STAGE |= {"audio_hidden": 8, "layers": 1, "heads": 2}
+MODELS = {  # of CLAIMS: a class of `emilib.models` and its settings beside the widths of features
+    "taemi": ("TAEMI", TAEMI),
+    "concat": ("TAEMI", TAEMI | {"fusion": "concat"}),
+    "self_attention": ("TAEMI", TAEMI | {"fusion": "self_attention"}),
+    "no_tokens": ("TAEMI", TAEMI | {"missing_tokens": False}),
+    "no_dropout": ("TAEMI", TAEMI | {"modality_dropout": 0.0}),
+    "audio_anchor": ("TAEMI", TAEMI | {"anchor": "audio"}),
+    "dual_stage": ("DualStage", DUAL_STAGE),
+    "uniform": ("DualStage", DUAL_STAGE | {"quality": False}),
+    "no_gate": ("DualStage", DUAL_STAGE | {"gate": False}),
+    "no_segments": ("DualStage", DUAL_STAGE | {"segment_pooling": False}),
+    # Of encoders as they start, and of the same after Stage I.
+    **dict.fromkeys(("start", "aligned"), ("DualStage", DUAL_STAGE | {"modalities": SHARING})),
 }
 # Rates are large because runs are short, about 95 steps: with 0.01 some seeds find the key of
 # `selection` and some do not. They are the same in all worlds, and for both sides of a difference.
@@ -181,33 +179,27 @@ RECIPES = {
     "TAEMI": Recipe(lr=0.02, schedule="warmup_cosine", keep="last"),
     "DualStage": Recipe(lr=0.005, ema_decay=0.95, keep="last"),
 }
-_TRAINED_BY = ("study/worlds.py", "training/loop.py", "features/feature_set.py")
-_TRAINED_BY += tuple(f"models/{n}.py" for n in ("taemi", "dual_stage", "temporal", "inputs"))
-_CODE = code_version(*_TRAINED_BY, "models/contrastive.py")
+_CODE = code_version("study/worlds.py", "training/loop.py", "features/feature_set.py", "models")
 
 
-def encode(clips: FeatureSet, others: list, seed: int, size: Size, aligned: bool) -> list:
-    """`others` as linear encoders of frames and words to 12 numbers see them, each as it starts or
-    after Stage I on all pairs of `clips`."""
-    encoders = {name: torch.nn.Linear(dim, 12) for name, dim in clips.dims.items()}
+def encode(pairs: FeatureSet, sets: list, seed: int, size: Size, epochs: int) -> list:
+    """`sets` as a linear encoder to 12 numbers a modality sees them, after Stage I on `pairs`."""
+    encoders = torch.nn.ModuleDict({m: torch.nn.Linear(pairs.dims[m], 12) for m in SHARING})
     pair = ContrastivePair(12, 12, width=8, segments=1)
-    modules = torch.nn.ModuleList([*encoders.values(), pair])
-    optimizer = torch.optim.AdamW(modules.parameters(), 0.01)
+    optimizer = torch.optim.AdamW([*encoders.parameters(), *pair.parameters()], 0.01)
     order = torch.Generator().manual_seed(seed)
-    for _ in range(size.epochs if aligned else 0):
-        for batch in clips.batches(size.batch_size, shuffle=True, generator=order):
-            frames, text = (encoders[name](getattr(batch, name)) for name in clips.dims)
-            loss = contrastive_loss(*pair(frames, text, batch.frames_valid))
-            optimizer.zero_grad()
-            loss.backward()
+    for _ in range(epochs):
+        for batch in pairs.batches(size.batch_size, shuffle=True, generator=order):
+            frames, text = (encoders[m](getattr(batch, m)) for m in SHARING)
+            contrastive_loss(*pair(frames, text, batch.frames_valid)).backward()
             optimizer.step()
-    result = []
-    for data in others:
-        with torch.inference_mode():
-            frames = list(encoders["frames"](torch.from_numpy(np.stack(data.frames))).numpy())
-            text = encoders["text"](torch.from_numpy(data.text)).numpy()
-        result.append(FeatureSet.from_arrays(data.ids, frames, None, text, data.target))
-    return result
+            optimizer.zero_grad()
+    encoders.requires_grad_(False)
+    for number, data in enumerate(sets):
+        arrays = {m: torch.from_numpy(np.stack(getattr(data, m))) for m in SHARING}
+        frames, text = (encoders[m](x).numpy() for m, x in arrays.items())
+        sets[number] = FeatureSet.from_arrays(data.ids, frames, None, text, data.target)
+    return sets
 
 
 def train(world: str, dial: float, model: str, seed: int, size: Size) -> dict:
@@ -221,14 +213,15 @@ def train(world: str, dial: float, model: str, seed: int, size: Size) -> dict:
         dial, dials = (MISSED if world.endswith("seen") else 0.0), size.dials
     sets = [clips_of(world, dial, size.train, "train")]
     sets += [clips_of(world, d, size.test, "test") for d in dials]
-    kind, change = MODELS[model]
+    kind, settings = MODELS[model]
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         if world == "alignment":
-            labelled, epochs = sets[0].select(range(size.labelled)), STAGE_TWO * epochs
-            sets = encode(sets[0], [labelled, *sets[1:]], seed, size, model == "aligned")
+            few, pretrained = sets[0].select(range(size.labelled)), epochs * (model == "aligned")
+            sets = encode(sets[0], [few, *sets[1:]], seed, size, pretrained)
+            epochs *= STAGE_TWO
         sets = [data.standardised(sets[0].moments()) for data in sets]
-        net = models.for_features(kind, sets[0], **SMALL[kind], **change)
+        net = models.for_features(kind, sets[0], **settings)
     recipe = dataclasses.replace(RECIPES[kind], epochs=epochs, batch_size=size.batch_size)
 
     def keep_last(record):  # as trained, not averaged

@@ -183,8 +183,13 @@ _CODE = code_version("study/worlds.py", "training/loop.py", "features/feature_se
 
 
 def encode(pairs: FeatureSet, sets: list, seed: int, size: Size, epochs: int) -> list:
-    """`sets` as a linear encoder to 12 numbers a modality sees them, after Stage I on `pairs`."""
+    """`sets` as a linear encoder to 12 numbers a modality sees them, after Stage I on `pairs`.
+
+    As with a published checkpoint, all seeds start from the same encoders.
+    """
+    torch.manual_seed(0)
     encoders = torch.nn.ModuleDict({m: torch.nn.Linear(pairs.dims[m], 12) for m in SHARING})
+    torch.manual_seed(seed)
     pair = ContrastivePair(12, 12, width=8, segments=1)
     optimizer = torch.optim.AdamW([*encoders.parameters(), *pair.parameters()], 0.01)
     order = torch.Generator().manual_seed(seed)

@@ -225,7 +225,8 @@ def train(world: str, dial: float, model: str, seed: int, size: Size) -> dict:
             few, pretrained = sets[0].select(range(size.labelled)), epochs * (model == "aligned")
             sets = encode(sets[0], [few, *sets[1:]], seed, size, pretrained)
             epochs *= STAGE_TWO
-        sets = [data.standardised(sets[0].moments()) for data in sets]
+        moments = sets[0].moments()
+        sets = [data.standardised(moments) for data in sets]
         net = models.for_features(kind, sets[0], **settings)
     recipe = dataclasses.replace(RECIPES[kind], epochs=epochs, batch_size=size.batch_size)
 

@@ -151,8 +151,8 @@ def _clips(frames, sound, text, label, gone=None) -> FeatureSet:
 
 @functools.lru_cache(maxsize=8)
 def clips_of(world: str, dial: float, count: int, part: str) -> FeatureSet:
-    """Clips of a world for "train" or "test", the same each time."""
-    seed = [list(WORLDS).index(world), round(100 * dial), part == "test"]
+    """Clips of a world for "train", "tune" or "test", the same each time."""
+    seed = [list(WORLDS).index(world), round(100 * dial), ("train", "tune", "test").index(part)]
     return WORLDS[world](np.random.default_rng(seed), count, dial)
 
 
@@ -174,8 +174,8 @@ MODELS = {  # of CLAIMS: a class of `emilib.models` and its settings beside the 
     # Of encoders as they start, and of the same after Stage I.
     **dict.fromkeys(("start", "aligned"), ("DualStage", DUAL_STAGE | {"modalities": SHARING})),
 }
-# Rates are large because runs are short, about 95 steps: with half of it some seeds find the key of
-# `selection` and some do not. They are the same in all worlds, and for both sides of a difference.
+# Rates are large because runs are short, about 95 steps. They were chosen on "tune" clips for full
+# models that train steadily; all worlds and both sides of a difference share them.
 RECIPES = {
     "TAEMI": Recipe(lr=0.02, schedule="warmup_cosine", keep="last"),
     "DualStage": Recipe(lr=0.01, schedule="warmup_cosine", keep="last"),
@@ -230,7 +230,8 @@ def train(world: str, dial: float, model: str, seed: int, size: Size) -> dict:
         moments = sets[0].moments()
         sets = [data.standardised(moments) for data in sets]
         net = models.for_features(kind, sets[0], **settings)
-    recipe = dataclasses.replace(RECIPES.get(model, RECIPES[kind]), epochs=epochs, batch_size=size.batch_size)
+    recipe = RECIPES.get(model, RECIPES[kind])
+    recipe = dataclasses.replace(recipe, epochs=epochs, batch_size=size.batch_size)
 
     def keep_last(record):  # as trained, not averaged
         if record["epoch"] == epochs and model == "averaged":

@@ -141,7 +141,7 @@ def test_a_matrix_draws_each_cell_once_with_its_colour(tmp_path):
     figure = verdicts.matrix(cells(), verdicts.summary(cells()), "worlds")
     axes = figure.axes[0]
     texts = [text.get_text() for text in axes.texts]
-    assert texts == ["0", "+.20", "−.25", "selection", "missing"]
+    assert texts == ["−.004", "+.20", "−.25", "selection", "missing"]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["A: gate", "B: tokens"]
     assert len({patch.get_facecolor() for patch in axes.patches}) == 3
     assert figure.texts[0].get_text() == "1 of 2 mechanisms pay somewhere, 1 cost somewhere"

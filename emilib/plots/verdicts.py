@@ -16,9 +16,10 @@ COLOURS |= {"the opposite": style.YELLOW, "below .01": "#DDDDDD", "not resolved"
 
 
 def signed(value: float) -> str:
-    """A difference in ρ as cells and titles have it: "+.24", "−.01"; "0" below half a hundredth."""
-    text = f"{value:+z.2f}".replace("-", "−").replace("0.", ".", 1)
-    return "0" if text.endswith(".00") else text
+    """A difference in ρ as cells and titles have it: "+.24"; "−.004" below a hundredth; "0"."""
+    digits = 2 if abs(value) >= 0.01 else 3
+    text = f"{value:+z.{digits}f}".replace("-", "−").replace("0.", ".", 1)
+    return text if text.strip("+−.0") else "0"
 
 
 def summary(table: pd.DataFrame) -> str:

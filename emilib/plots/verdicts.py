@@ -95,6 +95,8 @@ def over_dial(table: pd.DataFrame, title: str, corpus: str = "") -> Figure:
             face = COLOURS[point.verdict]
             axes.plot(point.dial, point.value, "o", color=face, mec=style.BLACK, ms=7, zorder=3)
         axes.margins(x=0.12, y=0.15)
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, -0.02), max(high, 0.02))  # what is tiny looks tiny
         axes.set_xticks([0, 1], [f"0\n{part['low_end'].iloc[0]}", f"1\n{part['high_end'].iloc[0]}"])
         axes.set_title(panel, size=9, loc="left")
     for axes in grid[:, 0]:

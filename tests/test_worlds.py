@@ -148,14 +148,3 @@ def test_a_matrix_draws_each_cell_once_with_its_colour(tmp_path):
     cells().to_csv(tmp_path / "worlds_matrix.csv", index=False)
     again = verdicts.of_worlds(tmp_path)
     assert [text.get_text() for text in again.axes[0].texts] == texts
-
-
-def test_points_over_the_dial_stand_where_they_are():
-    table = pd.DataFrame({"dial": [0, 0.5, 1], "value": [0.0, 0.1, 0.2], "verdict": "pays"})
-    table = table.assign(panel="gate", low_end="a", high_end="b")
-    table = table.assign(low=table["value"] - 0.01, high=table["value"] + 0.02)
-    axes = verdicts.over_dial(table, "title").axes[0]
-    line, _, (bars,) = axes.containers[0]
-    np.testing.assert_array_equal(line.get_xdata(), table["dial"])
-    ends = np.array(bars.get_segments())[:, :, 1]
-    np.testing.assert_allclose(ends, table[["low", "high"]])

@@ -1,4 +1,4 @@
-"""Many differences at a glance: a matrix of verdicts, and small multiples over a dial."""
+"""Many differences at a glance: a matrix of verdicts."""
 
 import itertools
 
@@ -68,37 +68,4 @@ def matrix(table: pd.DataFrame, title: str, corpus: str = "") -> Figure:
     used = [word for word in COLOURS if word in set(table["verdict"])]
     patches = [Rectangle((0, 0), 1, 1, fc=COLOURS[word], ec=style.GREY) for word in used]
     figure.legend(patches, used, loc="outside lower center", ncols=len(used))
-    return figure
-
-
-@rc_context(style.STYLE)
-def over_dial(table: pd.DataFrame, title: str, corpus: str = "") -> Figure:
-    """Differences over a world's dial, a panel a claim, with their intervals.
-
-    table : "panel" (its title), "dial", "value", "low", "high", "verdict", "low_end" and
-        "high_end", what the dial means at 0 and at 1
-    """
-    panels = list(table.groupby("panel", sort=False))
-    rows = -(-len(panels) // 3)
-    options = {"rows": rows, "columns": 3, "squeeze": False}
-    figure, grid = style.canvas(9.2, 0.3 + 2.1 * rows, title, corpus, **options)
-    for axes, (panel, part) in itertools.zip_longest(grid.flat, panels, fillvalue=("", None)):
-        if part is None:
-            axes.set_visible(False)
-            continue
-        axes.axhline(0, color=style.BLACK, linewidth=0.9, zorder=1)
-        zero = {"ha": "right", "va": "bottom", "size": 6.5, "color": style.GREY}
-        axes.text(1, 0, "no difference", transform=axes.get_yaxis_transform(), **zero)
-        bars = style.reach(part["value"], part["low"], part["high"])
-        axes.errorbar(part["dial"], part["value"], bars, color=style.BLACK, capsize=2, marker="o")
-        for point in part.itertuples():
-            face = COLOURS[point.verdict]
-            axes.plot(point.dial, point.value, "o", color=face, mec=style.BLACK, ms=7, zorder=3)
-        axes.margins(x=0.12, y=0.15)
-        low, high = axes.get_ylim()
-        axes.set_ylim(min(low, -0.02), max(high, 0.02))  # what is tiny looks tiny
-        axes.set_xticks([0, 1], [f"0\n{part['low_end'].iloc[0]}", f"1\n{part['high_end'].iloc[0]}"])
-        axes.set_title(panel, size=9, loc="left")
-    for axes in grid[:, 0]:
-        axes.set_ylabel("difference in ρ")
     return figure

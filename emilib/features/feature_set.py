@@ -81,6 +81,7 @@ class FeatureSet:
             steps[:, 2] = ~np.isnan(self.text).any(axis=1)
         self.present = steps > 0
         self.lengths = steps.max(axis=1, initial=1)
+        self._packed = {}
 
     @classmethod
     def from_arrays(
@@ -252,14 +253,25 @@ class FeatureSet:
             tensors["target"] = torch.from_numpy(self.target[indices].astype(np.float32))
         return Batch(**tensors).to(device)
 
-    def _padded(self, name: str, indices, device) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, T, D) float32, zero where padded, and (B, T) bool; T is at least 1."""
+    def _joined(self, name: str, indices) -> tuple[np.ndarray, np.ndarray]:
+        """The steps of some clips one after another, and how many each has."""
         empty = np.zeros((0, self.dims[name]), np.float16)
         arrays = (getattr(self, name)[i] for i in indices)
         arrays = [empty if a is None else self.relative(name, a) for a in arrays]
-        lengths = np.array([len(a) for a in arrays], int)
+        return np.concatenate([empty, *arrays]), np.array([len(a) for a in arrays], int)
+
+    def _padded(self, name: str, indices, device) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T, D) float32, zero where padded, and (B, T) bool; T is at least 1."""
+        if isinstance(getattr(self, name), Rows):  # reads these clips alone
+            rows, lengths = self._joined(name, indices)
+        else:  # once for all batches
+            if name not in self._packed:
+                self._packed[name] = self._joined(name, range(len(self)))
+            rows, lengths = self._packed[name]
+            starts, lengths = (np.cumsum(lengths) - lengths)[indices], lengths[indices]
+            first = np.cumsum(lengths) - lengths
+            rows = rows[np.repeat(starts - first, lengths) + np.arange(lengths.sum())]
         mask = np.arange(lengths.max(initial=1)) < lengths[:, None]
-        rows = np.concatenate([empty, *arrays])
         half = rows.dtype == np.float16
         values = np.zeros((*mask.shape, rows.shape[1]), np.float16 if half else np.float32)
         values[mask] = rows

@@ -156,6 +156,7 @@ def clips_of(world: str, dial: float, count: int, part: str) -> FeatureSet:
     return WORLDS[world](np.random.default_rng(seed), count, dial)
 
 
+_moments_of = functools.lru_cache(maxsize=2)(FeatureSet.moments)
 TAEMI = {"width": 16, "heads": 2, "attention_dropout": 0.0}
 DUAL_STAGE = {"width": 16, "segments": 3, "tcn_width": 16, "tcn_dilations": (1,)}
 DUAL_STAGE |= {"audio_hidden": 8, "layers": 1, "heads": 2}
@@ -227,7 +228,7 @@ def train(world: str, dial: float, model: str, seed: int, size: Size) -> dict:
             few, pretrained = sets[0].select(range(size.labelled)), epochs * (model == "aligned")
             sets = encode(sets[0], [few, *sets[1:]], seed, size, pretrained)
             epochs *= STAGE_TWO
-        moments = sets[0].moments()
+        moments = _moments_of(sets[0])
         sets = [data.standardised(moments) for data in sets]
         net = models.for_features(kind, sets[0], **settings)
     recipe = RECIPES.get(model, RECIPES[kind])

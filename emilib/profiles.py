@@ -154,7 +154,7 @@ def smoke() -> Profile:
 
 
 def embedded() -> Profile:
-    """The default of `./run_all.sh`: two cores, no GPU, no network, at most ten minutes."""
+    """The default of `./run_all.sh`: two cores, no GPU, no network; some 25 minutes."""
     # Rate, decay and epochs are those of tuning.csv, of each row its own. The last epoch is kept:
     # validation clips choose nothing.
     common = {"decay": "matrices", "keep": "last", "patience": None, "mixed_precision": None}

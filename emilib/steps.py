@@ -167,7 +167,7 @@ class Steps:
         (folder / "losses.json").write_text(json.dumps(losses))
 
     @functools.cached_property
-    def runs(self) -> dict[tuple[str, str], Step]:
+    def runs(self) -> dict[tuple[str, tuple[str, ...]], Step]:
         """Stage I by stage, "aligned" or "one_way" (Eq. 1's one direction), and sides.
 
         Raises ValueError for a joint run with different settings of its sides.

@@ -74,6 +74,8 @@ def test_pair_pools_projects_and_normalises():
     change.load_state_dict(pair.state_dict())
     expected = (pooled - states[:, 0]) @ pair.media_head.weight.T
     got = change(states, torch.randn(2, 5), valid)[0]
+    with pytest.raises(ValueError, match="expected reference as one of"):
+        ContrastivePair(6, 5, reference="mean")
     torch.testing.assert_close(got, expected / expected.norm(dim=-1, keepdim=True))
     with pytest.raises(ValueError, match="real step in every clip"):
         pair(states, torch.randn(2, 5), valid & valid[:, 3:4])

@@ -64,8 +64,10 @@ def test_a_card_shows_what_a_clip_has_and_says_what_it_lacks():
     images, sound = np.zeros((12, 4, 4, 3), np.uint8), np.sin(np.arange(32_000))
     clip = {"images": images, "times": np.arange(12) / 6, "waveform": sound, "duration": 2.0}
     clip, labels = SimpleNamespace(sample_rate=16_000, **clip), pd.Series({"Awe": 0.5, "Joy": 0.0})
-    figure = clip_plots.clip_card(clip, "Clip 1", labels, "Oh, well.", ["silent"], CORPUS)
-    assert {"“Oh, well.”", "0.50", "0.00", "silent", CORPUS} <= set(texts(figure))
+    words = "$5 and \\frac{$"  # no formula
+    figure = clip_plots.clip_card(clip, "Clip 1", labels, words, ["silent"], CORPUS)
+    style.png(figure)
+    assert {f"“{words}”", "0.50", "0.00", "silent", CORPUS} <= set(texts(figure))
     assert len(figure.axes[0].images) == clip_plots.MOST_FACES
     bars = next(axes for axes in figure.axes if axes.patches).patches
     assert [bar.get_width() for bar in bars] == [0.5, 0]
@@ -75,6 +77,18 @@ def test_a_card_shows_what_a_clip_has_and_says_what_it_lacks():
     clip.images = clip.waveform = None
     figure = clip_plots.clip_card(clip, "Clip 1", labels * np.nan, np.nan, [], CORPUS)
     assert {"no frame could be decoded", "no sound", "no labels", "no words"} <= set(texts(figure))
+
+
+def test_a_long_title_stays_inside_and_a_dollar_is_no_formula():
+    title = "Trained on everything, evaluated with a part of it; what is heard is worth $5 and $6"
+    figure, _ = style.canvas(5, 2, f"{title} \\frac{{$", CORPUS)
+    style.png(figure)
+    for text in figure.texts:
+        box = text.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert 0 <= box.y0 < box.y1 <= figure.bbox.y1
+    first, second = (text.get_window_extent() for text in figure.texts)
+    assert second.y1 <= first.y0
 
 
 def test_source_is_shown_without_docstrings_and_tables_aligned():

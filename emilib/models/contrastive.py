@@ -14,6 +14,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
+from emilib.models.inputs import check_choice
 from emilib.models.temporal import pool_segments
 
 HIGHEST_SCALE = 100.0  # bound of the logit scale, as in CLIP; not stated in the paper
@@ -31,7 +32,7 @@ class ContrastivePair(nn.Module, PyTorchModelHubMixin):
 
     The paper puts d_a = 1024 and d_s = 768 into one dot product and names no projection; heads
     to a common width, cosine similarity and a learnable temperature are not stated in it.
-    Raises ValueError for two widths without heads.
+    Raises ValueError for two widths without heads, or another reference than "first" and "none".
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class ContrastivePair(nn.Module, PyTorchModelHubMixin):
         reference: str = "none",
     ):
         super().__init__()
+        check_choice("reference", reference, ("none", "first"))
         if width is None and media_dim != text_dim:
             sides = f"{media_dim} and {text_dim}"
             raise ValueError(f"expected a width of heads, or sides of one width, got {sides}")

@@ -268,7 +268,7 @@ def over_time(windows: pd.DataFrame, emotions: Sequence[str], name: str, note: s
     return figure
 
 
-@rc_context(STYLE | {"font.size": 8.6, "axes.grid": False})
+@rc_context(STYLE | {"font.size": 8.6, "axes.grid": False, "text.parse_math": True})
 def architectures(upper, lower) -> None:
     """Both papers' networks as boxes and arrows, A on the upper axes and B on the lower."""
     for axes, (title, parts) in zip((upper, lower), ARCHITECTURES.items(), strict=True):

@@ -36,6 +36,7 @@ STYLE = {
     "grid.linewidth": 0.7,
     "lines.linewidth": 1.6,
     "legend.frameon": False,
+    "text.parse_math": False,  # a "$" in words, a file's name or a target's is a dollar
     "svg.fonttype": "path",
     "svg.hashsalt": "emilib",  # ids in the file are then the same each time
 }
@@ -44,14 +45,15 @@ STYLE = {
 @rc_context(STYLE)
 def sheet(width: float, height: float, title: str, corpus: str = "") -> Figure:
     """An empty figure with its title, and below it the corpus in grey; sizes in inches."""
-    lines = textwrap.wrap(corpus, int(width * 13))
-    header = 0.36 + 0.17 * len(lines)
+    titles, lines = textwrap.wrap(title, int(width * 9)), textwrap.wrap(corpus, int(width * 13))
+    head = 0.12 + 0.2 * len(titles)
+    header = head + 0.04 + 0.17 * len(lines)
     height += header
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - header / height))
-    figure.text(0.012, 1 - 0.08 / height, title, va="top", size=11.5, weight="bold")
-    top = 1 - 0.32 / height
-    figure.text(0.012, top, "\n".join(lines), va="top", size=8.5, color=GREY)
+    place = {"va": "top", "size": 11.5, "weight": "bold"}
+    figure.text(0.012, 1 - 0.08 / height, "\n".join(titles), **place)
+    figure.text(0.012, 1 - head / height, "\n".join(lines), va="top", size=8.5, color=GREY)
     return figure
 
 

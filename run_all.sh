@@ -13,6 +13,9 @@ tables. Running it again reuses everything that is finished; a killed run goes o
                    paper (Hume-Vidmimic2 and the papers' encoders; needs --corpus)
   --corpus DIR     a corpus folder in the layout of Hume-Vidmimic2, or a folder of your own videos
                    with a CSV (or that CSV); without it the embedded corpus is made on the spot
+  --features FILE  features in place of videos, for notebooks 04 to 07: a pickle of the MMSA family
+                   (MOSI, MOSEI, CH-SIMS), safetensors, or a folder of .npy files with a CSV
+  --text-pool HOW  mean (the default), cls or last, of the tokens that FILE has for the words
   --visual WHAT    faces (face crops) or video (whole frames); each profile has its own
   --seeds N        seeds a row, in place of the profile's three
   --corpus-seed N  another embedded corpus of the same kind, beside the default's (0)
@@ -50,13 +53,13 @@ read_options() {
     while [ $# -gt 0 ]; do
         case $1 in
         --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" && continue ;;
-        --profile | --corpus | --only | --visual | --seeds | --corpus-seed | --processes)
+        --profile | --corpus | --features | --text-pool | --only | --visual | --seeds | --corpus-seed | --processes)
             [ $# -ge 2 ] || fail "$1 needs a value; see ./run_all.sh --help."
             [ "$1" != --profile ] || PROFILE=$2
-            if [ "$1" = --corpus ]; then
-                [ -e "$2" ] || fail "the corpus folder '$2' does not exist."
+            if [ "$1" = --corpus ] || [ "$1" = --features ]; then
+                [ -e "$2" ] || fail "the ${1#--} folder or file '$2' does not exist."
                 corpus=$(cd -- "$(dirname -- "$2")" && pwd)/${2##*/}
-                FLAGS+=(--corpus "$corpus")
+                FLAGS+=("$1" "$corpus")
             elif [ "$1" != --profile ]; then
                 FLAGS+=("$1" "$2")
             fi

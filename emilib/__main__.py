@@ -24,8 +24,8 @@ from emilib.progress import Counter
 @dataclasses.dataclass(frozen=True)
 class Source:
     profile: Literal["smoke", "embedded", "paper"] = "embedded"  # sizes, encoders and seeds
-    # folder in the layout of Hume-Vidmimic2, or of your own videos with a CSV; without it the
-    # embedded corpus
+    # folder in the layout of Hume-Vidmimic2, or of your own videos with a CSV; or features in place
+    # of them; without it the embedded corpus
     corpus: Path | None = None
     # face crops or whole frames; by default what the profile says
     visual: Literal["faces", "video"] | None = None
@@ -105,7 +105,7 @@ def tune(source: Source = DEFAULT) -> None:
 
     workspace = source.workspace()
     scores, profile = workspace.tune(), workspace.profile
-    if profile.tuned:
+    if profile.tuned and workspace.has_media:  # those of a feature file are kept with its results
         tuning.write(scores, f"{workspace.corpus_name}, {profile.name}, {profile.corpus_size}")
     print(scores.loc[scores.groupby("experiment")["rho"].idxmax()].to_string(index=False))
 

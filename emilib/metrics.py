@@ -157,6 +157,25 @@ def difference(target, first, second, resamples: int = RESAMPLES, seed: int = 0)
     return summarise(a - b, (a_drawn - b_drawn).mean(axis=1), seed)
 
 
+def sentiment(target, prediction) -> dict[str, float]:
+    """What is reported of one sentiment, from negative to positive, beside ρ.
+
+    target, prediction : (N, 1) or (N,)
+
+    MAE; accuracy and F1, weighted by class, of negative or not, and of negative or positive without
+    the targets that are 0; accuracy of the seven whole numbers from -3 to 3. All as MMSA has them.
+    """
+    y, p = (np.asarray(values, float).reshape(-1, 1) for values in (target, prediction))
+    result = {"ρ": mean_pearson(y, p), "MAE": np.abs(y - p).mean()}
+    forms = {"neg/not": (y >= 0, p >= 0), "neg/pos": (y[y != 0] > 0, p[y != 0] > 0)}
+    for form, (true, called) in forms.items():
+        sides = [(true == side, called == side) for side in (False, True)]
+        f1 = [t.mean() * 2 * (t & c).sum() / max(1, t.sum() + c.sum()) for t, c in sides]
+        result |= {f"Acc-2, {form}": (true == called).mean(), f"F1, {form}": sum(f1)}
+    y7, p7 = (np.clip(values, -3, 3).round() for values in (y, p))
+    return {name: float(x) for name, x in {**result, "Acc-7": (y7 == p7).mean()}.items()}
+
+
 def _checked(target, predictions) -> tuple[np.ndarray, np.ndarray]:
     """(N, E) and (S, N, E), where predictions of one seed may be (N, E); float64."""
     target, predictions = (np.asarray(a, dtype=np.float64) for a in (target, predictions))

@@ -14,22 +14,24 @@ import pandas as pd
 
 from emilib import environment, profiles, workers
 from emilib.cache import Cache, code_version, key, rank, wait_until
+from emilib.corpus.feature_files import holds_features
 from emilib.features.checkpoints import whisper_file
 from emilib.features.feature_set import FeatureSet, FeatureSplits, MediaSet
 from emilib.features.store import Rows
 from emilib.models.contrastive import ContrastivePair
 from emilib.progress import Counter, quietly
-from emilib.reader import CorpusReader
+from emilib.reader import CorpusReader, FeatureReader
 from emilib.steps import Step, Steps
 from emilib.study import representation, resources, tuning, worlds
-from emilib.study.experiments import all_experiments
-from emilib.study.runs import KIND, Results, result_parts, run, untrainable
+from emilib.study.experiments import all_experiments, best_points
+from emilib.study.runs import KIND, TRAINED_BY, Results, result_parts, run, untrainable
 from emilib.study.tables import tables
 from emilib.training.contrastive_pretraining import Contrast
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+OF_A_FILE = {"ours", "official"}  # kinds of features that a feature file stands for
 SYNTHETIC = "embedded corpus: drawn faces, synthetic voices"
 
 
@@ -38,7 +40,8 @@ class Workspace:
 
     profile : a Profile, or its name as of `profiles.get`
     corpus : folder in the layout of Hume-Vidmimic2, or one of your own with a CSV (see
-        `emilib.corpus.user_dataset`), or that CSV; None for the embedded corpus
+        `emilib.corpus.user_dataset`), or that CSV; features in place of media (see
+        `emilib.corpus.feature_files`); None for the embedded corpus
     home : where generated things go; None for ``EMI_HOME``, else ``runs/`` of the checkout
 
     Raises ValueError when the profile has no embedded corpus and no folder is given.
@@ -54,6 +57,10 @@ class Workspace:
                 "valid_split.csv; give it with --corpus DIR"
             )
         self.embedded = not corpus
+        self.has_media = self.embedded or not holds_features(corpus)
+        if not self.has_media:  # the features of every row are those of the file, as they are
+            plain = {"frame_reference": "none", "taemi_encoders": None, "taemi_fine_tune": False}
+            self.profile = dataclasses.replace(self.profile, **plain)
         # All of a profile in one folder, so that --fresh can remove one without the others.
         folder = self.home / self.profile.name
         self.source = Path(corpus).resolve() if corpus else folder / f"corpus{self.profile.suffix}"
@@ -76,6 +83,8 @@ class Workspace:
             film.make(self.source, **size, workers=self.workers, progress=progress)
             self.cache.step("corpus", self._note, lambda folder: None)
         wait_until(self._is_made)
+        if not self.has_media:
+            return FeatureReader(self.source, self.cache, self.profile.text_pool)
         return CorpusReader(self.source, self.cache, self.workers)
 
     def _is_made(self) -> bool:
@@ -96,7 +105,8 @@ class Workspace:
     @property
     def corpus_name(self) -> str:
         """What every number from here has to be labelled with; nothing is made."""
-        return SYNTHETIC if self.is_synthetic else f"corpus {self.folder.name}"
+        what = "corpus" if self.has_media else "features"
+        return SYNTHETIC if self.is_synthetic else f"{what} {self.folder.name}"
 
     def require(self) -> None:
         """Look for what a long run would miss in the end: words, weights of the right kind, room.
@@ -105,6 +115,9 @@ class Workspace:
         """
         from emilib.features import loading
 
+        if not self.has_media:
+            self.reader.table  # noqa: B018 - refuses too few clips; nothing else is needed
+            return
         if not self.embedded:
             self.reader.require_words()
         configs = [self.profile.encoder_configs(), self.profile.taemi_encoders or {}]
@@ -143,7 +156,7 @@ class Workspace:
     def _step(self, kind: str, stage="aligned") -> Step:
         if kind not in ("ours", "official", "media"):
             raise ValueError(f"features: expected ours, official or media, got {kind!r}")
-        if kind == "official":
+        if kind == "official" or not self.has_media:
             return self.steps.official
         return self.steps.features("paper_b" if kind == "media" else stage)
 
@@ -196,8 +209,39 @@ class Workspace:
         return self.features(*self.experiments()[experiment].features.split(", "))
 
     def experiments(self) -> dict:
-        """Every experiment of this profile, by name."""
-        return all_experiments(self.profile)
+        """Every experiment of this profile, by name.
+
+        Of a feature file in a profile that is tuned: at the best points of `tune` on that file.
+        """
+        if self._tuning is None:
+            return all_experiments(self.profile)
+        listed = all_experiments(dataclasses.replace(self.profile, tuned=False))
+        if not self.cache.exists("tuning", self._tuning):
+            scores, about = self.tune(), self.corpus_name  # all ranks share its runs
+            write = lambda folder: tuning.write(scores, about, folder / "tuning.csv")  # noqa: E731
+            self.cache.shared_step("tuning", self._tuning, write)
+        points = best_points(self.cache.folder("tuning", self._tuning) / "tuning.csv")
+        for name, point in points.items():
+            recipe = dataclasses.replace(listed[name].recipe, **point)
+            listed[name] = dataclasses.replace(listed[name], recipe=recipe)
+        return listed
+
+    @functools.cached_property
+    def _tuning(self) -> dict | None:
+        """All that determines the scores of `tune` on a feature file; None where others count."""
+        if self.has_media or not self.profile.tuned:
+            return None
+        code = code_version("study/tuning.py", "study/runs.py", *TRAINED_BY)
+        return {"features": self.steps.official.key, "profile": self.profile, "code": code}
+
+    def _available(self, experiments: dict) -> dict[str, FeatureSplits]:
+        """The features that experiments are trained on, by kind, but for those not to be had."""
+        kinds = {e.features for e in experiments.values()}
+        if not self.has_media:
+            kinds &= OF_A_FILE
+        elif not self.has_official:
+            kinds -= {"official"}
+        return {kind: self.features(*kind.split(", ")) for kind in sorted(kinds)}
 
     def results(self, names: Sequence[str] | None = None) -> Results:
         """Results of these experiments (all that are built, by default), trained where missing."""
@@ -207,9 +251,7 @@ class Workspace:
             raise ValueError(f"no experiment {unknown}; there are {', '.join(listed)}")
         members = [m for n in chosen for m in listed[n].members]  # a mean of members needs these
         wanted = {n: listed[n] for n in [*chosen, *members]}
-        kinds = {e.features for e in wanted.values()}
-        kinds -= set() if self.has_official else {"official"}
-        features = {kind: self.features(*kind.split(", ")) for kind in sorted(kinds)}
+        features = self._available(wanted)
         without = untrainable(wanted, features)
         trained = [e for n, e in wanted.items() if n not in without]
         settings = {"workers": self.workers, "progress": Counter("training runs")}
@@ -221,7 +263,8 @@ class Workspace:
         splits, signals = self.features(), self.reader.signals
 
         def make(folder: Path) -> None:
-            np.savez(folder / "predictions.npz", **representation.lines(splits, signals))
+            lines = representation.lines(splits, signals, changes=self.has_media)
+            np.savez(folder / "predictions.npz", **lines)
 
         parts = {"features": splits.fingerprint, "clean": signals is not None}
         parts["code"] = code_version("study/representation.py")
@@ -237,8 +280,10 @@ class Workspace:
         if (people := self.reader.people) is None:
             raise ValueError("expected a corpus that says whose clip each is, got none")
         plain = dataclasses.replace(self.profile, tuned=False, more_seeds=False)
-        listed = [e for e in all_experiments(plain).values() if e.recipe is not None]
-        features = {e.features: self.features(*e.features.split(", ")) for e in listed}
+        listed = {n: e for n, e in all_experiments(plain).items() if e.recipe is not None}
+        features = self._available(listed)
+        without = untrainable(listed, features)
+        listed = [e for name, e in listed.items() if name not in without]
         settings = {"workers": self.workers, "progress": Counter("tuning runs")}
         return tuning.tune(listed, features, people, self.cache, **settings)
 
@@ -252,7 +297,12 @@ class Workspace:
             size = sum(n for name, n in self.profile.corpus_size.items() if name != "seed")
             return pd.DataFrame([("embedded corpus", 0, size)], columns=columns)
         rows = [(s.name, int(self.cache.exists(s.kind, s.parts)), 1) for s in self.steps]
-        trained = [e for e in self.experiments().values() if e.model is not None]
+        tuned = self._tuning is None or self.cache.exists("tuning", self._tuning)
+        if not tuned:
+            rows.append(("tuning", 0, 1))
+        listed = self.experiments() if tuned else all_experiments(self.profile)
+        trained = [e for e in listed.values() if e.model is not None]
+        trained = [e for e in trained if self.has_media or e.features in OF_A_FILE]
         done, total = 0, 0
         for experiment in trained:
             seeds = experiment.seeds_of(self.profile.seeds)

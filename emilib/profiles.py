@@ -68,6 +68,7 @@ class Profile:
     fps: float = 5.0
     image_size: int = 64
     frame_reference: str = "none"  # or "first", "mean", see `FeatureSet`; not stated in the papers
+    text_pool: str = "mean"  # of a feature file's tokens, "cls" or "last"
     tuned: bool = False  # rows take rate, decay and epochs from emilib/study/tuning.csv
     audio_every: int = 1  # hidden states of the sound that are averaged into one step of the store
     stored_frames: int | None = None  # a clip, kept decoded for Stage I; None: all at `fps`
@@ -217,8 +218,8 @@ def get(
 
     corpus_seed : of the embedded corpus, where the profile has one
 
-    Without them ``EMI_PROFILE`` (else smoke), ``EMI_VISUAL``, ``EMI_SEEDS`` and
-    ``EMI_CORPUS_SEED`` count.
+    Without them ``EMI_PROFILE`` (else smoke), ``EMI_VISUAL``, ``EMI_SEEDS``, ``EMI_CORPUS_SEED``
+    and ``EMI_TEXT_POOL`` count.
     """
     name = name or os.environ.get("EMI_PROFILE") or "smoke"
     visual, seeds = visual or os.environ.get("EMI_VISUAL"), seeds or os.environ.get("EMI_SEEDS")
@@ -232,7 +233,8 @@ def get(
         raise ValueError(f"seeds: expected a whole number from 1, got {seeds!r}")
     if not str(corpus_seed).isdigit():
         raise ValueError(f"corpus seed: expected a whole number from 0, got {corpus_seed!r}")
-    changes = {"visual": visual} if visual else {}
+    changes = {"text_pool": os.environ.get("EMI_TEXT_POOL") or "mean"}
+    changes |= {"visual": visual} if visual else {}
     changes |= {"seeds": tuple(range(int(seeds))), "more_seeds": False} if seeds else {}
     profile = dataclasses.replace(_PROFILES[name](), **changes)
     if profile.corpus_size is None:

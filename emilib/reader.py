@@ -20,6 +20,7 @@ from emilib.features.checkpoints import how_to_get, whisper_file
 from emilib.progress import Counter
 
 OFFICIAL = {"frames": "official_vision", "audio": "official_audio"}
+LEAST_CLIPS = {"train": 8, "validation": 4}  # a ridge, a quarter held out, an interval
 
 
 class CorpusReader:
@@ -27,6 +28,8 @@ class CorpusReader:
 
     source : the folder, or the CSV in it; cache : keeps lengths, and the words Whisper hears
     """
+
+    has_media, official_columns = True, tuple(OFFICIAL)
 
     def __init__(self, source: Path, cache: Cache, processes: int):
         self.source, self.cache, self.processes = source, cache, processes
@@ -61,8 +64,8 @@ class CorpusReader:
 
     @functools.cached_property
     def table(self) -> pd.DataFrame:
-        """`corpus.read` of the folder."""
-        return read(self.source)
+        """`corpus.read` of the folder. Raises ValueError for too few clips to train and judge."""
+        return _large_enough(read(self.source), self.source)
 
     @functools.cached_property
     def clips(self) -> pd.DataFrame:
@@ -125,7 +128,7 @@ class CorpusReader:
         """`split`, `clips` and `seconds` of each partition, clips counted up to `longest` s."""
         lengths = self.table.assign(seconds=self.seconds.clip(upper=longest).to_numpy())
         grouped = lengths.groupby("split", sort=False)["seconds"]
-        counts = grouped.agg(clips="size", seconds="sum")
+        counts = grouped.agg(clips="size", seconds=lambda seconds: seconds.sum(min_count=1))
         return counts.reindex(layout.SPLITS, fill_value=0).rename_axis("split").reset_index()
 
     def require_words(self) -> None:
@@ -162,6 +165,56 @@ class CorpusReader:
                     got = f"got {array.shape[1]}; take the features of one encoder"
                     raise ValueError(f"{row[column]}: expected {width} values a step, {got}")
             yield arrays
+
+
+class FeatureReader(CorpusReader):
+    """The same of features in place of media, see `feature_files.read_features`."""
+
+    has_media, is_synthetic, has_official, signals = False, False, True, None
+    clips = property(lambda self: self.table)
+    official_columns = property(lambda self: tuple(self.table.attrs["modalities"]))
+    seconds = property(lambda self: pd.Series(np.nan, self.table["id"]))
+
+    def __init__(self, source: Path, cache: Cache, pool: str):
+        super().__init__(source, cache, 1)
+        self.folder, self.pool = source, pool
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Hex digest that changes when a file's name, size or age does."""
+        return key(files=feature_files.state(self.source), pool=self.pool)
+
+    @functools.cached_property
+    def table(self) -> pd.DataFrame:
+        return _large_enough(feature_files.read_features(self.source, self.pool)[0], self.source)
+
+    @functools.cached_property
+    def people(self) -> pd.Series:
+        """Who is in each clip, by id; each clip somebody else where training has fewer than 4."""
+        groups = self.table.set_index("id", drop=False)
+        few = groups.loc[groups["split"] == "train", "group"].nunique() < 4
+        return groups["id" if few else "group"]
+
+    @functools.cached_property
+    def test_labels(self) -> pd.DataFrame | None:
+        test = self.table[self.table["split"] == "test"].set_index("id")
+        labels = test[self.table.attrs["targets"]]
+        return None if labels.isna().any(axis=None) else labels
+
+    def official(self, ids: Sequence[str]) -> Iterator[dict]:
+        """Frames and audio (T, D) and text (1, D) of clips, float32; None where they lack it."""
+        arrays = feature_files.read_features(self.source, self.pool)[1] if ids else {}
+        yield from ({name: by_id[id_] for name, by_id in arrays.items()} for id_ in ids)
+
+
+def _large_enough(table: pd.DataFrame, source: Path) -> pd.DataFrame:
+    counts = {split: int((table["split"] == split).sum()) for split in LEAST_CLIPS}
+    if any(counts[split] < least for split, least in LEAST_CLIPS.items()):
+        least, got = (
+            " and ".join(map("{0[1]} {0[0]}".format, c.items())) for c in (LEAST_CLIPS, counts)
+        )
+        raise ValueError(f"{source}: expected at least {least} clips, got {got}; add clips")
+    return table
 
 
 def decode(files: dict, looked: bool, profile, kept: int | None, sound=True) -> dict:

@@ -1,6 +1,6 @@
 """Runs the notebooks in order, shows progress, keeps what is finished.
 
-    python -m emilib.runner --profile smoke [--corpus DIR] [--only 03] [--fresh]
+    python -m emilib.runner --profile smoke [--corpus DIR] [--features FILE] [--only 03] [--fresh]
 
 Papermill executes a notebook into ``runs/<profile>/notebooks`` under another name; it is renamed
 when complete, because papermill does not write atomically. The executed copy holds the key of all
@@ -27,12 +27,16 @@ import nbformat
 import pandas as pd
 from traitlets.config import Config
 
-from emilib import cache, environment, profiles
+from emilib import MODALITIES, cache, environment, profiles
+from emilib.corpus import feature_files
 from emilib.corpus import read as read_corpus
 
 ROOT = environment.ROOT
 QUIET_S = 30.0  # after so long without a line, say that it still runs
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+OF_FEATURES = ("04", "05", "06", "07")  # the notebooks that a feature file goes through
+MEDIA_TAG, SKIP_TAG = "media", "skip-execution"  # of cells that read media; nbclient's
+NO_MEDIA = "This cell reads media, and a feature file has none. Below: the embedded corpus.\n"
 METADATA = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
 
 
@@ -73,13 +77,16 @@ def up_to_date(executed: Path, key: str, figures: Path | None = None) -> bool:
     return record.get("key") == key and all((figures / name).exists() for name in names)
 
 
-def run_notebooks(paths: Sequence[Path], out, parameters: dict, made_from, figures=None) -> None:
+def run_notebooks(
+    paths: Sequence[Path], out, parameters: dict, made_from, figures=None, media=True
+) -> None:
     """Execute notebooks in order into the folder `out`; those that are up to date are skipped.
 
     paths : notebooks to execute; each one's folder is its working directory
     parameters : values by name, for the parameters cell of each
     made_from : the key of each notebook, from `keys`
     figures : folder whose files a notebook makes; one that lost such a file is executed again
+    media : False leaves out the cells that read media, which keep the outputs they have
 
     Raises NotebookFailed; the notebooks before the failing one stay finished.
     """
@@ -92,7 +99,7 @@ def run_notebooks(paths: Sequence[Path], out, parameters: dict, made_from, figur
             continue
         say(label)
         started = time.time()
-        result = execute(path, out, parameters, label)
+        result = execute(path, out, parameters, label, media)
         files = [p for p in sorted(figures.rglob("*")) if p.is_file()] if figures else []
         # A file system may count in whole seconds.
         written = [p for p in files if p.stat().st_mtime >= started - 1]
@@ -102,12 +109,17 @@ def run_notebooks(paths: Sequence[Path], out, parameters: dict, made_from, figur
         say(f"{label} done, {time.time() - started:.0f} s")
 
 
-def execute(path: Path, out: Path, parameters: dict, label: str):
+def execute(path: Path, out: Path, parameters: dict, label: str, media=True):
     """The executed notebook. Raises NotebookFailed and keeps what was executed."""
     import papermill
 
     running, failed = out / f".{path.stem}.running.ipynb", out / f"{path.stem}.failed.ipynb"
-    source = nbformat.read(path, 4)
+    source, left_out = nbformat.read(path, 4), {}
+    for cell in source.cells:
+        if not media and MEDIA_TAG in cell.metadata.get("tags", []):
+            cell.metadata.tags.append(SKIP_TAG)
+            line = nbformat.v4.new_output("stream", name="stdout", text=NO_MEDIA)
+            left_out[cell.id] = [line, *cell.outputs] if cell.outputs else []
     settings = {"kernel_name": "python3", "language": "python", "cwd": str(path.parent)}
     # Kernels are interrupted before they are asked to end, and would say so.
     settings |= {"progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=50"]}
@@ -129,6 +141,8 @@ def execute(path: Path, out: Path, parameters: dict, label: str):
             raise NotebookFailed(f"{where} {what}. The executed copy is {failed}.") from error
     failed.unlink(missing_ok=True)
     running.unlink()
+    for cell in notebook.cells:
+        cell.outputs = left_out.get(cell.id, cell.get("outputs"))
     return notebook
 
 
@@ -198,9 +212,11 @@ def cleaned(outputs: list, count: int) -> list:
 
 
 def corpus_state(corpus: str | None) -> list:
-    """Path of a corpus folder, name, size and age of its CSVs."""
+    """Path of a corpus folder, name, size and age of its CSVs; of features, of all files."""
     if corpus is None:
         return []
+    if feature_files.holds_features(corpus):
+        return feature_files.state(corpus)
     csvs = [Path(corpus)] if Path(corpus).is_file() else sorted(Path(corpus).glob("*.csv"))
     return [corpus, *[(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in csvs]]
 
@@ -217,8 +233,19 @@ def run(options, profile, home: Path, figures: Path) -> None:
     os.environ.setdefault("PYTHONPATH", str(ROOT))  # the kernels import emilib too
     start, notebooks = time.monotonic(), ROOT / "notebooks"
     out = home / profile.name / f"notebooks{profile.suffix}"
-    for note in read_corpus(options.corpus).attrs["notes"] if options.corpus else ():
+    media = not (options.corpus and feature_files.holds_features(options.corpus))
+    if options.features and media:
+        raise ValueError(f"{options.features}: expected a file or folder of features, got another")
+    if not media:
+        clips = feature_files.read_features(options.corpus, profile.text_pool)[0]
+    elif options.corpus:
+        clips = read_corpus(options.corpus)
+    for note in clips.attrs["notes"] if options.corpus else ():
         say(note)
+    if not media and len(modalities := clips.attrs["modalities"]) < len(MODALITIES):
+        wanted, got = (", ".join(names) for names in (MODALITIES, modalities))
+        other = f"python -m emilib tables --corpus {options.corpus}"
+        raise ValueError(f"expected features of {wanted}, got {got}; for the tables alone: {other}")
     if options.fresh and not options.dry_run and out.parent.exists():
         shutil.rmtree(out.parent)
         say(f"Removed: {out.parent}.")
@@ -227,18 +254,19 @@ def run(options, profile, home: Path, figures: Path) -> None:
     parts |= {"python": sys.version, "profile": profile, "corpus": corpus_state(options.corpus)}
     made_from = keys(discover(notebooks), **parts)
     paths = discover(notebooks, options.only)
+    paths = [path for path in paths if media or path.name[:2] in OF_FEATURES]
     stale = [p for p in paths if not up_to_date(out / p.name, made_from[p], figures)]
     if options.dry_run or stale:
         prepare(options, profile, stale)
     if options.dry_run:
         return
     parameters = {"profile": profile.name, "corpus": options.corpus}
-    run_notebooks(paths, out, parameters, made_from, figures)
+    run_notebooks(paths, out, parameters, made_from, figures, media)
     if options.update_notebooks:
         changed = update_notebooks(notebooks, out)
         say(f"Notebooks with new outputs: {', '.join(p.name for p in changed) or 'none'}.")
     if options.only is None:
-        for path in sorted(figures.glob("tables/??.txt")):
+        for path in sorted(figures.glob("tables/*.txt")):
             say(f"\n{path.read_text(encoding='utf-8').rstrip()}")
     models = out.parent / "cache" / "result"
     say(f"\nNotebooks: {out}\nFigures:   {figures}\nModels:    {models}, a folder for each run")
@@ -258,7 +286,7 @@ def prepare(options, profile, stale: Sequence[Path]) -> None:
         say("Steps that they ask for, and how much of each is kept already:")
         for row in workspace.plan().itertuples():
             say(f"  {row.step:36s}{row.done} of {row.all}")
-    if profile.corpus_size is None:
+    if profile.corpus_size is None and workspace.has_media:
         text = resources.text(workspace.estimate())
         say(f"What all of it takes, of which nothing finished is made again:\n{text}")
     workspace.require()
@@ -277,6 +305,8 @@ def parse(arguments=None):
     add = parser.add_argument
     add("--profile", choices=profiles.NAMES, default="embedded")
     add("--corpus", metavar="DIR", help="a corpus folder; default: EMI_CORPUS, or the embedded one")
+    add("--features", metavar="FILE", help="features in place of media: notebooks 04 to 07")
+    add("--text-pool", choices=("mean", "cls", "last"), help="of the tokens in FILE; default: mean")
     add("--visual", choices=("faces", "video"), help="face crops or whole frames, as frames")
     add("--seeds", metavar="N", help="seeds a row, in place of the profile's")
     add("--corpus-seed", metavar="N", help="another embedded corpus of the same kind; default: 0")
@@ -287,9 +317,10 @@ def parse(arguments=None):
     add("--check", action="store_true", help="are the tables complete?")
     add("--update-notebooks", action="store_true", help="then write outputs into notebooks/")
     options = parser.parse_args(arguments)
-    corpus = options.corpus or os.environ.get("EMI_CORPUS")
+    corpus = options.features or options.corpus or os.environ.get("EMI_CORPUS")
     options.corpus = str(Path(corpus).absolute()) if corpus else None
-    for name in ("visual", "seeds", "corpus_seed"):  # the notebooks' kernels read them there
+    # The notebooks' kernels read them there.
+    for name in ("visual", "seeds", "corpus_seed", "text_pool"):
         if getattr(options, name) is not None:
             os.environ[f"EMI_{name.upper()}"] = getattr(options, name)
     return options

@@ -105,6 +105,9 @@ class Steps:
         return {"profile": self.profile, "reader": self.reader, "cache": self.cache}
 
     def __iter__(self) -> Iterator[Step]:
+        if not self.reader.has_media:
+            yield self.official
+            return
         yield from (self.media, *self.starts.values(), *self.runs.values())
         for stage in STAGES[: 4 if self.profile.taemi_encoders is None else 5]:
             yield self.features(stage)
@@ -124,6 +127,8 @@ class Steps:
         they can't be read, or where the corpus has face crops and none of this clip: a face was
         looked for and not found. Where the corpus has no face crops at all, video is taken.
         """
+        if not self.reader.has_media:
+            raise ValueError(f"{self.reader.source}: expected media, got features; give a corpus")
         p, columns = self.profile, ("frames", "waveform")
         frames = [p.visual, p.fps, p.stored_frames, p.image_size, p.face_size, p.max_seconds]
         code = code_version("reader.py", "corpus/media.py")
@@ -307,7 +312,9 @@ class Steps:
 
     @functools.cached_property
     def official(self) -> Step:
-        """Stores "frames" and "audio" of the organisers' pickles."""
-        code, columns = code_version("reader.py", "corpus/feature_files.py"), ("frames", "audio")
+        """Stores "frames" and "audio" of the organisers' pickles; all that a feature file has."""
+        code = code_version("reader.py", "corpus/feature_files.py")
+        name = "official features" if self.reader.has_media else "features of the file"
         make = lambda step, ids: self.reader.official(ids)  # noqa: E731
-        return self._step("official features", "official", make, (), columns, code=code)
+        columns = self.reader.official_columns
+        return self._step(name, "official", make, (), columns, code=code)

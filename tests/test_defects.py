@@ -146,8 +146,8 @@ def test_durations_are_those_of_the_files(tmp_path):
 
 
 def test_features_that_can_not_be_used_or_mix_widths(tmp_path):
-    names = [f"{i:05d}" for i in range(9)]
-    splits(tmp_path, train=names[:6], valid=names[6:])
+    names = [f"{i:05d}" for i in range(12)]
+    splits(tmp_path, train=names[:8], valid=names[8:])
     for name in names:
         put(tmp_path, "vit", name, np.ones((5, 12), np.float32))
         put(tmp_path, "wav2vec2", name, np.ones((7, 20), np.float32))

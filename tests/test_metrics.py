@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn import metrics as scores_of
 
 from emilib.metrics import (
     difference,
@@ -11,6 +12,7 @@ from emilib.metrics import (
     mean_pearson,
     pearson,
     resample,
+    sentiment,
     summarise,
     verdict,
 )
@@ -178,3 +180,18 @@ def test_bad_input_is_refused(scores):
         pearson(target, predictions[0][:, :5])
     with pytest.raises(ValueError, match="same seeds"):
         difference(target, predictions, predictions[:2])
+
+
+def test_measures_of_sentiment_are_scikit_learns():
+    target, prediction = 2 * np.random.default_rng(0).normal(size=(2, 80))
+    target[:9], prediction[3] = 0, -7
+    result = sentiment(target, prediction[:, None])
+    assert result["MAE"] == pytest.approx(scores_of.mean_absolute_error(target, prediction))
+    polar = target != 0
+    forms = {"neg/not": (target >= 0, prediction >= 0)}
+    forms["neg/pos"] = (target[polar] > 0, prediction[polar] > 0)
+    for form, pair in forms.items():
+        assert result[f"Acc-2, {form}"] == pytest.approx(scores_of.accuracy_score(*pair))
+        assert result[f"F1, {form}"] == pytest.approx(scores_of.f1_score(*pair, average="weighted"))
+    seven = [np.round(np.clip(values, -3, 3)).astype(int) for values in (target, prediction)]
+    assert result["Acc-7"] == pytest.approx(scores_of.accuracy_score(*seven))

@@ -194,12 +194,18 @@ def test_weights_of_another_family_are_found_before_anything_is_made(tmp_path):
 def test_a_corpus_without_words_is_refused_before_anything_is_made(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
-    for name in ("a", "b", "c"):
+    for name in "abcdefghijkl":
         write_media(folder / f"{name}.mp4", times=[0.0, 0.2])
-    (folder / "labels.csv").write_text("file,joy,split\na,1,train\nb,3,train\nc,2,validation\n")
+    rows = [f"{name},{n},{'train' if n < 8 else 'val'}," for n, name in enumerate("abcdefghijkl")]
+    (folder / "labels.csv").write_text("\n".join(["file,joy,split,text", *rows[1:]]))
+    with pytest.raises(
+        ValueError, match="at least 8 train and 4 validation clips, got 7 train and 4"
+    ):
+        Workspace("smoke", folder, tmp_path / "home").require()
+    (folder / "labels.csv").write_text("\n".join(["file,joy,split", *(row[:-1] for row in rows)]))
     with pytest.raises(ValueError, match="words of at least two training clips, got 0"):
         Workspace("smoke", folder, tmp_path / "home").require()
-    rows = "file,joy,split,text\na,1,train,oh\nb,3,train,no\nc,2,val,\n"
-    (folder / "labels.csv").write_text(rows)
+    rows[:2] = [f"{rows[0]}oh", f"{rows[1]}no"]
+    (folder / "labels.csv").write_text("\n".join(["file,joy,split,text", *rows]))
     Workspace("smoke", folder, tmp_path / "home").require()
     assert not (tmp_path / "home").exists()

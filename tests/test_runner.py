@@ -147,6 +147,19 @@ def test_cleaned_outputs_can_be_committed(tmp_path, monkeypatch):
         runner.update_notebooks(tmp_path / "in", tmp_path / "out")
 
 
+def test_cells_that_read_media_keep_their_pictures_on_a_feature_file(tmp_path):
+    path = write(tmp_path / "in", "04_a.ipynb", "open('/no/where')", "print('runs')")
+    notebook = nbformat.read(path, 4)
+    notebook.cells[2].metadata["tags"] = [runner.MEDIA_TAG]
+    notebook.cells[2].outputs = [nbformat.v4.new_output("stream", text="a picture")]
+    nbformat.write(notebook, path)
+    options = ({}, runner.keys([path]), None)
+    runner.run_notebooks([path], tmp_path / "out", *options, media=False)
+    made = nbformat.read(tmp_path / "out" / "04_a.ipynb", 4)
+    texts = [[output.text for output in cell.outputs] for cell in made.cells[-2:]]
+    assert texts == [[runner.NO_MEDIA, "a picture"], ["runs\n"]]
+
+
 def test_one_notebook_by_its_number(tmp_path):
     paths = [write(tmp_path, name, "1") for name in ("00_a.ipynb", "03_b.ipynb")]
     (tmp_path / "draft.ipynb").touch()

@@ -187,6 +187,8 @@ def test_first_run_installs_and_the_second_does_not(checkout, tmp_path):
     listed = (checkout.root / "runs/logs/requirements.txt").read_text().split()
     assert listed == environment.requirements()
     assert "OFFLINE=\n" in checkout.run("--profile", "paper", "--corpus", str(corpus))
+    said = checkout.run("--features", "a corpus", "--text-pool=cls", cwd=tmp_path)
+    assert f"--profile embedded --features {corpus} --text-pool cls\n" in said
     assert checkout.calls() == [], "nothing is installed twice"
 
     for line, calls in (("      - tiny==1.0 # new\n", ["venv", "pip", "pip"]), ("# word\n", [])):

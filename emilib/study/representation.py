@@ -17,11 +17,12 @@ from emilib.metrics import pearson
 ALPHAS = np.logspace(-1, 5, 25)  # penalties on standardised columns
 
 
-def clip_statistics(data: FeatureSet, modality: str) -> np.ndarray:
+def clip_statistics(data: FeatureSet, modality: str, changes=True) -> np.ndarray:
     """One float64 row a clip; NaN where it lacks the modality, KeyError where the whole set does.
 
     frames: mean, standard deviation, maximum and minimum over time of the change since the clip's
-    first frame (N, 4 D), which leaves out whose face it is; audio: mean and standard deviation over
+    first frame (N, 4 D), which leaves out whose face it is, or without `changes` of what they are;
+    audio: mean and standard deviation over
     time (N, 2 D); text: its vector (N, D)
     """
     width = data.dims[modality]
@@ -32,7 +33,7 @@ def clip_statistics(data: FeatureSet, modality: str) -> np.ndarray:
     for row, steps in enumerate(getattr(data, modality)):
         if steps is not None:
             steps = data.scaled(modality, steps).astype(np.float64)
-            steps = steps - steps[0] if modality == "frames" else steps
+            steps = steps - steps[0] if modality == "frames" and changes else steps
             rows[row] = np.concatenate([moment(steps, axis=0) for moment in moments])
     return rows
 
@@ -69,18 +70,21 @@ def scores(predictions: dict[str, np.ndarray], splits: FeatureSplits) -> pd.Data
     return table
 
 
-def lines(splits: FeatureSplits, signals: pd.DataFrame | None = None) -> dict[str, np.ndarray]:
+def lines(
+    splits: FeatureSplits, signals: pd.DataFrame | None = None, changes=True
+) -> dict[str, np.ndarray]:
     """Predictions that networks on these features have to beat, validation clips before test clips.
 
     signals : by id, columns frames_*, audio_*, text_*: what the generator of a synthetic corpus
         expressed in each modality, before it was drawn, spoken or worded; KeyError where a clip has
         none
+    changes : of frames, as of `clip_statistics`
 
     By name as in ``lines.csv``: "ridge_text" and its like are of `ridge` on one modality,
     "ridge_sum" is their sum, and "ceiling_text", "ceiling_all" and their like are of `ridge` on the
     clean signals: what it would find if features lost nothing of them.
     """
-    single = _predictions(splits, *_statistics(splits))
+    single = _predictions(splits, *_statistics(splits, changes))
     single.pop("all", None)
     more = (len(single) - 1) * splits.train.target.mean(axis=0)  # each of the sum has the mean
     result = {f"ridge_{name}": x for name, x in single.items()}
@@ -93,10 +97,10 @@ def lines(splits: FeatureSplits, signals: pd.DataFrame | None = None) -> dict[st
     return result | {f"ceiling_{name}": x for name, x in _predictions(splits, *clean).items()}
 
 
-def _statistics(splits: FeatureSplits) -> list[dict]:
+def _statistics(splits: FeatureSplits, changes=True) -> list[dict]:
     known = [m for m in MODALITIES if m in splits.train.dims and m in splits.validation.dims]
     sets = [splits.train, splits.validation, *([splits.test] if len(splits.test) else [])]
-    return [{m: clip_statistics(data, m) for m in known} for data in sets]
+    return [{m: clip_statistics(data, m, changes) for m in known} for data in sets]
 
 
 def _predictions(splits: FeatureSplits, *sets: dict) -> dict[str, np.ndarray]:

@@ -258,7 +258,7 @@ def untrainable(experiments: Mapping[str, Experiment], features: Mapping) -> dic
     for name, experiment in experiments.items():
         kind, splits = experiment.features.split(",")[0], features.get(experiment.features)
         if splits is None:
-            reasons[name] = f"no {kind} features"
+            reasons[name] = "no official features" if kind == "official" else "no encoders"
         elif without := [_MISSING[m] for m in experiment.modalities if m not in splits.train.dims]:
             official = " in the official features" if kind == "official" else ""
             reasons[name] = f"no {' and no '.join(without)}{official}"

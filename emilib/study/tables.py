@@ -64,6 +64,39 @@ def table(
     return frame
 
 
+def sentiment(results: Results, corpus: str) -> pd.DataFrame | None:
+    """B2 by the measures of sentiment, see `metrics.sentiment`: means over seeds.
+
+    On test clips where their labels are known, else on validation. None where the target is not
+    one number from negative to positive.
+    """
+    one = next(iter(results.values()))
+    if one.target.shape[1] > 1 or one.target.min() >= 0:
+        return None
+    known, target, rows = results.test_labels is not None and len(one.test_ids) > 1, one.target, {}
+    if known:
+        target = results.test_labels.loc[one.test_ids].to_numpy(float)
+    for claim in claims.rows("B2"):
+        experiment = results.experiment_for("B2", claim.row)
+        if experiment is not None and experiment.name in results:
+            outcome = results[experiment.name]
+            rows[claim.row] = outcome.test_predictions if known else outcome.predictions
+    predictions = results.lines()  # of these the sum is no prediction on the target's scale
+    for line in LINES[LINES["tables"].str.contains("B2")].itertuples():
+        if line.name in predictions and line.name != "ridge_sum":
+            valid, test = np.split(predictions[line.name], [len(one.target)])
+            rows[line.row] = (test if known else valid)[None]
+    each = {
+        row: pd.DataFrame(metrics.sentiment(target, p) for p in predictions).mean()
+        for row, predictions in rows.items()
+    }
+    frame = pd.DataFrame(each).T.rename_axis("Row").reset_index()
+    clips = f"{len(target)} {'test' if known else 'validation'} clips"
+    caption = f"The systems of B2 by measures of sentiment, on {clips}, mean over seeds. {corpus}."
+    frame.attrs.update(name="sentiment", caption=caption)
+    return frame
+
+
 def tables(results: Results, partitions: pd.DataFrame, corpus: str) -> dict[str, pd.DataFrame]:
     """All tables of both papers by name; arguments as of `table`."""
     return {name: table(name, results, corpus, partitions) for name in claims.TABLES}
@@ -151,6 +184,8 @@ def complete(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 def display(table: pd.DataFrame) -> pd.DataFrame:
     """The table as text: what the .md and .tex files and the terminal show."""
     rows, name = list(table.itertuples(index=False)), table.attrs["name"]
+    if name == "sentiment":
+        return table.map(lambda x: x if isinstance(x, str) else _finite("{:z.3f}", x))
     if name in PARTITION_TABLES:
         columns = {"Partition": table["row"]}
         for who, prefix in (("paper", "paper_"), ("here", "")):

@@ -66,6 +66,14 @@ def audit(
     print(defects.to_csv(index=False).strip() if ids else report(defects))
 
 
+def faces(folder: Positional[Path]) -> None:
+    """Write face crops of the corpus in FOLDER into its face_images/; a line a clip."""
+    from emilib.corpus import faces as finder
+    from emilib.corpus import read
+
+    print(finder.write(read(folder)).to_string(index=False, float_format="{:.2f}".format))
+
+
 def features(
     source: Source = DEFAULT, kind: Literal["ours", "official"] = "ours", compile: bool = False
 ) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from emilib import workers
 from emilib.cache import Cache, code_version, file_sum, key
-from emilib.corpus import defects, feature_files, layout, media, read
+from emilib.corpus import defects, faces, feature_files, layout, media, read
 from emilib.corpus import user_dataset as own
 from emilib.features import transcripts as speech
 from emilib.features.checkpoints import how_to_get, whisper_file
@@ -221,25 +221,31 @@ def decode(files: dict, looked: bool, profile, kept: int | None, sound=True) -> 
     """Frames (T, 3, S, S) uint8 and waveform (S,) int16 of a clip; None for what can't be read.
 
     files : paths or None as "video", "audio" and "faces"
-    looked : whether the corpus looked for faces: then a clip without crops has no frames
+    looked : whether the corpus has face crops: then a clip without crops has no frames. Where it
+        has none and the profile wants them, faces are searched in the video, and "seen" (T,)
+        uint8 is 1 for the frames, of those at `Profile.fps`, in which one was found
     kept : frames, evenly spaced; None keeps all
     """
-    longest, frames, waveform = profile.max_seconds, None, None
+    longest, frames, waveform, seen = profile.max_seconds, None, None, None
     shown = not looked or bool(layout.face_paths(files["faces"]))
     crops = looked and shown and profile.visual == "faces"
     wanted = {"frames": shown and not crops, "sound": sound and files["audio"] is None}
+    search = profile.visual == "faces" and not looked
+    face_size = profile.face_size or profile.image_size
     if any(wanted.values()):
-        limits = {"fps": profile.fps, "size": profile.image_size, "max_seconds": longest}
-        result = _readable(media.decode, files["video"], **limits, **wanted)
-        frames, waveform = (result.images, result.waveform) if result else (None, None)
+        size, read_video = profile.image_size, media.decode
+        if search:
+            size, read_video = face_size, faces.decode
+        limits = {"fps": profile.fps, "size": size, "max_seconds": longest}
+        if result := _readable(read_video, files["video"], **limits, **wanted):
+            frames, waveform, seen = result.images, result.waveform, result.seen
     if sound and files["audio"] is not None:
         result = _readable(media.decode, files["audio"], frames=False, max_seconds=longest)
         waveform = result.waveform if result else None
     if crops:
         stated = (_readable(media.stated_seconds, files[name]) for name in ("video", "audio"))
         duration = next((s for s in stated if s is not None), math.nan)
-        size = profile.face_size or profile.image_size
-        frames = media.face_frames(files["faces"], duration, profile.fps, size)
+        frames = media.face_frames(files["faces"], duration, profile.fps, face_size)
         if frames is not None and longest is not None:
             frames = frames[: math.ceil(longest * profile.fps)]
     if frames is not None:
@@ -248,7 +254,8 @@ def decode(files: dict, looked: bool, profile, kept: int | None, sound=True) -> 
         frames = np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
     if waveform is not None:
         waveform = media.as_int16(waveform)
-    return {"frames": frames, "waveform": waveform}
+    seen = None if seen is None else seen.astype(np.uint8)
+    return {"frames": frames, "waveform": waveform, "seen": seen}
 
 
 def _readable(function: Callable, path, **options):

@@ -121,17 +121,18 @@ class Steps:
 
     @functools.cached_property
     def media(self) -> Step:
-        """Stores "frames" (T, 3, S, S) uint8 and "waveform" (S,) int16.
+        """Stores "frames" (T, 3, S, S) uint8, "waveform" (S,) int16, and "seen" (T,) uint8.
 
         Frames are face crops or video frames, as `Profile.visual` says. A clip has none where
         they can't be read, or where the corpus has face crops and none of this clip: a face was
-        looked for and not found. Where the corpus has no face crops at all, video is taken.
+        looked for and not found. Where the corpus has no face crops at all, they are made here;
+        "seen" is then 1 for frames of the video that show the face, and None otherwise.
         """
         if not self.reader.has_media:
             raise ValueError(f"{self.reader.source}: expected media, got features; give a corpus")
-        p, columns = self.profile, ("frames", "waveform")
+        p, columns = self.profile, ("frames", "waveform", "seen")
         frames = [p.visual, p.fps, p.stored_frames, p.image_size, p.face_size, p.max_seconds]
-        code = code_version("reader.py", "corpus/media.py")
+        code = code_version("reader.py", "corpus/media.py", "corpus/faces.py")
         make = lambda step, ids: self.reader.decoded(ids, profile=p, kept=p.stored_frames)  # noqa: E731
         return self._step("decoding", "media", make, (), columns, frames=frames, code=code)
 

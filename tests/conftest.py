@@ -34,6 +34,17 @@ def noise(number, height, width):
     return np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
 
 
+def portrait(number, height, width):
+    """A drawn face that moves a little with its number; the empty room for None."""
+    from emilib.synthetic import face  # Numba takes seconds to import
+
+    motion, rng = np.zeros((1, len(face.MOTION))), np.random.default_rng(5)
+    for name, size, speed in (("x", 0.1, 0.3), ("yaw", 0.2, 0.2), ("au12", 0.4, 1.0)):
+        motion[0, face.MOTION.index(name)] = size * np.sin(speed * (number or 0)) + size / 2
+    settings = {"size": (height, width), "rng": rng, "empty": number is None}
+    return face.render(face.appearance(rng), motion, **settings)[0]
+
+
 def sine(hertz, seconds, rate=16000, channels=1, amplitude=0.5):
     """(channels, S) float32."""
     wave = amplitude * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)

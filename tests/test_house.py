@@ -13,8 +13,8 @@ MAY_IMPORT = {  # package or top-level module -> packages and modules of this pr
     "synthetic": {"synthetic", "corpus", "cache", "progress", "workers"},
     "training": {"training", "models.inputs", "models.contrastive", "features", "cache"}
     | {"progress", "workers", "metrics"},
-    "predict": {"predict", "models", "features", "corpus.media", "training.loop", "plots"}
-    | {"cache", "progress", "workers"},
+    "predict": {"predict", "models", "features", "corpus.media", "corpus.faces", "training.loop"}
+    | {"plots", "cache", "progress", "workers"},
     "plots": {"plots", "cache"},  # cache.atomic_write keeps a figure
     "study": {"study", "training", "models", "features", "corpus", "cache", "progress", "workers"}
     | {"metrics"},  # which training uses as well, so it stands beside the rooms

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import write_media
+from conftest import portrait, write_media
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,10 +45,11 @@ def folder(predictor, tmp_path_factory):
 
 
 def make_video(path, seconds=3.0, picture=True, sound=True, fps=10):
-    """A file in which no two moments are alike."""
+    """A face and noise; no two moments are alike."""
     wave = np.random.default_rng(0).normal(0, 0.1, (1, round(seconds * SAMPLE_RATE)))
     times = np.arange(round(seconds * fps)) / fps if picture else ()
-    return write_media(path, times, wave if sound else None, rate=fps, codec="mpeg4", options={})
+    options = {"rate": fps, "codec": "mpeg4", "options": {}, "make": portrait}
+    return write_media(path, times, wave if sound else None, **options)
 
 
 def copied(source, path, kinds=("video", "audio"), **options):

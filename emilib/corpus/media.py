@@ -38,6 +38,8 @@ class Media:
 
     images : (T, H, W, 3) uint8 RGB upright, or None without a frame
     times : (T,) seconds from the file's beginning, increasing
+    seen : where `faces.decode` looked for a face, whether each frame shows it; images and times
+        are of those that do
     damaged : frames and packets that could not be decoded cleanly, all of them left out
     waveform : (S,) float32 mono at `sample_rate` Hz, beginning with the file; None without sound
     duration : decoded seconds (as the container states it where nothing was decoded)
@@ -48,6 +50,7 @@ class Media:
 
     images: np.ndarray | None = None
     times: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    seen: np.ndarray | None = None
     damaged: int = 0
     waveform: np.ndarray | None = None
     sample_rate: int = SAMPLE_RATE
@@ -57,7 +60,7 @@ class Media:
     problems: list[str] = field(default_factory=list)
 
 
-def decode(path, fps=5.0, size=None, frames=True, sound=True, max_seconds=None):
+def decode(path, fps=5.0, size=None, frames=True, sound=True, max_seconds=None, each=None):
     """Frames at `fps` and the waveform of a file.
 
     Time is cut into slots [k / fps, (k + 1) / fps) from the file's beginning, and the first
@@ -69,6 +72,7 @@ def decode(path, fps=5.0, size=None, frames=True, sound=True, max_seconds=None):
         and its relatives expect it; None keeps the file's size
     frames, sound : False leaves the picture or the sound out
     max_seconds : decode no further than this
+    each : a function of an upright frame of the file's size; `images` lists its results instead
 
     Returns a Media. Raises MediaError where the file is missing, encrypted or no media file, or
     holds neither a frame nor a sample of what was requested.
@@ -80,7 +84,7 @@ def decode(path, fps=5.0, size=None, frames=True, sound=True, max_seconds=None):
         media.declared_fps = stated_rate(video)
         if frames and video is not None:
             video.codec_context.thread_count = 1  # what is painted over damage depends on it
-            _decode_pictures(media, container, video, fps, size, limit)
+            _decode_pictures(media, container, video, fps, size, limit, each)
         elif frames:
             media.problems.append("no picture")
     if sound and audio is not None:
@@ -96,7 +100,7 @@ def decode(path, fps=5.0, size=None, frames=True, sound=True, max_seconds=None):
     return media
 
 
-def _decode_pictures(media, container, stream, fps, size, limit):
+def _decode_pictures(media, container, stream, fps, size, limit, each):
     """The first good frame of each slot, up to `limit` s; all frames where fps is None."""
     origin, counts = (container.start_time or 0) / av.time_base, Counter()
     step = 1 / float(stream.guessed_rate or FALLBACK_FPS)
@@ -119,14 +123,16 @@ def _decode_pictures(media, container, stream, fps, size, limit):
         slot = here
         shape = (frame.height, frame.width) if size or shape is None else shape
         times.append(time)
-        images.append(_upright(frame, shape, size, reformatter))
+        image = _upright(frame, shape, size, reformatter)
+        images.append(image if each is None else each(image))
     if len(shown) > 1:
         media.measured_fps = (len(shown) - 1) / (shown[-1] - shown[0])
     if shown:
         end = shown[-1] + (step if len(shown) < 2 else 1 / media.measured_fps)
         media.duration = min(end, limit)
     if images:
-        media.images, media.times = np.stack(images), np.array(times)
+        media.images = np.stack(images) if each is None else images
+        media.times = np.array(times)
     media.damaged += counts["damaged"]
     sentences = {
         f"{counts['damaged']} damaged frames of {len(shown)} left out": counts["damaged"],

@@ -10,14 +10,10 @@ import numpy as np
 import pandas as pd
 
 from emilib import EMOTIONS, MODALITIES
-from emilib.corpus import media
+from emilib.corpus import faces, media
 
 WINDOW = 12.0  # s; paper B cuts sound at 12 s
 LONGEST = 30.0  # s; no model reads a longer clip in one piece
-NO_DETECTOR = (
-    "Frames are the middle square of the picture, as there is no face detector; the model learnt "
-    "from close crops of faces, so its use of frames is doubtful. Give face crops."
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +22,8 @@ class Clip:
 
     video : file with picture, sound or both; None where there is only `audio`
     audio : a sound file to take in place of the video's own sound
-    faces : folder of numbered face crops (1.jpg, 2.jpg, ...), for models trained on such
+    faces : folder of numbered face crops (1.jpg, 2.jpg, ...), for models trained on such; without,
+        the face is searched in the video
     text : the spoken words; "" for none; None to have Whisper listen, where it is installed
     """
 
@@ -151,8 +148,9 @@ def read_clip(clip: Clip, settings: MediaSettings, emotions=EMOTIONS) -> Predict
 def _decode(result: Prediction, settings: MediaSettings) -> None:
     clip, sizes, parts = result.clip, {"fps": settings.fps, "size": settings.image_size}, []
     crops, own_sound = clip.faces and settings.visual == "faces", clip.audio is None
+    read_video = faces.decode if settings.visual == "faces" and not crops else media.decode
     if clip.video is not None and (own_sound or not crops):
-        parts.append(media.decode(clip.video, **sizes, frames=not crops, sound=own_sound))
+        parts.append(read_video(clip.video, **sizes, frames=not crops, sound=own_sound))
     if clip.audio is not None:
         parts.append(media.decode(clip.audio, frames=False))
     images, result.times, sound = parts[0].images, parts[0].times, parts[-1].waveform
@@ -167,8 +165,8 @@ def _decode(result: Prediction, settings: MediaSettings) -> None:
             result.problems.append(f"no face crop can be read in {clip.faces}")
         else:
             result.times = np.arange(len(images)) * result.duration / len(images)
-    elif images is not None and settings.visual == "faces":
-        result.notes = [NO_DETECTOR]
+    elif (seen := parts[0].seen) is not None:
+        result.notes = [f"A face was found in {seen.sum()} of {len(seen)} frames."]
     if images is not None:
         result.frames = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     if sound is not None:

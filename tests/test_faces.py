@@ -1,0 +1,95 @@
+"""Faces: drawn ones at known places, one person among others, and crops as they are kept."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from conftest import portrait, sine, write_media
+
+from emilib import profiles
+from emilib.cache import Cache
+from emilib.corpus import CorpusError, faces, media, read
+from emilib.predict.clip import Clip, MediaSettings, read_clip
+from emilib.reader import CorpusReader
+from emilib.synthetic import face
+
+
+def scene(*people):
+    """Drawn people as (person, size, left, top) on a wall, and the squares around their faces."""
+    image, squares = np.full((240, 400, 3), 90, np.uint8), []
+    for person, size, left, top in people:
+        motion, rng = np.zeros((1, len(face.MOTION))), np.random.default_rng(person)
+        motion[0, face.MOTION.index("au12")] = left / 400  # smiles more, further to the right
+        picture = face.render(face.appearance(rng), motion, (size, size), rng)[0]
+        image[top : top + size, left : left + size] = picture
+        squares.append(face.boxes(motion, (size, size))[0] + np.tile([left, top], 2))
+    return image, squares
+
+
+@pytest.mark.parametrize(("size", "scale"), [(60, 1), (100, 1), (200, 1), (100, 5)])
+def test_drawn_faces_are_found_where_they_were_pasted(size, scale):
+    for person in range(6):
+        image, [known] = scene((person, size, 20 * person, 5 * person))
+        image = image.repeat(scale, axis=0).repeat(scale, axis=1)
+        [found] = faces.find(image)
+        a, b = np.array(faces.square(found, image.shape)), scale * known
+        both = np.prod(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]))
+        assert both / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - both) > 0.75
+    assert len(faces.find(np.zeros((3, 2000, 3), np.uint8))) == len(faces.find(scene()[0])) == 0
+
+
+def test_one_person_is_followed_past_another_through_a_gap_and_a_cut():
+    moves = [[(1, 110, 10 + 20 * t, 10), (2, 110, 260 - 20 * t, 125)] for t in range(8)]
+    frames = [scene(*people) for people in (*moves, [], [(2, 110, 150, 10)], [(1, 130, 200, 90)])]
+    crops = [faces.crops(image) for image, _ in frames]
+    rows = faces.follow(crops)
+    assert rows[8:] == [None, None, 0]
+    for (boxes, _), row, (_, squares) in zip(crops[:8], rows[:8], frames[:8], strict=True):
+        middles = [box.reshape(2, 2).mean(axis=0) for box in (boxes[row], squares[0])]
+        np.testing.assert_allclose(*middles, atol=12)
+    assert faces.follow([]) == []
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four clips: a face throughout, one that leaves, none, and sound alone."""
+    for name, until in (("all", 10), ("half", 5), ("none", 0)):
+        make = lambda n, *size, until=until: portrait(n if n < until else None, *size)  # noqa: E731
+        options = {"size": (120, 160), "rate": 10, "make": make}
+        write_media(tmp_path / f"{name}.mp4", np.arange(10) / 10, sine(300, 1), **options)
+    write_media(tmp_path / "sound.mp4", sound=sine(300, 1))
+    rows = "file,x,split\nall,1,train\nhalf,2,train\nnone,3,val\nsound,4,val\n"
+    (tmp_path / "labels.csv").write_text(rows)
+    return tmp_path
+
+
+def test_crops_of_own_clips_reach_the_store_prediction_and_face_images(folder, tmp_path):
+    profile = dataclasses.replace(profiles.smoke(), workers=1, fps=10)
+    reader, ids = CorpusReader(folder, Cache(tmp_path), 1), ["all", "half", "none", "sound"]
+    rows = list(reader.decoded(ids, profile=profile, kept=None))
+    seen = [row["seen"] if row["seen"] is None else row["seen"].tolist() for row in rows]
+    assert seen == [[1] * 10, [1] * 5 + [0] * 5, [0] * 10, None]
+    lengths = [None if row["frames"] is None else row["frames"].shape for row in rows]
+    assert lengths == [(10, 3, 64, 64), (5, 3, 64, 64), None, None]
+    [row] = reader.decoded(
+        ["half"], profile=dataclasses.replace(profile, visual="video"), kept=None
+    )
+    assert (len(row["frames"]), row["seen"]) == (10, None)
+
+    half, none = (read_clip(Clip(folder / f"{name}.mp4"), MediaSettings(10, 64, "faces", 1))
+                  for name in ("half", "none"))  # fmt: skip
+    np.testing.assert_array_equal(half.frames, rows[1]["frames"])
+    assert (len(half.times), half.notes) == (5, ["A face was found in 5 of 10 frames."])
+    assert (none.frames, len(none.times), none.reason) == (None, 0, None)
+
+    shares = faces.write(read(folder), workers=1).set_index("id")["share"]
+    assert shares.to_dict() == pytest.approx({"all": 1, "half": 0.5, "none": 0, "sound": 0})
+    written = read(folder).set_index("id")["faces"]["half"]
+    pictures, direct = (
+        media.face_frames(written, 1.0, None),
+        faces.decode(folder / "half.mp4", None),
+    )
+    assert pictures.shape == direct.images.shape == (5, 160, 160, 3)
+    assert np.abs(pictures.astype(int) - direct.images).mean() < 3  # JPEG
+    with pytest.raises(CorpusError, match="remove it"):
+        faces.write(read(folder), workers=1)

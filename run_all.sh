@@ -27,7 +27,7 @@ tables. Running it again reuses everything that is finished; a killed run goes o
   --help           this text
 
 Environment variables:
-  PYTHON           the Python (3.11 or newer) to make the environment with
+  PYTHON           the Python (3.11 to 3.13) to make the environment with
   EMI_ENV          current: use the active environment as it is; venv: do not look for conda
   EMI_HOME         where corpora, features, models and logs go (default: runs/)
   EMI_MIN_FREE_GB  the free disk space to insist on, in place of the built-in figures
@@ -83,17 +83,17 @@ read_options() {
 
 # ---------------------------------------------------------------- the environment
 
-new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; }
 
-find_python() { # PYTHON: one that is new enough and can make environments
+find_python() { # PYTHON: one that fits and can make environments
     local candidate
     # The oldest first: that is the one the versions in environment.yml were tested with.
-    for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3.14 python3 python}; do
-        new_enough "$candidate" || continue
+    for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3 python}; do
+        fits "$candidate" || continue
         "$candidate" -c 'import ensurepip, venv' 2>/dev/null || fail "$candidate can't make virtual environments because its ensurepip is missing; install it (Debian and Ubuntu: apt install python3-venv), or set PYTHON to another Python."
         PYTHON=$candidate && return
     done
-    fail "Python 3.11 or newer is needed, and there is none${PYTHON:+ at $PYTHON}; install one or set PYTHON to it."
+    fail "Python 3.11, 3.12 or 3.13 is needed, and there is none${PYTHON:+ at $PYTHON}; install one or set PYTHON to it."
 }
 
 # A finished environment holds the file emi-environment: the list's sum and the place of this
@@ -106,8 +106,8 @@ finished() { # finished PREFIX
 set_up() {
     local prefix tool free need=${EMI_MIN_FREE_GB:-$INSTALL_GB}
     if [ "${EMI_ENV:-}" = current ]; then
-        PY=$(command -v "${PYTHON:-python}" || command -v python3) && new_enough "$PY" ||
-            fail "EMI_ENV=current, and the active Python is not 3.11 or newer (${PY:-there is none})."
+        PY=$(command -v "${PYTHON:-python}" || command -v python3) && fits "$PY" ||
+            fail "EMI_ENV=current, and the active Python is not 3.11, 3.12 or 3.13 (${PY:-there is none})."
         "$PY" -P "$ROOT/emilib/environment.py" ${TEST:+--tests} || exit 1
         return
     fi

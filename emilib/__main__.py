@@ -244,6 +244,7 @@ def submit(
 COMMANDS = (
     corpus,
     audit,
+    faces,
     features,
     pretrain,
     tune,

@@ -103,6 +103,21 @@ class Workspace:
     targets = property(lambda self: tuple(self.reader.table.attrs["targets"]))
 
     @property
+    def frame_source(self) -> str:
+        """One line: what the frames are and, of own videos, how much of them shows a face."""
+        if self.profile.visual == "video":
+            return "The middle square of whole frames."
+        if self.reader.table["faces"].notna().any():
+            return "Face crops of the corpus; a clip without any has no frames."
+        seen = {i: s for i, s in self.media["seen"].items() if s is not None}
+        none = [i for i, s in seen.items() if not s.any()]
+        if len(none) == len(seen):
+            return f"No face was found in {len(seen)} videos; --visual video takes whole frames."
+        share = np.concatenate(list(seen.values())).mean()
+        without = f"; none in {', '.join(none[:5])}{', …' * (len(none) > 5)}" if none else ""
+        return f"Faces were found in {share:.0%} of the frames of {len(seen)} videos{without}."
+
+    @property
     def corpus_name(self) -> str:
         """What every number from here has to be labelled with; nothing is made."""
         what = "corpus" if self.has_media else "features"

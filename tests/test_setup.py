@@ -28,7 +28,7 @@ def test_the_list_is_exact():
     assert environment.requirements() == pip["pip"]
     specs = {MatchSpec(text).name.normalized: str(MatchSpec(text).version) for text in conda}
     assert set(specs) == {"python", "pip"}
-    assert ">=3.11" in specs["python"]
+    assert specs["python"] == ">=3.11,<3.14"
     assert all([s.operator for s in Requirement(line).specifier] == ["=="] for line in pip["pip"])
     assert len(LISTED) == len(pip["pip"]), "a package twice"
 
@@ -165,7 +165,9 @@ def test_what_cannot_be_done_is_refused_before_anything_is_made(checkout, tmp_pa
     }.items():
         assert sentence in checkout.refused(*arguments.split())
     assert not (checkout.root / "runs").exists()
-    assert "Python 3.11 or newer is needed, and there is none;" in checkout.refused(STUB_OLD="1")
+    assert "Python 3.11, 3.12 or 3.13 is needed, and there is none;" in checkout.refused(
+        STUB_OLD="1"
+    )
     assert "ensurepip is missing" in checkout.refused(STUB_NO_ENSUREPIP="1")
     assert "there is none at /none;" in checkout.refused(PYTHON="/none")
     said = checkout.refused(EMI_MIN_FREE_GB="9999999")

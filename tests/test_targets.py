@@ -1,6 +1,7 @@
 """Targets of any name, number and range go from a CSV through training to a prediction."""
 
 import dataclasses
+import re
 import shutil
 
 import numpy as np
@@ -126,6 +127,7 @@ def own(workspace, tmp_path_factory):
 def test_an_own_data_set_is_trained_on_and_predicted_in_its_range(own, tmp_path):
     assert own.corpus_name == f"corpus {own.folder.name}"
     assert own.partitions["clips"].tolist() == [14, 4, 4]
+    assert re.match(r"Faces were found in (100|9\d)% of the frames of \d+ videos", own.frame_source)
     by_csv = Workspace(own.profile, own.folder / "labels.csv", own.home)
     assert (by_csv.folder, by_csv.reader.key) == (own.folder, own.reader.key)
     results = own.results(["taemi", "vit_baseline"])

@@ -15,6 +15,7 @@ Without a split column the clips are shared out here: whole groups (without such
 clips) in an order drawn from a fixed seed, about a fifth of the clips to validation, the rest to
 training. A row without any target is a test clip then. Beside the videos the folders audio/,
 face_images/, text/, vit/ and wav2vec2/ are used as in the real layout, found by the file's name.
+Without face_images/ faces are searched in the videos, see `emilib.corpus.faces`.
 """
 
 import os

@@ -21,7 +21,7 @@ from emilib.workers import ordered_map
 SIZE = 160  # pixels, the side of the organisers' crops
 LONGEST = (320, 640)  # pixels of a picture when searched; of a large one without a face, twice
 SURE = 50  # of 100, the detector's own score
-MARGIN = 1.37  # side of a crop over the height of a box, as in the embedded corpus
+MARGIN = 1.37  # crop's side over box's height: the embedded corpus's; the organisers' is not stated
 ALIKE = 0.7  # correlation of two crops from which on they show one person
 THUMB = 8  # pixels, side at which crops are compared
 

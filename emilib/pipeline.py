@@ -156,7 +156,7 @@ class Workspace:
         """The steps from the corpus to features, in order."""
         return Steps(self.profile, self.reader, self.cache)
 
-    media = property(lambda self: self.steps.media.stores)  # "frames" and "waveform"
+    media = property(lambda self: self.steps.media.stores)  # "frames", "waveform" and "seen"
     encoders = property(lambda self: self.steps.encoders)
 
     def contrast(self, side: str) -> Contrast:

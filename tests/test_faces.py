@@ -1,6 +1,7 @@
 """Faces: drawn ones at known places, one person among others, and crops as they are kept."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -55,8 +56,12 @@ def test_crops_of_own_clips_reach_the_store_prediction_and_face_images(tmp_path)
         make = lambda n, *size, last=last: portrait(n if n < last else None, *size)  # noqa: E731
         options = {"size": (120, 160), "rate": 10, "make": make}
         write_media(tmp_path / f"{name}.mp4", np.arange(10) / 10, sine(300, 1), **options)
-    rows = "file,x,split\nall,1,train\nhalf,2,train\nnone,3,val\n"
-    (tmp_path / "labels.csv").write_text(rows)
+    others = [f"other{n}" for n in range(9)]  # a set has at least 8 + 4 clips
+    for name in others:
+        shutil.copy(tmp_path / "none.mp4", tmp_path / f"{name}.mp4")
+    rows = ["file,x,split", "all,1,train", "half,2,train", "none,3,val"]
+    rows += [f"{name},{n},{'train' if n < 6 else 'val'}" for n, name in enumerate(others)]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
     profile = dataclasses.replace(profiles.smoke(), fps=10)
     reader, ids = CorpusReader(tmp_path, Cache(tmp_path / "cache"), 1), ["all", "half", "none"]
     rows = list(reader.decoded(ids, profile=profile, kept=None))
@@ -71,7 +76,7 @@ def test_crops_of_own_clips_reach_the_store_prediction_and_face_images(tmp_path)
     assert (len(clip.times), clip.notes) == (5, ["A face was found in 5 of 10 frames."])
 
     shares = faces.write(read(tmp_path), workers=1).set_index("id")["share"]
-    assert shares.to_dict() == {"all": 1, "half": 0.5, "none": 0}
+    assert shares[ids].to_list() == [1, 0.5, 0] and not shares[others].any()
     pictures = media.face_frames(read(tmp_path).set_index("id")["faces"]["half"], 1.0, None)
     direct = faces.decode(tmp_path / "half.mp4", None).images
     assert pictures.shape == (5, 160, 160, 3)

@@ -159,6 +159,7 @@ def embedded() -> Profile:
     # Rate, decay and epochs are those of tuning.csv, of each row its own. The last epoch is kept:
     # validation clips choose nothing.
     common = {"decay": "matrices", "keep": "last", "patience": None, "mixed_precision": None}
+    common["judge_every"] = 4  # for the time
     larger = {**common, "batch_size": 64}  # for the time: paper B has 32
     return _small(
         "embedded",

@@ -10,7 +10,6 @@ wait for the cached result. All ranks share Stage I's batches and the shards of 
 
 import dataclasses
 import functools
-import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from emilib.reader import CorpusReader
 from emilib.training import contrastive_pretraining, self_supervised
 
 ROLES = ("vision", "audio", "text")
-STAGES = ("random", "start", "aligned", "one_way", "paper_b")  # of the encoders
+STAGES = ("random", "start", "aligned", "paper_b")  # of the encoders
 ENCODERS = ("features/encoders.py", "features/loading.py")
 STAGE_ONE = "stage-one"  # the kind of its steps
 
@@ -109,7 +108,7 @@ class Steps:
             yield self.official
             return
         yield from (self.media, *self.starts.values(), *self.runs.values())
-        for stage in STAGES[: 4 if self.profile.taemi_encoders is None else 5]:
+        for stage in STAGES if self.profile.taemi_encoders else STAGES[:3]:
             yield self.features(stage)
         if self.reader.has_official:
             yield self.official
@@ -173,11 +172,8 @@ class Steps:
         (folder / "losses.json").write_text(json.dumps(losses))
 
     @functools.cached_property
-    def runs(self) -> dict[tuple[str, tuple[str, ...]], Step]:
-        """Stage I by stage, "aligned" or "one_way" (Eq. 1's one direction), and sides.
-
-        Raises ValueError for a joint run with different settings of its sides.
-        """
+    def runs(self) -> dict[tuple[str, ...], Step]:
+        """Stage I by sides; raises ValueError for a joint run with different settings of these."""
         code = ("training/contrastive_pretraining.py", "models/contrastive.py", *ENCODERS)
         code, runs = code_version(*code), {}
         plans = self.profile.stage_one
@@ -185,14 +181,13 @@ class Steps:
         if joint and plans["frames"] != plans["audio"]:
             raise ValueError(f"expected one StageOne for both sides of a joint run, got {plans}")
         groups = [("audio", "frames")] if joint else [("audio",), ("frames",)]
-        for stage, sides in itertools.product(("aligned", "one_way"), groups):
+        for sides in groups:
             plan, roles = plans[sides[0]], [{"frames": "vision"}.get(s, s) for s in sides]
-            plan = dataclasses.replace(plan, symmetric=plan.symmetric and stage == "aligned")
             settings = {"encoders": [self.identity(role) for role in (*roles, "text")]}
             settings |= {"roles": roles, "sides": sides, "plan": plan, "code": code}
             needs = [self.media, *(self.starts[r] for r in (*roles, "text") if self.starts)]
-            name = f"Stage I, {' and '.join(sides)}-text{', Eq. 1' * (stage == 'one_way')}"
-            runs[stage, sides] = self._step(name, STAGE_ONE, self._run, needs, **settings)
+            name = f"Stage I, {' and '.join(sides)}-text"
+            runs[sides] = self._step(name, STAGE_ONE, self._run, needs, **settings)
         return runs
 
     def _run(self, step: Step, folder: Path) -> None:
@@ -210,18 +205,17 @@ class Steps:
             run.pair.save_pretrained(folder / side / "heads")
             pd.DataFrame(run.history).to_csv(folder / side / "history.csv", index=False)
 
-    def align(self, stage="aligned") -> dict[str, Path]:
+    def align(self) -> dict[str, Path]:
         """Folders of Stage I's runs by side, made where they are missing."""
-        runs = {sides: run for (name, sides), run in self.runs.items() if name == stage}
-        finish(list(runs.values()))
-        return {side: run.folder() / side for sides, run in runs.items() for side in sides}
+        finish(list(self.runs.values()))
+        return {side: run.folder() / side for sides, run in self.runs.items() for side in sides}
 
     def encoders(self, stage="aligned", roles=ROLES) -> dict:
         """Encoders of `roles`, all of "vision", "audio" and "text", as they are at one of STAGES.
 
         "random", untrained; "start", pretrained checkpoints or the self-supervised start;
-        "aligned", after Stage I (the text encoder of the run `StageOne.text_from`); "one_way",
-        after Stage I with Eq. 1's one direction; "paper_b", the checkpoints of paper B.
+        "aligned", after Stage I (the text encoder of the run `StageOne.text_from`); "paper_b", the
+        checkpoints of paper B.
 
         Raises ValueError for another stage, or "paper_b" where the profile has none.
         """
@@ -235,7 +229,7 @@ class Steps:
             finish([self.starts[role] for role in roles])
             folders = {role: self.starts[role].folder() for role in roles}
         else:
-            runs = self.align(stage)
+            runs = self.align()
             folders = {"vision": runs["frames"] / "media", "audio": runs["audio"] / "media"}
             folders["text"] = runs[self.profile.stage_one["frames"].text_from] / "text"
         return {role: load_encoder(folders[role]) for role in roles}
@@ -271,10 +265,9 @@ class Steps:
         settings["encoders"] = [self.identity(role, stage) for role in ROLES]
         settings["text_from"] = self.profile.stage_one["frames"].text_from
         settings["code"] = code_version("features/extraction.py", *ENCODERS)
-        runs = [run for (name, _), run in self.runs.items() if name == stage]
-        needs = (self.media, *(self.starts.values() if stage == "start" else runs))
+        needs = {"start": self.starts.values(), "aligned": self.runs.values()}.get(stage, ())
         name, make = f"features, {stage}", self._encode
-        return self._step(name, "features", make, needs, MODALITIES, **settings)
+        return self._step(name, "features", make, (self.media, *needs), MODALITIES, **settings)
 
     def corrupted(self, stage: str, modality: str, corrupt: Callable, by: dict) -> store.Store:
         """Features of the validation clips, their media changed before the encoder; kept.

@@ -210,6 +210,11 @@ def test_early_stopping_keeps_the_best_epoch(monkeypatch):
     last = fit(small(), TRAIN, VALID, dataclasses.replace(recipe, keep="last", patience=None))
     assert last.epoch == 6
     assert not same_bits(weights(last.model), trained[1])
+    rho, recipe = iter([0.5, 0.9]), dataclasses.replace(recipe, epochs=5, judge_every=4)
+    rarely = fit(small(), TRAIN, VALID, recipe)  # judged after its fourth epoch and its last
+    assert rarely.history["rho"].isna().tolist() == [True, True, True, False, False]
+    assert rarely.epoch == 5
+    assert same_bits(weights(rarely.model), trained[4])
 
 
 def test_the_seed_decides_the_bits_and_nothing_drawn_outside_does():

@@ -200,8 +200,9 @@ def learning_curves(histories: Mapping, corpus="", title="Learning curves") -> F
     for (name, runs), color in zip(histories.items(), CYCLE * len(histories), strict=False):
         for axes, column in zip(panels, ("loss", "rho"), strict=False):
             for history in runs:
-                axes.plot(history["epoch"], history[column], color=color, lw=0.7, alpha=0.45)
-            mean = pd.concat(runs).groupby("epoch")[column].mean()
+                seen = history.dropna(subset=column)
+                axes.plot(seen["epoch"], seen[column], color=color, lw=0.7, alpha=0.45)
+            mean = pd.concat(runs).groupby("epoch")[column].mean().dropna()
             axes.plot(mean.index, mean, color=color, label=name)
         for history in runs:
             if history["rho"].notna().any():

@@ -26,7 +26,7 @@ class Experiment:
     model : name of a class in `emilib.models`; None where nothing is trained, only `members` read
     model_args : its settings beside the widths, which come from the features
     modalities : among "frames", "audio", "text": all the model is given
-    features : "ours", of the Stage I encoders; "ours, start", "ours, one_way" and "ours, paper_b"
+    features : "ours", of the Stage I encoders; "ours, start" and "ours, paper_b"
         of encoders at another stage; "official", the organisers'; or "media", waveforms and words
         for encoders that are trained with the model
     rows : (table, row) it serves, rows as in `claims`

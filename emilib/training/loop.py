@@ -82,8 +82,8 @@ class TargetScale:
 class Result:
     """A trained model.
 
-    history : a row an epoch: epoch, step, lr, loss, rho and "rho <target>" (NaN without
-        validation data), seconds
+    history : a row an epoch: epoch, step, lr, loss, rho and "rho <target>" (NaN where
+        validation clips were not looked at), seconds
     """
 
     model: nn.Module  # in evaluation mode, with the averaged weights where the recipe has EMA
@@ -147,7 +147,9 @@ def fit(
         for record in history:  # epochs before this run was killed
             report(dict(record))
         for epoch in range(len(history) + 1, recipe.epochs + 1):
-            if valid is not None and epoch > best_epoch + (recipe.patience or epoch):
+            if valid is not None and epoch > best_epoch + max(
+                recipe.patience or epoch, recipe.judge_every
+            ):
                 break
             start, rho = time.perf_counter(), np.full(train.num_targets, np.nan)
             order = torch.Generator().manual_seed(derived_seed(seed, epoch))
@@ -161,13 +163,15 @@ def fit(
                 if not math.isfinite(loss):
                     hint = "lower the learning rate or clip the gradient"
                     raise RuntimeError(f"the loss became {loss} in epoch {epoch}: {hint}")
-                if valid is not None:  # ρ is the same in either range of the targets
+                due = epoch % recipe.judge_every == 0 or epoch == recipe.epochs
+                if valid is not None and due:  # ρ is the same in either range of the targets
                     prediction = predict(judged, valid, max(64, recipe.batch_size))
                     rho = pearson(valid.target, prediction)
             record = {"epoch": epoch, "step": schedule.last_epoch, "lr": lr, "loss": loss}
             record["rho"] = float(rho.mean())
             record |= {f"rho {n}": float(r) for n, r in zip(train.targets, rho, strict=True)}
-            if record["rho"] > max((r["rho"] for r in history), default=-math.inf):
+            before = (r["rho"] for r in history if not math.isnan(r["rho"]))
+            if record["rho"] > max(before, default=-math.inf):
                 best_epoch = epoch
                 best = deepcopy(judged.state_dict()) if recipe.keep == "best" else None
             history.append(record | {"seconds": time.perf_counter() - start})

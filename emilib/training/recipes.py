@@ -12,7 +12,8 @@ _CHOICES = {
     "decay": ("all", "matrices"),
 }
 _STAGE_ONE = {"optimizer": _CHOICES["optimizer"], "frame_reference": ("none", "first")}
-_POSITIVE = ("epochs", "batch_size", "accumulate", "cycle_epochs", "lr", "clip", "patience")
+_POSITIVE = ("epochs", "batch_size", "accumulate", "cycle_epochs", "judge_every")
+_POSITIVE = (*_POSITIVE, "lr", "clip", "patience")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Recipe:
     clip: float | None = None  # bound of the gradient; None: it is not clipped
     clip_by: str = "norm"  # what is bounded: its total norm, or "value", each of its values
     patience: int | None = None  # epochs without a better validation ρ before training stops
+    judge_every: int = 1  # epochs between two looks at validation clips; the last has one too
     keep: str = "best"  # the result has the weights of the best validation ρ, or the "last"
     ema_decay: float | None = None  # γ of Eq. 11 of A; validation and result use the average
     ema_warmup: bool = False  # γ at step t is min(ema_decay, (1 + t) / (10 + t)), for short runs

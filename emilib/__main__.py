@@ -90,7 +90,10 @@ def pretrain(source: Source = DEFAULT) -> None:
     workspace = source.workspace()
     for side in ("frames", "audio"):
         history = workspace.contrast(side).history
-        print(f"{side:8s}{len(history)} steps, loss {history[-1]['loss']:.3f}")
+        loss = (
+            f"loss {history[-1]['loss']:.3f}" if history else f"no two clips with {side} and words"
+        )
+        print(f"{side:8s}{len(history)} steps, {loss}")
 
 
 def run(*names: Positional[str], source: Source = DEFAULT) -> None:

@@ -124,17 +124,16 @@ class Workspace:
         return SYNTHETIC if self.is_synthetic else f"{what} {self.folder.name}"
 
     def require(self) -> None:
-        """Look for what a long run would miss in the end: words, weights of the right kind, room.
+        """Look for what a long run would miss in the end: clips, weights of the right kind, room.
 
         Raises ValueError or OSError, one sentence.
         """
         from emilib.features import loading
 
-        if not self.has_media:
-            self.reader.table  # noqa: B018 - refuses too few clips; nothing else is needed
-            return
         if not self.embedded:
-            self.reader.require_words()
+            self.reader.table  # noqa: B018 - refuses too few clips
+        if not self.has_media:
+            return
         configs = [self.profile.encoder_configs(), self.profile.taemi_encoders or {}]
         for role, config in (item for encoders in configs for item in encoders.items()):
             if "checkpoint" in config:
@@ -160,11 +159,16 @@ class Workspace:
     encoders = property(lambda self: self.steps.encoders)
 
     def contrast(self, side: str) -> Contrast:
-        """Stage I of one side, "frames" or "audio": encoders, heads and history."""
+        """Stage I of one side, "frames" or "audio": encoders, heads and history.
+
+        Without two clips to contrast the encoders are as they were; no heads, and no history.
+        """
         from emilib.features.loading import load_encoder
 
         folder = self.steps.align()[side]
         encoders = [load_encoder(folder / name).eval() for name in ("media", "text")]
+        if not (folder / "heads").exists():
+            return Contrast(*encoders, None, [])
         pair = quietly(ContrastivePair.from_pretrained, folder / "heads").eval()
         return Contrast(*encoders, pair, pd.read_csv(folder / "history.csv").to_dict("records"))
 
@@ -210,8 +214,8 @@ class Workspace:
         ids = clips["id"].tolist()
         columns = {n: Rows(stores[n], ids) for n in stores if dims is None or n in dims}
         rows = list(columns.pop("text", ()))
-        if rows:
-            width = next((r.shape[1] for r in rows if r is not None), (dims or {}).get("text", 1))
+        width = next((r.shape[1] for r in rows if r is not None), (dims or {}).get("text"))
+        if width:  # else no clip has words
             empty = np.full((1, width), np.nan, np.float32)
             columns["text"] = np.concatenate([empty if r is None else r[:1] for r in rows], 0)
         labels = {}

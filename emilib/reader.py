@@ -16,7 +16,6 @@ from emilib.cache import Cache, code_version, file_sum, key
 from emilib.corpus import defects, faces, feature_files, layout, media, read
 from emilib.corpus import user_dataset as own
 from emilib.features import transcripts as speech
-from emilib.features.checkpoints import how_to_get, whisper_file
 from emilib.progress import Counter
 
 OFFICIAL = {"frames": "official_vision", "audio": "official_audio"}
@@ -130,17 +129,6 @@ class CorpusReader:
         grouped = lengths.groupby("split", sort=False)["seconds"]
         counts = grouped.agg(clips="size", seconds=lambda seconds: seconds.sum(min_count=1))
         return counts.reindex(layout.SPLITS, fill_value=0).rename_axis("split").reset_index()
-
-    def require_words(self) -> None:
-        """Raise ValueError where no clips have words: Stage I aligns sound and frames with them."""
-        words = self.table.loc[self.table["split"] == "train", "transcript"]
-        count = int(words.fillna("").str.strip().ne("").sum())
-        if count < 2 and not (words.isna().any() and whisper_file() is not None):
-            raise ValueError(
-                f"{self.source}: expected words of at least two training clips, got {count}: "
-                "Stage I aligns sound and frames with words; give files in text/, in your CSV a "
-                f"column text, or Whisper's weights ({how_to_get(speech.DEFAULT_MODEL)})"
-            )
 
     def decoded(self, ids: Sequence[str], **settings) -> Iterator[dict]:
         """`decode` of clips, some clips ahead."""

@@ -60,8 +60,8 @@ def read_table(table, strict=False):
     """The table of clips of one's own CSV, and findings: rows of `audit`.
 
     Raises CorpusError where the CSV can't be read or has no target, a file name is ambiguous, or
-    a split would be empty; when strict also for a target that is not a number or is constant in
-    training, and for a file with two different rows.
+    a split would be empty; when strict also for a target that is not a number, and for a file with
+    two different rows.
     """
     folder, rows, findings = Path(table).parent, layout.read_rows(table), []
     if rows.empty:
@@ -92,10 +92,16 @@ def read_table(table, strict=False):
     labelled, training = clips["split"] != "test", clips["split"] == "train"
     for name in targets:
         clips[name] = layout.numbers(rows.loc[labelled, name], table, clips, findings, strict)
-        if strict and training.sum() > 1 and clips.loc[training, name].nunique() == 1:
-            raise CorpusError(f"{table}: {name} is constant in training; remove the column.")
     unlisted = {os.path.splitext(path)[0]: f"only the file {path}" for path in unused}
-    return layout.finished(clips, folder, targets, findings, unlisted, Path(table).name, strict)
+    constant = [name for name in targets if clips.loc[training, name].nunique() < 2]
+    settings = (targets, findings, unlisted, Path(table).name, strict)
+    clips, findings = layout.finished(clips, folder, *settings)
+    if constant:
+        names = layout.shortened(constant)
+        clips.attrs["notes"].append(
+            f"Constant in training, where ρ is 0 or left to chance: {names}."
+        )
+    return clips, findings
 
 
 def _columns(table, head):

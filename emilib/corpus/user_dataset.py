@@ -98,9 +98,7 @@ def read_table(table, strict=False):
     clips, findings = layout.finished(clips, folder, *settings)
     if constant:
         names = layout.shortened(constant)
-        clips.attrs["notes"].append(
-            f"Constant in training, where ρ is 0 or left to chance: {names}."
-        )
+        clips.attrs["notes"].append(f"Constant in training, so not to be learnt: {names}.")
     return clips, findings
 
 

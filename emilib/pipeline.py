@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from emilib import environment, profiles, workers
+from emilib import MODALITIES, environment, profiles, workers
 from emilib.cache import Cache, code_version, key, rank, wait_until
 from emilib.corpus.feature_files import holds_features
 from emilib.features.checkpoints import whisper_file
@@ -111,6 +111,8 @@ class Workspace:
             return "Face crops of the corpus; a clip without any has no frames."
         seen = {i: s for i, s in self.media["seen"].items() if s is not None}
         none = [i for i, s in seen.items() if not s.any()]
+        if not seen:
+            return "No clip has a picture: models are trained without frames."
         if len(none) == len(seen):
             return f"No face was found in {len(seen)} videos; --visual video takes whole frames."
         share = np.concatenate(list(seen.values())).mean()
@@ -275,7 +277,9 @@ class Workspace:
         trained = [e for n, e in wanted.items() if n not in without]
         settings = {"workers": self.workers, "progress": Counter("training runs")}
         done = run(trained, self.profile.seeds, features, self.cache, **settings)
-        return Results(wanted, done, without, self.lines, self.reader.test_labels)
+        sets = [s.train.dims for kind, s in features.items() if kind.startswith("ours")]
+        absent = [m for m in MODALITIES if sets and m not in sets[0]]
+        return Results(wanted, done, without, self.lines, self.reader.test_labels, absent)
 
     def lines(self) -> dict[str, np.ndarray]:
         """The lines to beat on our features, as `emilib.study.representation.lines`; kept."""

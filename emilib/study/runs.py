@@ -63,11 +63,14 @@ class Results(dict):
     lacking : why others can't be trained on this corpus, by name
     lines : returns the lines to beat, as `representation.lines` does, on the same clips
     test_labels : DataFrame by id of the test clips' labels; None where nobody has them
+    absent : modalities that no training clip has
     """
 
-    def __init__(self, experiments: Mapping, outcomes, lacking=(), lines=dict, test_labels=None):
+    def __init__(
+        self, experiments: Mapping, outcomes, lacking=(), lines=dict, test_labels=None, absent=()
+    ):
         super().__init__(outcomes)
-        self.experiments, self.lacking = experiments, dict(lacking)
+        self.experiments, self.lacking, self.absent = experiments, dict(lacking), absent
         self.lines, self.test_labels = lines, test_labels
 
     def __missing__(self, name: str):

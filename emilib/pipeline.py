@@ -217,7 +217,7 @@ class Workspace:
         columns = {n: Rows(stores[n], ids) for n in stores if dims is None or n in dims}
         rows = list(columns.pop("text", ()))
         width = next((r.shape[1] for r in rows if r is not None), (dims or {}).get("text"))
-        if width:  # else no clip has words
+        if rows and width:  # else no clip has words
             empty = np.full((1, width), np.nan, np.float32)
             columns["text"] = np.concatenate([empty if r is None else r[:1] for r in rows], 0)
         labels = {}

@@ -4,7 +4,6 @@ import json
 import pickle
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -49,21 +48,40 @@ def feature_file(path, target, has):
 DRAW = np.random.default_rng(1)
 MANY = {f"t{n}": DRAW.normal(size=12) for n in range(20)} | {"t3": 4.0}
 ONE_CLASS = {name: float(name == "Joy") for name in EMOTIONS}
-SETS = {
-    "no sound, one speaker, 20 targets of which one is constant": lambda place: own_clips(
-        place, sound=False, speaker="ann", text=WORDS, **MANY
+# Chapters about made-up data and worlds are the same for every set.
+NO_SET = "00-15 00-17 00-19 00-21 00-22 cell-77 cell-78 c093 c095 c095b c095d c096 c098 own-41"
+NO_SET += " own-43 own-47 own-48 w01 w03 w05 w07 w09 w09a w10 w12 w13a w14 w16 w18"
+EVERY, OF_MEDIA, OF_FEATURES = "00 01 02 03 04 05 06 07 08", "00 01 02 03 08", "04 05 06 07"
+SETS = {  # name: notebooks, what makes it
+    "no sound, one speaker, 20 targets, one constant": (
+        EVERY,
+        lambda place: own_clips(place, sound=False, speaker="ann", text=WORDS, **MANY),
     ),
-    "no words, 1 target": lambda place: own_clips(place, joy=DRAW.random(12)),
-    "no frames, one class of label": lambda place: own_clips(
-        place, pictures=False, text=WORDS, **ONE_CLASS
+    "no words, 1 target": (OF_MEDIA, lambda place: own_clips(place, joy=DRAW.random(12))),
+    "no frames, one class of label": (
+        OF_MEDIA,
+        lambda place: own_clips(place, pictures=False, text=WORDS, **ONE_CLASS),
     ),
-    "features without words, all negative": lambda place: feature_file(
-        place.with_suffix(".pkl"), -DRAW.random(15), ("vision", "audio")
+    "features without words, all negative": (
+        OF_FEATURES,
+        lambda place: feature_file(
+            place.with_suffix(".pkl"), -DRAW.random(15), ("vision", "audio")
+        ),
     ),
-    "features of frames alone, 20 targets": lambda place: feature_file(
-        place.with_suffix(".pkl"), DRAW.normal(size=(15, 20)), ("vision",)
+    "features of frames alone, 20 targets": (
+        OF_FEATURES,
+        lambda place: feature_file(
+            place.with_suffix(".pkl"), DRAW.normal(size=(15, 20)), ("vision",)
+        ),
     ),
 }
+
+
+def drawn(figure):
+    """All that a figure holds is drawn, which finds what can't be, and not laid out or kept."""
+    figure.set_layout_engine("none")
+    figure.draw_without_rendering()
+    return b"PNG"
 
 
 @pytest.fixture(scope="module")
@@ -74,29 +92,27 @@ def home(tmp_path_factory):
 
 @pytest.mark.parametrize("name", SETS)
 def test_every_cell_runs(name, home, monkeypatch):
-    corpus = SETS[name](home / f"set {list(SETS).index(name)}")
+    numbers, make = SETS[name]
+    corpus = make(home / f"set {list(SETS).index(name)}")
     settings = {"PROFILE": "smoke", "SEEDS": "1", "HOME": str(home), "CORPUS": str(corpus)}
     for variable, value in settings.items():
         monkeypatch.setenv(f"EMI_{variable}", value)
     monkeypatch.setattr(workers, "count", lambda: 1)
-    # Figures are laid out, which finds what can't be drawn, and not written.
     monkeypatch.setattr(style, "save", lambda figure, folder, name, data: data.to_csv())
-    monkeypatch.setattr(notebook, "png", lambda figure: figure.draw_without_rendering() or b"PNG")
+    monkeypatch.setattr(notebook, "png", drawn)
     monkeypatch.chdir(runner.ROOT / "notebooks")
     media, failures = corpus.is_dir(), []
     for path in runner.discover(Path.cwd()):
-        if not media and path.name[:2] not in runner.OF_FEATURES:
+        if path.name[:2] not in numbers.split():
             continue
-        shown = []
-        space = {"__name__": "__main__", "display": shown.append}
+        space = {"__name__": "__main__", "display": lambda *shown: None}
         for cell in json.loads(path.read_text("utf-8"))["cells"]:
-            tags = cell["metadata"].get("tags", [])
-            if cell["cell_type"] == "code" and (media or runner.MEDIA_TAG not in tags):
-                source = "".join(cell["source"])
-                try:
-                    exec(compile(source, f"{path.name}, {cell['id']}", "exec"), space)
-                except Exception as error:
-                    line = source.splitlines()[0]
-                    failures.append(f"{path.name}, {cell['id']} ({line}): {error!r}")
-        matplotlib.pyplot.close("all")
+            tags, source = cell["metadata"].get("tags", []), "".join(cell["source"])
+            if cell["cell_type"] != "code" or cell["id"] in NO_SET.split():
+                continue
+            try:
+                if media or runner.MEDIA_TAG not in tags:
+                    exec(compile(source, path.name, "exec"), space)
+            except Exception as error:
+                failures.append(f"{path.name}, {cell['id']}: {error!r}")
     assert not failures, "\n".join(failures)

@@ -178,9 +178,11 @@ class FeatureReader(CorpusReader):
 
     @functools.cached_property
     def people(self) -> pd.Series:
-        """Who is in each clip, by id; each clip somebody else where training has fewer than 4."""
+        """Who is in each clip, by id; each clip somebody else where a quarter of the training
+        people may be nobody, or a single clip."""
         groups = self.table.set_index("id", drop=False)
-        few = groups.loc[groups["split"] == "train", "group"].nunique() < 4
+        sizes = groups.loc[groups["split"] == "train", "group"].value_counts()
+        few = len(sizes) < 4 or (len(sizes) < 8 and sizes.min() < 2)
         return groups["id" if few else "group"]
 
     @functools.cached_property

@@ -90,7 +90,8 @@ def pretrain(source: Source = DEFAULT) -> None:
     workspace = source.workspace()
     for side in ("frames", "audio"):
         history = workspace.contrast(side).history
-        print(f"{side:8s}{len(history)} steps, loss {history[-1]['loss']:.3f}")
+        loss = f"{len(history)} steps, loss {history[-1]['loss']:.3f}" if history else ""
+        print(f"{side:8s}{loss or 'no two clips have it and words'}")
 
 
 def run(*names: Positional[str], source: Source = DEFAULT) -> None:

@@ -48,5 +48,6 @@ def predictor_of(workspace, experiment: str, device=None) -> EmiPredictor:
     encoders, features = workspace.encoders(*stage), workspace.features(kind, *stage).train
     media = [profile.fps, profile.image_size, profile.visual, int(profile.audio_every)]
     media = MediaSettings(*media, features.frame_reference)
-    about = (chosen.modalities, outcome.targets, outcome.scale)
+    reads = tuple(m for m in chosen.modalities if m in features.dims)
+    about = (reads, outcome.targets, outcome.scale)
     return EmiPredictor(encoders, models, features.scaling, media, facts, *about, device)

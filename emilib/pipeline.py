@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from emilib import environment, profiles, workers
+from emilib import MODALITIES, environment, profiles, workers
 from emilib.cache import Cache, code_version, key, rank, wait_until
 from emilib.corpus.feature_files import holds_features
 from emilib.features.checkpoints import whisper_file
@@ -111,6 +111,8 @@ class Workspace:
             return "Face crops of the corpus; a clip without any has no frames."
         seen = {i: s for i, s in self.media["seen"].items() if s is not None}
         none = [i for i, s in seen.items() if not s.any()]
+        if not seen:
+            return "No clip has a picture: models are trained without frames."
         if len(none) == len(seen):
             return f"No face was found in {len(seen)} videos; --visual video takes whole frames."
         share = np.concatenate(list(seen.values())).mean()
@@ -124,17 +126,16 @@ class Workspace:
         return SYNTHETIC if self.is_synthetic else f"{what} {self.folder.name}"
 
     def require(self) -> None:
-        """Look for what a long run would miss in the end: words, weights of the right kind, room.
+        """Look for what a long run would miss in the end: clips, weights of the right kind, room.
 
         Raises ValueError or OSError, one sentence.
         """
         from emilib.features import loading
 
-        if not self.has_media:
-            self.reader.table  # noqa: B018 - refuses too few clips; nothing else is needed
-            return
         if not self.embedded:
-            self.reader.require_words()
+            self.reader.table  # noqa: B018 - refuses too few clips
+        if not self.has_media:
+            return
         configs = [self.profile.encoder_configs(), self.profile.taemi_encoders or {}]
         for role, config in (item for encoders in configs for item in encoders.items()):
             if "checkpoint" in config:
@@ -160,11 +161,16 @@ class Workspace:
     encoders = property(lambda self: self.steps.encoders)
 
     def contrast(self, side: str) -> Contrast:
-        """Stage I of one side, "frames" or "audio": encoders, heads and history."""
+        """Stage I of one side, "frames" or "audio": encoders, heads and history.
+
+        Without two clips to contrast the encoders are as they were; no heads, and no history.
+        """
         from emilib.features.loading import load_encoder
 
         folder = self.steps.align()[side]
         encoders = [load_encoder(folder / name).eval() for name in ("media", "text")]
+        if not (folder / "heads").exists():
+            return Contrast(*encoders, None, [])
         pair = quietly(ContrastivePair.from_pretrained, folder / "heads").eval()
         return Contrast(*encoders, pair, pd.read_csv(folder / "history.csv").to_dict("records"))
 
@@ -210,8 +216,8 @@ class Workspace:
         ids = clips["id"].tolist()
         columns = {n: Rows(stores[n], ids) for n in stores if dims is None or n in dims}
         rows = list(columns.pop("text", ()))
-        if rows:
-            width = next((r.shape[1] for r in rows if r is not None), (dims or {}).get("text", 1))
+        width = next((r.shape[1] for r in rows if r is not None), (dims or {}).get("text"))
+        if rows and width:  # else no clip has words
             empty = np.full((1, width), np.nan, np.float32)
             columns["text"] = np.concatenate([empty if r is None else r[:1] for r in rows], 0)
         labels = {}
@@ -271,7 +277,9 @@ class Workspace:
         trained = [e for n, e in wanted.items() if n not in without]
         settings = {"workers": self.workers, "progress": Counter("training runs")}
         done = run(trained, self.profile.seeds, features, self.cache, **settings)
-        return Results(wanted, done, without, self.lines, self.reader.test_labels)
+        sets = [s.train.dims for kind, s in features.items() if kind.startswith("ours")]
+        absent = [m for m in MODALITIES if sets and m not in sets[0]]
+        return Results(wanted, done, without, self.lines, self.reader.test_labels, absent)
 
     def lines(self) -> dict[str, np.ndarray]:
         """The lines to beat on our features, as `emilib.study.representation.lines`; kept."""

@@ -16,7 +16,6 @@ from emilib.cache import Cache, code_version, file_sum, key
 from emilib.corpus import defects, faces, feature_files, layout, media, read
 from emilib.corpus import user_dataset as own
 from emilib.features import transcripts as speech
-from emilib.features.checkpoints import how_to_get, whisper_file
 from emilib.progress import Counter
 
 OFFICIAL = {"frames": "official_vision", "audio": "official_audio"}
@@ -131,17 +130,6 @@ class CorpusReader:
         counts = grouped.agg(clips="size", seconds=lambda seconds: seconds.sum(min_count=1))
         return counts.reindex(layout.SPLITS, fill_value=0).rename_axis("split").reset_index()
 
-    def require_words(self) -> None:
-        """Raise ValueError where no clips have words: Stage I aligns sound and frames with them."""
-        words = self.table.loc[self.table["split"] == "train", "transcript"]
-        count = int(words.fillna("").str.strip().ne("").sum())
-        if count < 2 and not (words.isna().any() and whisper_file() is not None):
-            raise ValueError(
-                f"{self.source}: expected words of at least two training clips, got {count}: "
-                "Stage I aligns sound and frames with words; give files in text/, in your CSV a "
-                f"column text, or Whisper's weights ({how_to_get(speech.DEFAULT_MODEL)})"
-            )
-
     def decoded(self, ids: Sequence[str], **settings) -> Iterator[dict]:
         """`decode` of clips, some clips ahead."""
         files = self.table.set_index("id")[["video", "audio", "faces"]].loc[list(ids)]
@@ -190,9 +178,11 @@ class FeatureReader(CorpusReader):
 
     @functools.cached_property
     def people(self) -> pd.Series:
-        """Who is in each clip, by id; each clip somebody else where training has fewer than 4."""
+        """Who is in each clip, by id; each clip somebody else where a quarter of the training
+        people may be nobody, or a single clip."""
         groups = self.table.set_index("id", drop=False)
-        few = groups.loc[groups["split"] == "train", "group"].nunique() < 4
+        sizes = groups.loc[groups["split"] == "train", "group"].value_counts()
+        few = len(sizes) < 4 or (len(sizes) < 8 and sizes.min() < 2)
         return groups["id" if few else "group"]
 
     @functools.cached_property

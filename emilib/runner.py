@@ -27,7 +27,7 @@ import nbformat
 import pandas as pd
 from traitlets.config import Config
 
-from emilib import MODALITIES, cache, environment, profiles
+from emilib import cache, environment, profiles
 from emilib.corpus import feature_files
 from emilib.corpus import read as read_corpus
 
@@ -242,10 +242,6 @@ def run(options, profile, home: Path, figures: Path) -> None:
         clips = read_corpus(options.corpus)
     for note in clips.attrs["notes"] if options.corpus else ():
         say(note)
-    if not media and len(modalities := clips.attrs["modalities"]) < len(MODALITIES):
-        wanted, got = (", ".join(names) for names in (MODALITIES, modalities))
-        other = f"python -m emilib tables --corpus {options.corpus}"
-        raise ValueError(f"expected features of {wanted}, got {got}; for the tables alone: {other}")
     if options.fresh and not options.dry_run and out.parent.exists():
         shutil.rmtree(out.parent)
         say(f"Removed: {out.parent}.")
@@ -275,6 +271,7 @@ def run(options, profile, home: Path, figures: Path) -> None:
 
 def prepare(options, profile, stale: Sequence[Path]) -> None:
     """What precedes the notebooks: the plan, checks, and training by several processes."""
+    from emilib.features.checkpoints import whisper_file
     from emilib.pipeline import Workspace
     from emilib.study import resources
 
@@ -290,6 +287,8 @@ def prepare(options, profile, stale: Sequence[Path]) -> None:
         text = resources.text(workspace.estimate())
         say(f"What all of it takes, of which nothing finished is made again:\n{text}")
     workspace.require()
+    if options.corpus and workspace.has_media and whisper_file() is None:
+        say(workspace.transcript_source)
     if options.processes > 1 and not options.dry_run:
         say(f"All training by {options.processes} processes …")
         launcher = f"torch.distributed.run --standalone --nproc_per_node={options.processes}"

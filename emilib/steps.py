@@ -167,7 +167,7 @@ class Steps:
         usable = [row for row in rows if row is not None and len(row) >= least]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            losses = warm(encoder, usable, plan, 0, progress)
+            losses = warm(encoder, usable, plan, 0, progress) if usable else []
         save_encoder(encoder, folder)
         (folder / "losses.json").write_text(json.dumps(losses))
 
@@ -197,8 +197,14 @@ class Steps:
         plan, sides = step.settings["plan"], step.settings["sides"]
         settings = {"seed": 0, "checkpoint": self.cache.scratch(step.kind, step.parts)}
         settings |= {"plan": plan, "progress": Counter(f"{step.name}: step")}
+        clips = self.clips()
+        if len(contrastive_pretraining.usable(clips, *media)) < 2:  # no words, or no such medium
+            for side, encoder in zip(sides, media, strict=True):
+                save_encoder(encoder, folder / side / "media")
+                save_encoder(text, folder / side / "text")
+            return
         media = media if plan.joint else media[0]
-        result = contrastive_pretraining.pretrain(media, text, self.clips(), **settings)
+        result = contrastive_pretraining.pretrain(media, text, clips, **settings)
         for side, run in zip(sides, result if plan.joint else [result], strict=True):
             save_encoder(run.media, folder / side / "media")
             save_encoder(run.text, folder / side / "text")

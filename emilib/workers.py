@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -16,6 +17,8 @@ import loky
 
 from emilib.cache import RANK_VARIABLES
 
+# loky starts workers anew whose memory grows, as decoders' does, and would say so in notebooks.
+warnings.filterwarnings("ignore", "A worker was restarted", UserWarning, "loky")
 _is_worker = False
 
 

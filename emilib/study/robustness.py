@@ -98,18 +98,16 @@ def blurred(frames: np.ndarray, share: float, generator=None) -> np.ndarray:
 
 def covered(frames: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
     """(T, 3, H, W) uint8 with a grey square over this share of the area, at one random place."""
-    size = frames.shape[-1]
+    result, size = frames.copy(), frames.shape[-1]
     side = round(size * np.sqrt(share))
     top, left = generator.integers(0, size - side + 1, 2)
-    result = frames.copy()
     result[:, :, top : top + side, left : left + side] = GREY
     return result
 
 
 def noisy_frames(frames: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
     """(T, 3, H, W) uint8 of which a share of the frames is noise and nothing else."""
-    lost = chosen(len(frames), share, int(generator.integers(2**32)))
-    result = frames.copy()
+    lost, result = chosen(len(frames), share, int(generator.integers(2**32))), frames.copy()
     result[lost] = generator.integers(0, 256, result[lost].shape, dtype=np.uint8)
     return result
 
@@ -126,7 +124,7 @@ def corrupted(splits: FeatureSplits, corruption: Corruption, encode, seed: int =
     """The validation clips with one modality corrupted, standardised as fusion models get them.
 
     encode(modality, corrupt, parts) : encoded features by id of the clips whose media went through
-        ``corrupt(id, medium)``; `parts` is all that determines `corrupt`
+        ``corrupt(id, medium)``, which `parts` determine
     """
     clean, modality = splits.validation, corruption.modality
     if corruption.kind == "missing":
@@ -164,26 +162,22 @@ class Measurements:
     def __init__(self, target, intensity: Mapping, weights: Mapping, present: Mapping):
         self.target = target
         self.intensity, self.weights, self.present = intensity, weights, present
-        self._rho = functools.cache(self._measured)
-
-    def _measured(self, corruption: Corruption | None, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """ρ of each seed (S,), and on each draw of clips, common to all (R, S)."""
-        return metrics.measure(self.target, self.intensity[corruption, name])
+        # ρ of each seed (S,), and on each draw of clips, common to all (R, S).
+        self._rho = functools.cache(lambda *key: metrics.measure(self.target, self.intensity[key]))
 
     def rho(self, *terms: tuple[int, Corruption | None, str]) -> metrics.Estimate:
         """Sum of signed ρ, paired over clips and seeds; terms are (sign, corruption, name).
 
         Of models with different numbers of seeds, the first seeds, which all have.
         """
-        measured = [(sign, *self._rho(corruption, name)) for sign, corruption, name in terms]
+        measured = [(sign, *self._rho(*key)) for sign, *key in terms]
         seeds = min(len(each) for _, each, _ in measured)
         each = sum(sign * each[:seeds] for sign, each, _ in measured)
         drawn = sum(sign * drawn[:, :seeds].mean(axis=1) for sign, _, drawn in measured)
         return metrics.summarise(each, drawn)
 
     def weight_change(self, corruption: Corruption, name: str) -> metrics.Estimate:
-        """Weight of the corrupted modality minus its weight before: mean, and interval, over the
-        clips that have it both times."""
+        """Weight of the corrupted modality minus that before, over clips that have both."""
         column, keys = MODALITIES.index(corruption.modality), ((corruption, name), (None, name))
         both = np.all([self.present[key][:, column] for key in keys], axis=0)
         change = np.subtract(*(self.weights[key][:, both, column] for key in keys))

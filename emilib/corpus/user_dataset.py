@@ -1,4 +1,4 @@
-"""Your own data set: a folder of videos and one CSV, read as the table that `read` returns.
+"""A corpus folder as a table of clips: the real one (see `layout`), or videos and one CSV.
 
 file,valence,arousal,split,speaker,text             the first column names the file
 clip_a.mp4,3.5,6,train,ann,well that was fun        raw/clip_a.mp4, or wherever below the folder
@@ -35,6 +35,29 @@ MOST_VALIDATION = 0.35  # a group that would bring more than this stays in train
 _EXAMPLE = "file,valence,arousal"
 
 
+def read(folder, strict=True):
+    """One row a clip of a corpus folder, ordered by split (train, validation, test), then id.
+
+    folder : a folder in the layout of `emilib.corpus.layout`, or one of videos with a CSV of
+        your own, as above; of several CSVs the path of the one meant
+    strict : False reads on where a row contradicts itself; `audit` lists them
+
+    Returns a DataFrame with the columns id, split, video, audio, faces, official_vision,
+    official_audio (paths as str, or None), transcript (str, None without a text file), and the
+    targets as floats (NaN for test clips): the six EMOTIONS, or the columns of your CSV. Its attrs
+    are "targets", "folder", and "notes", sentences about ids without files and files without id.
+    Raises CorpusError, when strict also for a split without any file, and for odd rows.
+    """
+    return read_with_findings(folder, strict)[0]
+
+
+def read_with_findings(folder, strict=False):
+    """`read`, and rows of `audit` about what had to be set aside."""
+    if table := table_of(folder):
+        return read_table(table, strict)
+    return layout.read_layout(folder, strict)
+
+
 def table_of(source):
     """The path of the CSV of an own data set, itself or its folder; None for the real layout.
 
@@ -47,20 +70,16 @@ def table_of(source):
         return None  # `layout` explains what is wrong with it
     tables = sorted(path for path in source.iterdir() if path.suffix.lower() == ".csv")
     if len(tables) != 1:
-        names = layout.shortened([path.name for path in tables])
-        raise CorpusError(
-            f"{source}: expected train_split.csv and valid_split.csv, or one CSV of your own that "
-            f"begins with {_EXAMPLE}, got {len(tables)} CSVs ({names}); of several name the one "
-            "meant, as in --corpus folder/labels.csv"
-        )
+        got = f"got {len(tables)} CSVs ({layout.shortened([path.name for path in tables])})"
+        wanted = f"expected train_split.csv and valid_split.csv, or a CSV that begins {_EXAMPLE}"
+        raise CorpusError(f"{source}: {wanted}, {got}; name one, as in --corpus DIR/labels.csv")
     return tables[0]
 
 
 def read_table(table, strict=False):
     """The table of clips of one's own CSV, and findings: rows of `audit`.
 
-    Raises CorpusError where the CSV can't be read or has no target, a file name is ambiguous, or
-    a split would be empty; when strict also for a target that is not a number or is constant in
+    Raises CorpusError, when strict also for a target that is not a number or is constant in
     training, and for a file with two different rows.
     """
     folder, rows, findings = Path(table).parent, layout.read_rows(table), []
@@ -153,11 +172,11 @@ def _splits(table, rows, ids, special, targets):
     if special["split"] is None:
         splits = _drawn(table, rows, rows.get(special["group"], ids), targets)
     else:
-        cells = rows[special["split"]]
+        cells, names = rows[special["split"]], ", ".join(SPLIT_NAMES)
         splits = cells.str.lower().map(SPLIT_NAMES)
         for line in splits.index[splits.isna()]:
-            got = f"{', '.join(SPLIT_NAMES)}; got {cells[line]!r}"
-            raise CorpusError(f"{table}, line {line}: expected split {got}")
+            got = f"got {cells[line]!r}"
+            raise CorpusError(f"{table}, line {line}: expected split {names}; {got}")
     for split in ("train", "validation"):
         if split not in set(splits):
             expected = "expected rows with split train and with validation, or no column split"

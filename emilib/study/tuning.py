@@ -27,7 +27,7 @@ SEED = 0  # of the draw of people, and of the runs
 def inner_splits(splits: FeatureSplits, people: pd.Series) -> FeatureSplits:
     """The training clips as training and validation clips of different people, 3 to 1; no test.
 
-    people : whose clip it is, by id. Standardised anew, by the clips that are trained on.
+    people : whose clip it is, by id
     """
     plain = dataclasses.replace(splits.train, scaling=None)
     own = people.loc[plain.ids]
@@ -81,5 +81,4 @@ def tune(
 
 def write(table: pd.DataFrame, about: str, path: Path = TUNING) -> None:
     """Write the scores as CSV, and in a first line with a # what they were measured on."""
-    content = f"# {about}; {table.attrs['note']}\n{table.to_csv(index=False)}"
-    atomic_write(path, content)
+    atomic_write(path, f"# {about}; {table.attrs['note']}\n{table.to_csv(index=False)}")

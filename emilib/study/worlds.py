@@ -1,10 +1,7 @@
 """Small worlds with a dial: when does each mechanism of both papers pay, cost, or do nothing?
 
 A world draws features and one label a clip; its dial d, from 0 to 1, moves one thing that a
-mechanism is said to be good for. Nothing here is media and nothing is about people: everything that
-a world has is in its ten lines, so a difference has one reason.
-
-Dimension key: N clips, T steps, S seeds.
+mechanism is said to be good for. Dimension key: N clips, T steps, S seeds.
 """
 
 import dataclasses
@@ -175,8 +172,7 @@ MODELS = {  # of CLAIMS: a class of `emilib.models` and its settings beside the 
     # Of encoders as they start, and of the same after Stage I.
     **dict.fromkeys(("start", "aligned"), ("DualStage", DUAL_STAGE | {"modalities": SHARING})),
 }
-# Rates are large because runs are short, about 95 steps. They were chosen on "tune" clips for full
-# models that train steadily; all worlds and both sides of a difference share them.
+# Rates are large because runs are short, about 95 steps; they were chosen on "tune" clips.
 RECIPES = {
     "TAEMI": Recipe(lr=0.02, schedule="warmup_cosine", keep="last"),
     "DualStage": Recipe(lr=0.01, schedule="warmup_cosine", keep="last"),
@@ -186,10 +182,7 @@ _CODE = code_version("study/worlds.py", "training/loop.py", "features/feature_se
 
 
 def encode(pairs: FeatureSet, sets: list, seed: int, size: Size, epochs: int) -> list:
-    """`sets` as a linear encoder to 12 numbers a modality sees them, after Stage I on `pairs`.
-
-    As with a published checkpoint, all seeds start from the same encoders.
-    """
+    """`sets` as a linear encoder to 12 numbers a modality sees them, after Stage I on `pairs`."""
     torch.manual_seed(0)
     encoders = torch.nn.ModuleDict({m: torch.nn.Linear(pairs.dims[m], 12) for m in SHARING})
     torch.manual_seed(seed)

@@ -43,8 +43,8 @@ def for_features(name: str, data, **settings):
         raise ValueError(f"{name}: expected clips with targets, got none; set target")
     accepted = inspect.signature(MODELS[name]).parameters
     has = tuple(m for m in MODALITIES if m in data.dims)
-    trimodal = issubclass(MODELS[name], Trimodal)
-    reads = [m for m in MODALITIES if trimodal or f"{m}_dim" in accepted]
+    reads = [m for m in MODALITIES if f"{m}_dim" in accepted]
+    reads = MODELS[name].reads if issubclass(MODELS[name], Trimodal) else reads
     if one := "modality" in accepted:  # what is asked for, or its own
         reads = [settings.get("modality", accepted["modality"].default)]
     if not set(reads) & set(has):

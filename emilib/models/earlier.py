@@ -47,10 +47,13 @@ class Fusion(nn.Module, PyTorchModelHubMixin):
 
 
 class Trimodal(Fusion):
-    """A `Fusion` of frames, audio and text; `options` are its other arguments."""
+    """A `Fusion` of the modalities in `reads`; `options` are its other arguments."""
+
+    reads = MODALITIES
 
     def __init__(self, frames_dim=768, audio_dim=1027, text_dim=768, **options):
-        super().__init__({"frames": frames_dim, "audio": audio_dim, "text": text_dim}, **options)
+        dims = dict(zip(MODALITIES, (frames_dim, audio_dim, text_dim), strict=True))
+        super().__init__({name: dims[name] for name in self.reads}, **options)
 
 
 def average(predictions: list[Tensor], training: bool) -> Output:
@@ -110,28 +113,18 @@ class LateAverage(Fusion):
         return average([frames.intensity, audio.intensity], self.training)
 
 
-class Yu2024(Fusion):
+class Yu2024(Trimodal):
     """Yu et al. 2024 [33] (Table 2, 0.32), for each of frames and audio; then their mean:
     TCN, Transformer encoder, mean over the real steps, linear layer."""
 
-    def __init__(
-        self,
-        frames_dim=768,
-        audio_dim=1027,
-        num_targets=6,
-        *,
-        width=256,
-        heads=4,
-        layers=2,
-        dilations=(1, 2, 4, 8),
-        dropout=0.1,
-        max_steps=None,
-    ):
-        super().__init__({"frames": frames_dim, "audio": audio_dim}, max_steps)
+    reads = ("frames", "audio")
+
+    def __init__(self, num_targets=6, width=256, heads=4, layers=2, dilations=(1, 2, 4, 8), **dims):
+        super().__init__(**dims)
         self.temporal, self.encoder, self.head = (nn.ModuleDict() for _ in range(3))
         for name, dim in self.dims.items():
-            self.temporal[name] = TCN(dim, width, dilations=dilations, dropout=dropout)
-            self.encoder[name] = transformer(width, heads, layers, dropout)
+            self.temporal[name] = TCN(dim, width, dilations=dilations)
+            self.encoder[name] = transformer(width, heads, layers, 0.1)
             self.head[name] = nn.Linear(width, num_targets)
 
     def combine(self, sequences: Sequences, present: Tensor) -> Output:

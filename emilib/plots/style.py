@@ -5,6 +5,7 @@ colours from `CYCLE`: those of Okabe and Ito, which colour-blind readers tell ap
 """
 
 import io
+import json
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,21 +24,9 @@ COLOURS = {"frames": BLUE, "audio": ORANGE, "text": GREEN}
 CYCLE = (BLACK, PINK, SKY, YELLOW, "#6A3D9A", "#8C6239", "#9A9A9A")
 MARKERS = "osD^vPX"
 
-STYLE = {
-    "font.size": 9.5,
-    "axes.prop_cycle": matplotlib.cycler(color=CYCLE),
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.7,
-    "lines.linewidth": 1.6,
-    "legend.frameon": False,
-    "text.parse_math": False,  # a "$" in words, a file's name or a target's is a dollar
-    "svg.fonttype": "path",
-    "svg.hashsalt": "emilib",  # ids in the file are then the same each time
-}
+# Without formulas: a "$" in words, a file's name or a target's is a dollar.
+STYLE = json.loads(Path(__file__).with_name("style.json").read_text("utf-8"))
+STYLE["axes.prop_cycle"] = matplotlib.cycler(color=CYCLE)
 
 
 @rc_context(STYLE)

@@ -109,10 +109,7 @@ def _small(name: str, stage_one: dict, **fields) -> Profile:
         text=SMALL_TEXT | {"pool": "mean", "max_tokens": 64},
         frame_reference="first",  # most of what a drawn face's features tell is whose face it is
         audio_every=4,  # six steps a second; models that read sound take time by the step
-        stage_one={
-            "frames": dataclasses.replace(plan, frame_reference="first"),
-            "audio": plan,
-        },
+        stage_one={"frames": dataclasses.replace(plan, frame_reference="first"), "audio": plan},
         # Not the paper's letter: one Transformer layer ("multi-layer"; the class has 2), for the
         # time; scores of mapped features and one error a clip, with which these rows were tuned.
         dual_stage={
@@ -209,16 +206,10 @@ _PROFILES = {"smoke": smoke, "embedded": embedded, "paper": paper}
 NAMES = tuple(_PROFILES)
 
 
-def get(
-    name: str | None = None,
-    visual: str | None = None,
-    seeds: int | None = None,
-    corpus_seed: int | None = None,
-) -> Profile:
+def get(name=None, visual=None, seeds=None, corpus_seed=None) -> Profile:
     """A profile by name, with other pictures ("faces", "video") and so many seeds from 0 on.
 
     corpus_seed : of the embedded corpus, where the profile has one
-
     Without them ``EMI_PROFILE`` (else smoke), ``EMI_VISUAL``, ``EMI_SEEDS``, ``EMI_CORPUS_SEED``
     and ``EMI_TEXT_POOL`` count.
     """

@@ -92,9 +92,7 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
         self.encoder = temporal.transformer(width, heads, layers, dropout)
         self.head = nn.Linear(width, num_targets)
 
-    def forward(
-        self, frames, audio, text, frames_valid=None, audio_valid=None, present=None
-    ) -> Output:
+    def forward(self, frames, audio, text, frames_valid=None, audio_valid=None, present=None):
         """frames (B, T, D), audio (B, T, D) padded on the right, text (B, D) → `Output`.
 
         The six arguments are those of `check_inputs`. `weights` (B, M, 3) are None with

@@ -43,13 +43,11 @@ class MulT(Trimodal):
     concatenated, through a residual block and a linear layer.
     """
 
-    def __init__(
-        self, num_targets=6, width=40, heads=8, layers=4, kernel_size=3, dropout=0.1, **dims
-    ):
+    def __init__(self, num_targets=6, width=40, heads=8, layers=4, dropout=0.1, **dims):
         super().__init__(**dims)
         self.project, self.crossmodal = nn.ModuleDict(), nn.ModuleDict()
         for name, dim in self.dims.items():
-            kernel = 1 if name == "text" else kernel_size  # text is one step
+            kernel = 1 if name == "text" else 3  # text is one step
             self.project[name] = nn.Conv1d(dim, width, kernel, padding="same")
         for target, source in permutations(MODALITIES, 2):
             block = Crossmodal(width, heads, layers, dropout)

@@ -173,9 +173,7 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
         second = nn.Linear(hidden or width, num_targets)  # W_2; labels have a mean: with bias
         self.head = nn.Sequential(first, nn.GELU(), nn.Dropout(dropout), second)
 
-    def forward(
-        self, frames, audio, text, frames_valid=None, audio_valid=None, present=None
-    ) -> Output:
+    def forward(self, frames, audio, text, frames_valid=None, audio_valid=None, present=None):
         """frames (B, T_v, D_v), audio (B, T_a, D_a), text (B, D_t) → `Output`.
 
         The six arguments are those of `check_inputs`. `attention` holds, for each modality asked,

@@ -63,9 +63,7 @@ def scores(predictions: dict[str, np.ndarray], splits: FeatureSplits) -> pd.Data
     return table
 
 
-def lines(
-    splits: FeatureSplits, signals: pd.DataFrame | None = None, changes=True
-) -> dict[str, np.ndarray]:
+def lines(splits, signals=None, changes=True) -> dict[str, np.ndarray]:
     """Predictions that networks on these features have to beat, validation clips before test clips.
 
     signals : by id, columns frames_*, audio_*, text_*: what the generator of a synthetic corpus

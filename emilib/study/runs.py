@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -183,14 +183,7 @@ def run_one(experiment: Experiment, seed: int, splits: FeatureSplits, cache: Cac
     return cache.step(KIND, parts, make)
 
 
-def run(
-    experiments: Iterable[Experiment],
-    seeds: Sequence[int],
-    features: Mapping[str, FeatureSplits],
-    cache: Cache,
-    workers: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Results:
+def run(experiments, seeds, features, cache, workers=None, progress=lambda *_: None) -> Results:
     """`run_one` for each experiment and seed that `cache` lacks; returns all results.
 
     seeds : of each experiment, and as many more as its `least_seeds` asks for

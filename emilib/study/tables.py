@@ -33,9 +33,7 @@ _LEFT = ("Row", "Input", "Partition")  # columns of words
 _DASH = "–"
 
 
-def table(
-    name: str, results: Results | None = None, corpus="the corpus at hand", partitions=None
-) -> pd.DataFrame:
+def table(name, results=None, corpus="the corpus at hand", partitions=None) -> pd.DataFrame:
     """One table as numbers, a row a row of the paper; `attrs` hold "name" and "caption".
 
     name : one of `claims.TABLES`; ValueError for another

@@ -47,9 +47,7 @@ class Contrast:
     history: list[dict]
 
 
-def pretrain(
-    media, text, clips, plan: StageOne, seed: int, checkpoint=None, progress=None, device=None
-) -> Contrast | list[Contrast]:
+def pretrain(media, text, clips, plan, seed, checkpoint=None, progress=None, device=None):
     """Contrast one modality with the words of the same clips; trains copies of the encoders.
 
     media : VisionEncoder or AudioEncoder; with `plan.joint` a list of both, and so is the result,

@@ -4,18 +4,11 @@ file,valence,arousal,split,speaker,text             the first column names the f
 clip_a.mp4,3.5,6,train,ann,well that was fun        raw/clip_a.mp4, or wherever below the folder
 session2/clip_b,1,2.25,validation,ben,              without its ending; no words
 
-Every other column is a target, any number of them and in any range, except these, whose names may
-be written in capitals too:
-
-split                              train, validation (valid, val, dev) or test
-group, speaker, person, subject    who is in the clip; without a split column, no group is split
-text, transcript                   the words of the clip
-
-Without a split column the clips are shared out here: whole groups (without such a column single
-clips) in an order drawn from a fixed seed, about a fifth of the clips to validation, the rest to
-training. A row without any target is a test clip then. Beside the videos the folders audio/,
-face_images/, text/, vit/ and wav2vec2/ are used as in the real layout, found by the file's name.
-Without face_images/ faces are searched in the videos, see `emilib.corpus.faces`.
+Every other column is a target, but split, a group (group, speaker, person, subject: who is in the
+clip) and text (or transcript). Without a split column whole groups, or single clips, are shared out
+in an order drawn from a fixed seed, about a fifth of the clips to validation; a row without any
+target is a test clip then. Beside the videos the folders audio/, face_images/, text/, vit/ and
+wav2vec2/ are used as in the real layout, found by the file's name. Notebook 08 says more.
 """
 
 import os

@@ -30,13 +30,12 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
     segment_pooling : pool frames to M segments (Eq. 5). Without it the time base is the clip's
         own frame steps, to which audio is averaged; a clip without frames keeps M segments.
     scored : what Eq. 7 scores. "states": h_v and h_a, as Eq. 2 and 3 define them, and f_s for the
-        h_s that is nowhere defined; "mapped": the mapped modalities of Eq. 4, whose LayerNorm has
-        removed how large they were
+        h_s that is nowhere defined; "mapped": the mapped modalities of Eq. 4
     step_loss : the MSE of 3.6, of each step's output against the clip's one label: what it has
         beyond the MSE of the mean, (y - ŷ)² + mean_t (ŷ^t - ŷ)² = mean_t (y - ŷ^t)², is the
         auxiliary loss. False: of the mean alone
 
-    Of all the others the paper states only the feature widths and E.
+    Of all the others the paper states only the feature widths and E; see notebook 04.
     """
 
     # As Yu et al. 2025 [34] of paper B, Table 2 (0.51), a later version of paper A.

@@ -91,24 +91,21 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
     A' = SA_a(W_a A), V' = SA_v(W_v V), h_a = CA_a(W_t t, A'), h_v = CA_v(W_t t, V'),
     f = [t; h_a; h_v], intensity = W_2 Dropout(GELU(W_1 f)).
 
-    With the paper's widths f is 768 + 512 + 512 = 1792, which needs the raw t in it although the
-    text says that t was projected. The query is the projected t.
+    The query is the projected t, f has the raw one: 768 + 512 + 512 = 1792. Notebook 05 lists what
+    the paper leaves open.
 
     fusion : "cross_attention", the full model; "self_attention", without the text-anchored
         cross-attention (Table 3, row 2); "concat", without either attention (Table 3, row 1).
-        The last two concatenate the mean over the valid steps. The paper says "flattened" (4.3): a
-        common width, (599 + 400 + 1) · 512, exists only where all is padded to 12 s and 400 frames.
+        The last two concatenate the mean over the valid steps.
     anchor : who asks. With "audio" or "frames" (Table 4) the mean over the anchor's valid steps
         asks and the two others answer, the text as a sequence of length 1;
         f = [anchor; h of the two others, in the order audio, frames, text].
     text_in_fusion : "raw" or "projected" text in f; None is what the paper says for each fusion:
         raw for cross-attention (f is 1792), projected for the two others (f is 1536).
     explicit_missing : modalities whose token stands in where a clip lacks them; others are zeros
-        then. The paper names vision and text (so does the release); audio is added because
-        modality dropout replaces every modality by its token.
+        then. The paper names vision and text; modality dropout replaces all three.
 
-    A missing sequence is its token alone: the attention over it is 1 at step 0. A missing text's
-    token asks in its place. Steps carry no positions (not stated in the paper).
+    A missing sequence is its token alone; a missing text's token asks in its place.
     """
 
     def __init__(

@@ -71,7 +71,7 @@ def make(
     note, text = folder / "synthetic.json", json.dumps(parameters, indent=2) + "\n"
     same = note.exists() and note.read_text() == text
     if not same and folder.exists() and (folder.is_file() or any(folder.iterdir())):
-        wanted = "expected a new folder, or an embedded corpus with the same parameters"
+        wanted = "expected a new folder, or one whose synthetic.json has the same parameters"
         raise CorpusError(f"{folder}: {wanted}, got something else; name another or delete it")
     atomic_write(note, text)
     drawn = generative_model.draw(**counts, seed=seed)

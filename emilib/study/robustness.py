@@ -28,10 +28,8 @@ from emilib.workers import device
 HYPOTHESES = pd.read_csv(Path(__file__).with_name("hypotheses.csv"), dtype=str)
 _CODE = code_version("study/robustness.py")
 GREY = 128  # of what covers a face
-# How a level reads: a share of the clips, of the picture's area for the cover and of its side for
-# the blur, of a clip's frames where some are lost.
-KINDS = dict.fromkeys(("missing", "covered", "lost to noise", "wrong words"), "{level:.0%}")
-KINDS |= {"white noise": "{level:g} dB", "blur": "{level:.1%}"}
+_TABLE = pd.read_csv(Path(__file__).with_name("corruptions.csv"), dtype=str)
+KINDS = dict(zip(_TABLE["kind"], _TABLE["reads"], strict=True))  # how a level reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +44,9 @@ class Corruption:
         return f"{self.modality}, {self.kind} {KINDS[self.kind].format(level=self.level)}"
 
 
-MISSING = tuple(Corruption("missing", m, share) for m in MODALITIES for share in (0.25, 0.5, 1.0))
-_LEVELS = {
-    ("white noise", "audio"): (20.0, 10.0, 0.0),
-    ("blur", "frames"): (0.03, 0.06),
-    ("covered", "frames"): (0.25, 0.5),
-    ("lost to noise", "frames"): (0.25, 0.5),
-    ("wrong words", "text"): (0.25, 0.5, 1.0),
-}
-SPOILT = tuple(Corruption(*what, level) for what, levels in _LEVELS.items() for level in levels)
+_LEVELS = [(c, float(level)) for c in _TABLE.itertuples() for level in c.levels.split()]
+ALL = [Corruption(c.kind, c.modality, level) for c, level in _LEVELS]
+MISSING, SPOILT = (tuple(c for c in ALL if (c.kind == "missing") == gone) for gone in (True, False))
 
 
 def chosen(count: int, share: float, seed: int = 0) -> np.ndarray:

@@ -30,19 +30,12 @@ from emilib.synthetic import face, generative_model, voice
 from emilib.workers import ordered_map
 
 GENERATOR = 3  # raise it when the same parameters no longer give the same corpus
-STATEMENT = (
-    "This corpus is synthetic: rendered heads and synthesised speech. How much each modality tells "
-    "about the labels is a parameter of the generator and says nothing about people."
-)
 # How clips are recorded, in a format drawn for each by its share: `size` is height and width in
 # pixels, `fps` frames a second, `sound` the codec in the mp4. Most formats are as small as what the
 # small encoders take. `lies`: what the rate field says in clips where it lies. Lengths in seconds.
 FILMING = json.loads(Path(__file__).with_name("filming.json").read_text("utf-8"))
-LABELS = {  # where the labels of each split are written
-    "train": "train_split.csv",
-    "validation": "valid_split.csv",
-    "test": ".synthetic/test_labels.csv",
-}
+# The notice in synthetic.json, and where the labels of each split are written.
+STATEMENT, LABELS = (generative_model.DATA[name] for name in ("statement", "labels"))
 TOO_SHORT = 200  # samples at SAMPLE_RATE; wav2vec2's convolutions need 400
 TAKE = 24  # clips that are spoken by one process
 

@@ -1,10 +1,8 @@
 """The command line: the same functions as in the notebooks, for scripts and clusters.
 
 ``accelerate launch -m emilib features ...`` shares the work of `features`, `pretrain`, `run` and
-`tables` among processes, GPUs and machines that see one ``EMI_HOME``.
-
-Results go to stdout, progress to stderr. Exit codes: 0 done, 1 it could not be done (one sentence
-says why), 2 the command was not understood.
+`tables` among processes, GPUs and machines that see one ``EMI_HOME``. Results go to stdout,
+progress to stderr. Exit codes: 0 done, 1 it could not be done, 2 the command was not understood.
 """
 
 import dataclasses
@@ -40,14 +38,11 @@ class Source:
 
 
 DEFAULT = Source()
+Folder = Positional[Path]
 
 
 def corpus(
-    folder: Positional[Path],
-    train: int = 1600,
-    validation: int = 800,
-    test: int = 240,
-    seed: int = 0,
+    folder: Folder, train: int = 1600, validation: int = 800, test: int = 240, seed: int = 0
 ) -> None:
     """Make the embedded corpus in FOLDER: drawn faces, synthetic voices, the real set's layout."""
     from emilib.synthetic import film
@@ -55,9 +50,7 @@ def corpus(
     print(film.make(folder, train, validation, test, seed=seed, progress=Counter("clips")))
 
 
-def audit(
-    folder: Positional[Path], ids: Annotated[bool, arg(help="a line a defect, as CSV")] = False
-) -> None:
+def audit(folder: Folder, ids: Annotated[bool, arg(help="a line a defect, as CSV")] = False):
     """What is broken in the corpus in FOLDER: how many clips have which defect, and which."""
     from emilib.corpus import audit as defects_of
     from emilib.corpus.defects import report
@@ -66,7 +59,7 @@ def audit(
     print(defects.to_csv(index=False).strip() if ids else report(defects))
 
 
-def faces(folder: Positional[Path]) -> None:
+def faces(folder: Folder) -> None:
     """Write face crops of the corpus in FOLDER into its face_images/; a line a clip."""
     from emilib.corpus import faces as finder
     from emilib.corpus import read
@@ -144,46 +137,28 @@ def replicate(source: Source = DEFAULT, corpora: int = 3, seeds: int = 2) -> Non
         if source.corpus or not workspace.embedded:
             raise ValueError("expected the embedded corpus, which can be drawn again: no --corpus")
         results[seed] = workspace.results(replication.names(workspace.experiments()))
-    made_on, size = {"profile": source.profile, "seeds": seeds}, workspace.profile.corpus_size
-    made_on |= {f"{split} clips": size[split] for split in ("train", "validation")}
-    table = replication.replicate(results).assign(**made_on)
+    size = {f"{s} clips": workspace.profile.corpus_size[s] for s in ("train", "validation")}
+    table = replication.replicate(results).assign(profile=source.profile, seeds=seeds, **size)
     table.to_csv(replication.PATH, index=False, float_format="%.6g")
     print(table.to_string(index=False, float_format="{:z.3f}".format))
 
 
 def bench(
-    what: Literal["training", "features"] = "training",
     repeats: Annotated[int, arg(help="timed runs")] = 5,
-    threads: Annotated[int | None, arg(help="of torch; default: its own")] = None,
     device: str | None = None,
     precision: Literal["default", "float32", "bf16"] = "default",
-    scale: Annotated[float, arg(help="of the encoders' batches; small on a CPU")] = 1.0,
+    scale: Annotated[float, arg(help="of the batches; small on a CPU")] = 1.0,
     compile: Annotated[bool, arg(help="the ViT, with torch.compile")] = False,
-    out: Annotated[Path | None, arg(help="write the encoders' table to FILE")] = None,
+    out: Annotated[Path | None, arg(help="write the table to FILE")] = None,
 ) -> None:
-    """Time of a Stage II training step, or rates of the papers' encoders, with random weights.
-
-    A step stands beside a bare BiLSTM and Transformer.
-    """
-    import torch
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    print(f"# torch {torch.__version__}, {torch.get_num_threads()} threads")
-    if what == "training":
-        from emilib.study.bench import stage_two
-
-        for row in stage_two(repeats, device).itertuples():
-            print(f"{row.what:42s}{1000 * row.seconds:9.1f} ms  x {row.ratio:.3f}")
-        return
+    """How fast the papers' encoders run on this machine, with random weights."""
     from emilib.features.rates import throughput
 
     wanted = {"default": {}, "float32": {"precision": None}, "bf16": {"precision": "bf16"}}
-    found = throughput(repeats, device, scale, compile=compile, **wanted[precision])
-    for row in found.itertuples():
-        print(f"{row.what:24s}{row.rate:12.2f} {row.unit}/s")
+    rates = throughput(repeats, device, scale, compile=compile, **wanted[precision])
+    print(rates.to_string(index=False, float_format="{:.2f}".format))
     if out is not None:
-        found.to_csv(out, index=False)
+        rates.to_csv(out, index=False)
 
 
 def predict(
@@ -205,7 +180,7 @@ def predict(
     predict_files(clips, model, text, window, step, json, csv, picture)
 
 
-def export(name: Positional[str], folder: Positional[Path], source: Source = DEFAULT) -> None:
+def export(name: Positional[str], folder: Folder, source: Source = DEFAULT) -> None:
     """Write an experiment of `run` into FOLDER for `predict`; trains it where it is missing."""
     from emilib.export import predictor_of
 
@@ -242,21 +217,8 @@ def submit(
     print(path if check is None else f"{path} is a valid submission")
 
 
-COMMANDS = (
-    corpus,
-    audit,
-    faces,
-    features,
-    pretrain,
-    tune,
-    run,
-    tables,
-    replicate,
-    export,
-    predict,
-    submit,
-    bench,
-)
+COMMANDS = (corpus, audit, faces, features, pretrain, tune, run, tables)
+COMMANDS += (replicate, export, predict, submit, bench)
 
 
 def main() -> int:

@@ -5,8 +5,7 @@ leaves the whole step or none of it; SHA-256 sums of its files stand inside, bec
 safetensors nor ``torch.load`` notices a flipped bit.
 
 Several processes at one job (ranks), as ``accelerate launch`` starts them, share what is costly
-through the cache, which lies on a disk they all see. Divisible work is dealt out by `share`;
-indivisible steps run on rank 0, and the others wait for the cached result. Nothing is sent.
+through the cache: divisible work is dealt out by `share`, other steps run on rank 0.
 """
 
 import ast

@@ -70,10 +70,9 @@ def require_room(folder, need_gb: float = RUN_GB, what: str = "the run") -> floa
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     free = shutil.disk_usage(existing).free / 1e9
     if free < need_gb:
-        raise OSError(
-            f"Not enough room on the disk: {what} needs {need_gb:g} GB and {folder} has "
-            f"{free:.1f} GB free. Free some space, or set EMI_HOME to a folder on another disk."
-        )
+        got = f"{what} needs {need_gb:g} GB and {folder} has {free:.1f} GB free"
+        hint = "Free some space, or set EMI_HOME to a folder on another disk"
+        raise OSError(f"Not enough room on the disk: {got}. {hint}.")
     return free
 
 

@@ -1,8 +1,7 @@
 """Pearson's ρ as both papers define it (A, 4.2; B, 4.1), its uncertainty, and what is resolved.
 
 Dimension key: N clips, E emotions, S seeds, R resamples. Predictions are (S, N, E), or (N, E) for
-one seed. All is float64 and in two passes: one pass in float32 gives 0.79 for a true 0.71 on a
-nearly constant column.
+one seed. All is float64 and in two passes.
 """
 
 import dataclasses
@@ -49,12 +48,11 @@ def summarise(per_seed: np.ndarray, resampled: np.ndarray, seed: int = 0) -> Est
     per_seed : the number of each seed on all clips (S,); of a difference, seed by seed
     resampled : its mean over seeds on drawn clips (R,), the same draws for both sides
 
-    A draw's seeds add their mean deviation from the mean of all S, times sqrt(S / (S - 1)):
-    without this factor a bootstrap has only (S - 1) / S of the variance over seeds. Few seeds also
-    say little about their own spread, so deviations are divided by sqrt(χ²/df), as Student's t is,
-    with Welch and Satterthwaite's df: S - 1 where seeds make all of the variance, more and more
-    where clips do. With one seed the interval is over clips alone. p is twice the smaller share of
-    draws on either side of 0.
+    A draw's seeds add their mean deviation from the mean of all S, times sqrt(S / (S - 1)), which
+    restores their variance. Few seeds say little about their spread: deviations are divided by
+    sqrt(χ²/df), as Student's t is, with Welch and Satterthwaite's df, S - 1 where seeds make all of
+    the variance and more where clips do. With one seed the interval is over clips alone. p is twice
+    the smaller share of draws on either side of 0.
     """
     per_seed, count = np.asarray(per_seed, float), len(per_seed)
     value = per_seed.mean()
@@ -93,7 +91,7 @@ def verdict(values, p, claimed=np.nan) -> np.ndarray:
     claimed : the difference, or the sign, that is claimed, of each or of all; NaN for no claim
 
     "not resolved" unless p is below `LEVEL` after `holm`; else "as claimed" or "the opposite", and
-    "resolved" without a claim. "" where there is no difference (NaN).
+    "resolved" without a claim; "" for NaN.
     """
     agree = np.sign(values) * np.sign(claimed)
     cases = [np.isnan(values), ~(holm(p) < LEVEL), agree > 0, agree < 0]
@@ -101,17 +99,15 @@ def verdict(values, p, claimed=np.nan) -> np.ndarray:
 
 
 def resample(target, predictions, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """ρ of each emotion on clips drawn with replacement, (R, S, E).
+    """ρ of each emotion on clips drawn with replacement, (R, S, E), the same clips for one `seed`.
 
-    The same `seed` draws the same clips for any predictions of N clips. A draw is the number of
-    times each clip is in it: all draws are one matrix product.
+    A draw is the number of times each clip is in it: all draws are one matrix product.
     """
     target, predictions = _checked(target, predictions)
     clips, y, p = len(target), _unit(target)[None], _unit(predictions)
-    counts = _draws(clips, resamples, seed)
     # Means of all products that ρ needs, of unit columns, which float64 can hold: (R, K, E).
     columns = np.concatenate([y, y * y, p, p * p, p * y])
-    means = counts @ np.swapaxes(columns, 0, 1).reshape(clips, -1) / clips
+    means = _draws(clips, resamples, seed) @ np.swapaxes(columns, 0, 1).reshape(clips, -1) / clips
     means = means.reshape(resamples, *columns[:, 0].shape)
     parts = np.cumsum([1, 1, len(p), len(p)])
     mean_y, square_y, mean_p, square_p, product = np.split(means, parts, axis=1)
@@ -147,9 +143,8 @@ def estimate(target, predictions, resamples: int = RESAMPLES, seed: int = 0) -> 
 def difference(target, first, second, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """Mean ρ of `first` minus that of `second`, paired over seeds and over clips.
 
-    The interval draws the same clips and the same seeds for both; whether the difference is
-    resolved is a question to all of its family, see `verdict`. Raises ValueError when the numbers
-    of seeds differ.
+    Whether it is resolved is a question to all of its family, see `verdict`. Raises ValueError
+    when the numbers of seeds differ.
     """
     (a, a_drawn), (b, b_drawn) = (measure(target, p, resamples, seed) for p in (first, second))
     if len(a) != len(b):
@@ -181,10 +176,9 @@ def _checked(target, predictions) -> tuple[np.ndarray, np.ndarray]:
     target, predictions = (np.asarray(a, dtype=np.float64) for a in (target, predictions))
     predictions = predictions[None] if predictions.ndim == 2 else predictions
     if target.ndim != 2 or len(target) < 2 or predictions.shape[1:] != target.shape:
-        raise ValueError(
-            "expected a target of shape (N, E), N at least 2 clips, and predictions of one shape "
-            f"with it, got {target.shape} and {predictions.shape}"
-        )
+        shapes = f"{target.shape} and {predictions.shape}"
+        wanted = "expected target and predictions of one shape (N, E), N at least 2 clips"
+        raise ValueError(f"{wanted}, got {shapes}")
     for name, values in (("target", target), ("prediction", predictions)):
         if not np.isfinite(values).all():
             raise ValueError(f"{name}: expected finite numbers, got NaN or infinity; leave it out")

@@ -52,10 +52,8 @@ class Workspace:
         self.home = Path(home).resolve() if home else environment.home()
         corpus = corpus or os.environ.get("EMI_CORPUS")
         if not corpus and self.profile.corpus_size is None:
-            raise ValueError(
-                f"profile {self.profile.name!r} needs a corpus folder with train_split.csv and "
-                "valid_split.csv; give it with --corpus DIR"
-            )
+            wanted = "a corpus folder with train_split.csv and valid_split.csv"
+            raise ValueError(f"profile {self.profile.name!r} needs {wanted}; give --corpus DIR")
         self.embedded = not corpus
         self.has_media = self.embedded or not holds_features(corpus)
         if not self.has_media:  # the features of every row are those of the file, as they are
@@ -126,10 +124,7 @@ class Workspace:
         return SYNTHETIC if self.is_synthetic else f"{what} {self.folder.name}"
 
     def require(self) -> None:
-        """Look for what a long run would miss in the end: clips, weights of the right kind, room.
-
-        Raises ValueError or OSError, one sentence.
-        """
+        """ValueError or OSError for what a long run would miss in the end: words, weights, room."""
         from emilib.features import loading
 
         if not self.embedded:
@@ -187,8 +182,7 @@ class Workspace:
 
         kind : "ours", of the encoders at `stage`; "official", the organisers' pickles; "media",
             waveforms and tokens for encoders that are trained, with features of the frames
-        standardised : as fusion models get them, frames relative to `Profile.frame_reference` and
-            then all by the training clips; False as encoders give them
+        standardised : as fusion models get them; False as encoders give them
         """
         step = self._step(kind, stage)
         if kind == "media":

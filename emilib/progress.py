@@ -16,8 +16,7 @@ def report(text: str) -> None:
     """Say `text` as one line; of several ranks only the first speaks.
 
     A notebook run headless has no terminal: the runner names a file in ``EMI_PROGRESS`` and shows
-    what is appended to it. Otherwise the line goes to stderr, but from a notebook's kernel: there
-    it would become part of the committed outputs.
+    what is appended to it. Otherwise the line goes to stderr, but from a notebook's kernel.
     """
     if not cache.is_main():
         return
@@ -38,8 +37,7 @@ def quietly(function, *arguments, **options):
 def epoch_bar(total: int):
     """A callback that takes training records and draws a text bar on stderr: epoch, loss, ρ.
 
-    total : epochs. The bar is drawn in a terminal and in JupyterLab (which names its session, as
-    headless runs do not), by the first rank alone.
+    The bar is drawn in a terminal and in JupyterLab (which names its session), by the first rank.
     """
     watched = sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
     hidden = not watched or "EMI_PROGRESS" in os.environ or cache.rank() != 0

@@ -200,9 +200,8 @@ class FeatureReader(CorpusReader):
 def _large_enough(table: pd.DataFrame, source: Path) -> pd.DataFrame:
     counts = {split: int((table["split"] == split).sum()) for split in LEAST_CLIPS}
     if any(counts[split] < least for split, least in LEAST_CLIPS.items()):
-        least, got = (
-            " and ".join(map("{0[1]} {0[0]}".format, c.items())) for c in (LEAST_CLIPS, counts)
-        )
+        words = [" and ".join(f"{n} {s}" for s, n in c.items()) for c in (LEAST_CLIPS, counts)]
+        least, got = words
         raise ValueError(f"{source}: expected at least {least} clips, got {got}; add clips")
     return table
 

@@ -3,9 +3,8 @@
     for step in Steps(profile, reader, cache):
         print(step)
 
-A step's key is made from its own settings and code and from the keys of the steps it needs, so a
-change makes anew what depends on it, and nothing else. Indivisible steps run on rank 0; the others
-wait for the cached result. All ranks share Stage I's batches and the shards of feature stores.
+A step's key is made from its own settings and code and from the keys of the steps it needs.
+Indivisible steps run on rank 0. All ranks share Stage I's batches and the shards of feature stores.
 """
 
 import dataclasses
@@ -122,10 +121,7 @@ class Steps:
     def media(self) -> Step:
         """Stores "frames" (T, 3, S, S) uint8, "waveform" (S,) int16, and "seen" (T,) uint8.
 
-        Frames are face crops or video frames, as `Profile.visual` says. A clip has none where
-        they can't be read, or where the corpus has face crops and none of this clip: a face was
-        looked for and not found. Where the corpus has no face crops at all, they are made here;
-        "seen" is then 1 for frames of the video that show the face, and None otherwise.
+        Frames are face crops or video frames, as `Profile.visual` says; see `reader.decode`.
         """
         if not self.reader.has_media:
             raise ValueError(f"{self.reader.source}: expected media, got features; give a corpus")
@@ -221,9 +217,7 @@ class Steps:
 
         "random", untrained; "start", pretrained checkpoints or the self-supervised start;
         "aligned", after Stage I (the text encoder of the run `StageOne.text_from`); "paper_b", the
-        checkpoints of paper B.
-
-        Raises ValueError for another stage, or "paper_b" where the profile has none.
+        checkpoints of paper B. Raises ValueError for another stage.
         """
         from emilib.features.loading import load_encoder
 
@@ -281,8 +275,6 @@ class Steps:
         stage : of the encoders, as in `encoders`; modality : "frames" or "audio"
         corrupt(id, medium) : a clip's frames (T, 3, S, S) uint8 or waveform (S,) int16, changed
         by : all that determines `corrupt`
-
-        Features are as encoders give them, not standardised; None without the modality.
         """
         clean, columns = self.features(stage), (modality,)
         make = functools.partial(self._encode, modality=modality, corrupt=corrupt)

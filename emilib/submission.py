@@ -24,8 +24,7 @@ def write(path, ids, predictions, expected_ids=None):
     ids : N clips, each five digits; expected_ids : every clip that must have a row, None for `ids`
     predictions : (N, 6) in order of EMOTIONS, or (S, N, 6) for S seeds, whose mean is taken
 
-    Returns the path. Raises ValueError where the shapes disagree, for a prediction that is not
-    finite, and for any problem that `validate` would list.
+    Returns the path. Raises ValueError for shapes that disagree, and what `validate` would list.
     """
     values, shape = np.asarray(predictions, dtype=float), (len(ids), len(EMOTIONS))
     values = values.mean(axis=0) if values.ndim == 3 and len(values) else values
@@ -47,8 +46,7 @@ def make(workspace, run, path):
 
     workspace : `emilib.pipeline.Workspace`; run : a name of `workspace.experiments()`
 
-    Each clip gets the mean over the seeds of the profile. Returns what `validate` returns. Raises
-    ValueError for an unknown run, and without test clips.
+    Returns what `validate` returns. Raises ValueError for an unknown run, and without test clips.
     """
     known = workspace.experiments()
     if run not in known:
@@ -65,10 +63,9 @@ def validate(path, corpus=None):
     """What is wrong with a submission: a sentence a problem, an empty list for a good file.
 
     corpus : folder in the layout of Hume-Vidmimic2, whose test clips and no other must have a row;
-        without it a gap between the ids is a warning
+        without it a gap between the ids is a warning. CorpusError where it can't be read
 
     A sentence that starts with `WARNING` names something odd that the challenge would accept.
-    Raises CorpusError for a corpus folder that can't be read or has no test clips.
     """
     expected = None if corpus is None else _test_ids(read(corpus, strict=False))
     return _sentences(path, path, expected)
@@ -83,8 +80,7 @@ def _test_ids(clips):
     folder, targets = clips.attrs["folder"], clips.attrs["targets"]
     if targets != list(EMOTIONS):
         raise CorpusError(f"{folder}: expected the targets {HEADER[9:]}, got {', '.join(targets)}.")
-    ids = sorted(clips.loc[clips["split"] == "test", "id"])
-    if not ids:
+    if not (ids := sorted(clips.loc[clips["split"] == "test", "id"])):
         raise CorpusError(f"The corpus in {folder} has no test clips; expected test_split.csv.")
     return ids
 
@@ -109,10 +105,9 @@ def _sentences(source, path, expected):
         (ids.drop(known.index), "expected a Filename of five digits as 12660, got {!r}"),
         (ids[ids.duplicated()], "expected one row a clip, got {} again"),
         (known[~known.isin(known if expected is None else expected)], "{} is no test clip"),
-    ] + [
-        (table[e][values[e].isna()], f"expected a number from 0 to 1 as {e}, got {{!r}}")
-        for e in EMOTIONS
     ]
+    text = "expected a number from 0 to 1 as {}, got {{!r}}"
+    checks += [(table[e][values[e].isna()], text.format(e)) for e in EMOTIONS]
     faults = [(line, text.format(cell)) for cells, text in checks for line, cell in cells.items()]
     sentences = [f"{path}, line {line}: {text}." for line, text in sorted(faults)]
     numbers = sorted(known.astype(int)) or [0]

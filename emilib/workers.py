@@ -40,7 +40,6 @@ def ordered_map(function: Callable, items: Iterable, workers: int | None = None)
     """``function(item)`` of each item, in order; items are read four a worker ahead, no further.
 
     workers : processes, None for `count`; with 1, or within a worker, nothing leaves this process
-
     Raises what `function` raised, when that item's turn comes; what has not begun is cancelled.
     """
     workers = count() if workers is None else workers

@@ -79,17 +79,6 @@ def test_without_quality_the_weights_are_uniform_over_what_is_there():
     assert build(fusion="concat")(**batch()).weights is None
 
 
-def test_intensity_is_the_mean_of_the_segments_outputs():
-    model, seen = build(), {}
-    model.head.register_forward_hook(lambda _m, _i, out: seen.update(steps=out))
-    # Clip 3 has two frames in four segments: two are valid.
-    out = model(**batch({0: [1, 1, 0], 3: [1, 0, 0]}))
-    torch.testing.assert_close(out.intensity[0], seen["steps"][0].mean(0))
-    real = out.weights[3].sum(-1) > 0
-    assert real.sum() == 2
-    torch.testing.assert_close(out.intensity[3], seen["steps"][3][real].mean(0))
-
-
 @pytest.mark.parametrize("sigmoid", [False, True])
 def test_the_loss_is_that_of_every_step_against_the_clips_label(sigmoid):
     """3.6, with the one label of a clip as y^t; of the mean alone without `step_loss`."""

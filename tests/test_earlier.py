@@ -102,7 +102,7 @@ def test_central_moment_discrepancy_is_numpys():
 @torch.no_grad()
 def test_misa_reads_the_end_states_of_both_lstms():
     """Beside torch's own final states, of a clip alone and of the same clip padded."""
-    model = multimodal.MISA(4, 5, 6, width=4).eval()
+    model = multimodal.MISA(frames_dim=4, audio_dim=5, text_dim=6, width=4).eval()
     x, seen = torch.randn(1, 7, 5), []
     model.project["audio"].register_forward_hook(lambda module, args, out: seen.append(args[0]))
     lower, norm, upper = model.recurrent["audio"]

@@ -5,7 +5,7 @@ import pytest
 
 from emilib.corpus import EMOTIONS, CorpusError, read
 from emilib.corpus.layout import HEADER, SOURCES, face_paths
-from emilib.corpus.reading import read_with_findings
+from emilib.corpus.user_dataset import read_with_findings
 
 
 def write_csv(path, *rows):

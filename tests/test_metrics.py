@@ -5,17 +5,8 @@ import pytest
 from scipy import stats
 from sklearn import metrics as scores_of
 
-from emilib.metrics import (
-    difference,
-    estimate,
-    holm,
-    mean_pearson,
-    pearson,
-    resample,
-    sentiment,
-    summarise,
-    verdict,
-)
+from emilib import metrics
+from emilib.metrics import estimate, holm, mean_pearson, pearson, resample
 
 
 @pytest.fixture
@@ -88,16 +79,16 @@ def test_interval_is_scipys_percentile_bootstrap(scores):
 def test_difference_is_paired(scores):
     target, predictions = scores
     worse = predictions + np.random.default_rng(7).normal(0, 0.05, predictions.shape)
-    same = difference(target, predictions, predictions, resamples=100)
+    same = metrics.difference(target, predictions, predictions, resamples=100)
     assert (same.value, same.low, same.high, same.sd) == (0.0, 0.0, 0.0, 0.0)
-    got = difference(target, predictions, worse, resamples=500)
+    got = metrics.difference(target, predictions, worse, resamples=500)
     pairs = zip(predictions, worse, strict=True)
     each = [mean_pearson(target, a) - mean_pearson(target, b) for a, b in pairs]
     assert got.per_seed == pytest.approx(each)
     alone = estimate(target, predictions, resamples=500)
     # The same clips are hard for both, so the paired interval is much the narrower.
     assert got.high - got.low < 0.5 * (alone.high - alone.low)
-    back = difference(target, worse, predictions, resamples=500)
+    back = metrics.difference(target, worse, predictions, resamples=500)
     assert back.value == pytest.approx(-got.value)
     assert back.low == pytest.approx(-got.high)
 
@@ -105,7 +96,7 @@ def test_difference_is_paired(scores):
 def test_the_two_level_interval_is_the_naive_loop(scores):
     target, predictions = scores
     worse = predictions + np.random.default_rng(7).normal(0, 0.3, predictions.shape)
-    got = difference(target, predictions, worse, resamples=60, seed=4)
+    got = metrics.difference(target, predictions, worse, resamples=60, seed=4)
     clips = np.random.default_rng(4).integers(0, 80, (60, 80))
     generator, gaps = np.random.default_rng([4, 1]), []
     seeds = generator.integers(0, 3, (60, 3))
@@ -121,7 +112,7 @@ def test_the_two_level_interval_is_the_naive_loop(scores):
     assert (got.low, got.high) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])))
     beyond = min(sum(d <= 0 for d in drawn), sum(d >= 0 for d in drawn))
     assert got.p == pytest.approx(2 * (1 + beyond) / 61)
-    alone = difference(target, predictions[:1], worse[:1], resamples=60, seed=4)
+    alone = metrics.difference(target, predictions[:1], worse[:1], resamples=60, seed=4)
     only = [mean_pearson(target[rows], predictions[0][rows])
             - mean_pearson(target[rows], worse[0][rows]) for rows in clips]  # fmt: skip
     assert (alone.low, alone.high) == pytest.approx(tuple(np.percentile(only, [2.5, 97.5])))
@@ -138,7 +129,7 @@ def test_intervals_cover_the_truth_where_clips_and_seeds_vary(seeds, share, leas
         of_seeds = draw.normal(0, np.sqrt(share * seeds), (seeds, 1))
         values = of_clips + of_seeds
         rows = draw.integers(0, clips, (500, clips))
-        got = summarise(values.mean(axis=1), values.mean(axis=0)[rows].mean(axis=1))
+        got = metrics.summarise(values.mean(axis=1), values.mean(axis=0)[rows].mean(axis=1))
         inside += got.low <= 0 <= got.high
         chances.append(got.p)
     assert least <= inside / worlds <= 0.98
@@ -162,9 +153,9 @@ def test_holm_is_the_loop_of_its_definition():
 def test_a_verdict_needs_the_whole_family():
     values, claimed = [0.1, -0.1, np.nan, 0.1], [1.0, 0.3, 1.0, np.nan]
     words = ["as claimed", "the opposite", "", "resolved"]
-    assert verdict(values, [0.001, 0.002, np.nan, 0.003], claimed).tolist() == words
-    assert verdict([0.1], [0.03], 1).tolist() == ["as claimed"]
-    assert verdict([0.1, 0.1], [0.03, 0.9], 1).tolist() == ["not resolved"] * 2
+    assert metrics.verdict(values, [0.001, 0.002, np.nan, 0.003], claimed).tolist() == words
+    assert metrics.verdict([0.1], [0.03], 1).tolist() == ["as claimed"]
+    assert metrics.verdict([0.1, 0.1], [0.03, 0.9], 1).tolist() == ["not resolved"] * 2
 
 
 def test_bad_input_is_refused(scores):
@@ -179,13 +170,13 @@ def test_bad_input_is_refused(scores):
     with pytest.raises(ValueError, match=r"shape \(N, E\)"):
         pearson(target, predictions[0][:, :5])
     with pytest.raises(ValueError, match="same seeds"):
-        difference(target, predictions, predictions[:2])
+        metrics.difference(target, predictions, predictions[:2])
 
 
 def test_measures_of_sentiment_are_scikit_learns():
     target, prediction = 2 * np.random.default_rng(0).normal(size=(2, 80))
     target[:9], prediction[3] = 0, -7
-    result = sentiment(target, prediction[:, None])
+    result = metrics.sentiment(target, prediction[:, None])
     assert result["MAE"] == pytest.approx(scores_of.mean_absolute_error(target, prediction))
     polar = target != 0
     forms = {"neg/not": (target >= 0, prediction >= 0)}

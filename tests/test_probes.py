@@ -70,21 +70,6 @@ def test_probe_has_a_row_a_modality_and_tells_them_apart(rng):
     assert mean["all"] > 0.9
 
 
-def test_ceiling_matches_rows_by_id_whatever_their_order(rng):
-    splits = _splits(rng)
-    splits.validation.ids[:] = [str(1000 + i) for i in range(50)]
-    pair = splits.train, splits.validation
-    rows = [representation.clip_statistics(s, "frames")[:, :4] for s in pair]
-    signals = pd.DataFrame(np.concatenate(rows), columns=[f"frames_{i}" for i in range(4)])
-    signals["audio_0"], signals["text_0"] = rng.standard_normal((2, 130))
-    signals.index = splits.train.ids + splits.validation.ids
-    lines = representation.lines(splits, signals.sample(frac=1, random_state=0))
-    table = representation.scores(lines, splits).set_index("modality")
-    assert table.loc["ceiling_frames"].min() > 0.99
-    with pytest.raises(KeyError):
-        representation.lines(splits, signals.iloc[1:])
-
-
 def test_lines_are_ridges_their_sum_and_the_ceiling(rng):
     splits = _splits(rng)
     splits.validation.ids[:], splits.test.ids[:] = (
@@ -94,14 +79,17 @@ def test_lines_are_ridges_their_sum_and_the_ceiling(rng):
     signals = pd.DataFrame(np.concatenate([s.text for s in sets]), columns=["text_0", "text_1"])
     signals["frames_0"], signals["audio_0"] = rng.standard_normal((2, 134))
     signals.index = [id_ for data in sets for id_ in data.ids]
-    lines = representation.lines(splits, signals)
+    lines = representation.lines(splits, signals.sample(frac=1, random_state=0))
     mean, parts = splits.train.target.mean(axis=0), []
     for name in ("frames", "audio", "text"):
         x, *later = (representation.clip_statistics(data, name) for data in sets)
         parts.append(representation.ridge(x, splits.train.target, np.concatenate(later)))
         np.testing.assert_allclose(lines[f"ridge_{name}"], parts[-1])
     np.testing.assert_allclose(lines["ridge_sum"], sum(part - mean for part in parts) + mean)
+    np.testing.assert_allclose(lines["ceiling_text"], parts[-1])  # rows are matched by id
     assert lines["ceiling_all"].shape == (54, 6)
+    with pytest.raises(KeyError):
+        representation.lines(splits, signals.iloc[1:])
     without = representation.lines(dataclasses.replace(splits, test=splits.test.select([])))
     assert set(without) == {f"ridge_{name}" for name in ("frames", "audio", "text", "sum")}
     assert without["ridge_sum"].shape == (50, 6)

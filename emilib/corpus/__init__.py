@@ -3,6 +3,6 @@
 from emilib import EMOTIONS
 from emilib.corpus.defects import audit
 from emilib.corpus.layout import CorpusError
-from emilib.corpus.reading import read
+from emilib.corpus.user_dataset import read
 
 __all__ = ["EMOTIONS", "CorpusError", "audit", "read"]

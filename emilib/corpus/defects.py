@@ -3,6 +3,7 @@
 import math
 from contextlib import suppress
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,40 +11,24 @@ import pandas as pd
 from emilib import EMOTIONS, SAMPLE_RATE
 from emilib.corpus import layout, media
 from emilib.corpus.feature_files import load_features
-from emilib.corpus.reading import read_with_findings
+from emilib.corpus.user_dataset import read_with_findings
 from emilib.workers import ordered_map
 
 SHORTEST = 400  # samples: the receptive field of wav2vec2's convolutions, 25 ms
 RATE_RATIO = 1.5  # a stated rate that is this much too high or too low lies
 OFFICIAL = ("official_vision", "official_audio")
-DEFECTS = {
-    "unreadable": "a video, sound or face file that does not open, or holds nothing",
-    "damaged frames": "frames that can't be decoded cleanly, or are missing at the file's end",
-    "no video": "no file in raw/, where other clips have one",
-    "no face": "no face crop: no folder in face_images/, or nothing in it but Thumbs.db",
-    "no sound": "no sound track, neither in audio/ nor in the video",
-    "too short": "fewer samples at 16 kHz than the audio encoder's convolutions take",
-    "silent": "sound nowhere louder than -60 dB below full scale",
-    "no transcript": "no file in text/, where other clips have one",
-    "empty transcript": "a file in text/ without a word",
-    "lying frame rate": "a stated frame rate far from what the time stamps say",
-    "bad features": "official features that are no array, empty, not finite, or of another width",
-    "label out of range": "a label outside [0, 1]",
-    "label not a number": "a label that is not a number",
-    "duplicate id": "an id with several rows in the split files; the first one counts",
-    "missing id": "a row without any file, or files without a row",
-}
+_TABLE = pd.read_csv(Path(__file__).with_name("defects.csv"), index_col="defect")
+DEFECTS = _TABLE["meaning"].to_dict()  # in the order of a report
 
 
 def audit(folder, workers=None):
-    """The defects of a corpus folder; every frame of every clip is decoded.
+    """The defects of a corpus folder (see `emilib.corpus.read`); every frame is decoded.
 
-    folder : see `emilib.corpus.read`
     workers : processes; None takes the cores there are, 1 stays in this process
 
     Returns a DataFrame with the columns id, split, defect (a key of DEFECTS), detail, ordered by
-    split, then id; empty where nothing is wrong. `attrs["clips"]` counts the clips looked at.
-    Raises CorpusError where the folder can't be read at all; a broken file is a row, no error.
+    split, then id. `attrs["clips"]` counts the clips looked at. Raises CorpusError where the folder
+    can't be read at all; a broken file is a row.
     """
     clips, rows = read_with_findings(folder)
     for emotion in EMOTIONS if clips.attrs["targets"] == list(EMOTIONS) else ():  # own: any range
@@ -78,8 +63,7 @@ def durations(clips, workers=None):
 
     The longest track of the video; without a video the sound file; NaN where neither opens.
     """
-    pairs = zip(clips["video"], clips["audio"], strict=True)
-    seconds = ordered_map(_seconds, pairs, workers)
+    seconds = ordered_map(_seconds, zip(clips["video"], clips["audio"], strict=True), workers)
     return pd.Series(list(seconds), clips["id"], dtype=float, name="seconds")
 
 
@@ -116,9 +100,7 @@ def _audit_clip(job):
             elif decoded.images is None:
                 add("unreadable", f"{video}: {decoded.problems[0]}")
             elif decoded.damaged:
-                problems = [
-                    text for text in decoded.problems if "damaged" in text or "read" in text
-                ]
+                problems = (p for p in decoded.problems if "damaged" in p or "read" in p)
                 add("damaged frames", "; ".join(problems))
             timing = media.timing(video)
             if missing := timing["missing"]:

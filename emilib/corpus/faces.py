@@ -63,8 +63,7 @@ def follow(frames):
     frames : what `crops` returns for each frame, in order of time
 
     A face continues the nearest of the tracks whose last crop it resembles (correlation of small
-    versions at least ALIKE), so the person is found again after a cut or an absence, and who comes
-    in their place is somebody else. The person is the track with the largest sum of heights.
+    versions at least ALIKE). The person is the track with the largest sum of heights.
     """
     tracks = []  # lists of (frame, number, box, thumb)
     for t, (boxes, images) in enumerate(frames):
@@ -95,10 +94,7 @@ def _thumb(image):
 
 
 def decode(path, fps=5.0, size=SIZE, **options):
-    """`media.decode` of a file, its images the crops of one person's face.
-
-    `seen` says which of the decoded frames show it; the others have no image.
-    """
+    """`media.decode` of a file, its images the crops of one person's face; `seen` says of which."""
     result = media.decode(path, fps, each=functools.partial(crops, size=size), **options)
     if result.images is not None:
         rows = follow(result.images)
@@ -113,10 +109,8 @@ def write(clips, workers=None):
     """Write ``face_images/ID/<int>.jpg``, the frame's number from 1, beside the videos of `read`.
 
     A clip without a face gets an empty folder. Finished clips are kept when the work is
-    interrupted; face_images/ gets its name when all of them are there.
-
-    Returns a DataFrame: id, crops, and share, the part of the clip's frames with the face.
-    Raises CorpusError where face_images/ exists already, or two clips would share a folder.
+    interrupted. Returns a DataFrame: id, crops, and share, the part of the clip's frames with the
+    face. Raises CorpusError where face_images/ exists already, or two clips would share a folder.
     """
     final, clips = Path(clips.attrs["folder"]) / "face_images", clips[clips["video"].notna()]
     partial, names = final.with_name(".face_images"), clips["id"].str.rsplit("/", n=1).str[-1]

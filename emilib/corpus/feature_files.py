@@ -55,7 +55,6 @@ class _ArrayUnpickler(pickle.Unpickler):
 def load_features(path):
     """The organisers' features of one clip: a pickled array (T, D), or (D,) as (1, D), float32.
 
-    A pickle that names anything but NumPy arrays is refused before it can run.
     Raises MediaError for no such file, a damaged pickle, and one of anything but such an array.
     """
     array = _unpickled(path, MediaError)
@@ -93,9 +92,8 @@ def read_features(source, pool="mean"):
 
     Returns the table as of `corpus.read`, with the targets of test clips where the file has them
     and a column `group`, who is in the clip; and {modality: {id: (T, D) float32, or None}}, text
-    (1, D). Padding is left out: what the lengths say, else rows of zeros at either end. A clip of
-    nothing but zeros lacks the modality. attrs["notes"] say of how many clips that was.
-    Raises CorpusError, one sentence, for what has no such form.
+    (1, D). Padding is left out: what the lengths say, else rows of zeros at either end; attrs
+    "notes" say of how many clips. Raises CorpusError, one sentence, for what has no such form.
     """
     source = Path(source)
     _expect(pool in POOLS, "text pool", f"one of {', '.join(POOLS)}", repr(pool))

@@ -16,12 +16,9 @@ import pandas as pd
 
 from emilib import EMOTIONS
 
-SPLIT_FILES = {
-    "train": "train_split.csv",
-    "validation": "valid_split.csv",
-    "test": "test_split.csv",
-}
-SPLITS = tuple(SPLIT_FILES)
+SPLITS = ("train", "validation", "test")
+_FILES = ("train_split.csv", "valid_split.csv", "test_split.csv")
+SPLIT_FILES = dict(zip(SPLITS, _FILES, strict=True))
 COLUMNS = ("Filename", *EMOTIONS)
 HEADER = ",".join(COLUMNS)
 
@@ -83,10 +80,9 @@ def finished(clips, folder, targets, findings, unlisted, table, strict):
     bare = clips[clips[list(FILE_COLUMNS)].isna().all(axis=1)]
     for split, rows in clips.groupby("split"):
         if strict and split != "test" and rows["id"].isin(bare["id"]).all():
-            raise CorpusError(
-                f"None of the {len(rows)} {split} clips in {table} of {folder} has a file; "
-                f"expected for example {folder / 'raw' / rows['id'].iloc[0]}.mp4."
-            )
+            what = f"None of the {len(rows)} {split} clips in {table} of {folder} has a file"
+            example = folder / "raw" / rows["id"].iloc[0]
+            raise CorpusError(f"{what}; expected for example {example}.mp4.")
     notes = {
         f"Ids in {table} without any file": bare["id"].tolist(),
         f"Files without a row in {table}": list(unlisted),
@@ -109,7 +105,7 @@ def face_paths(folder):
     """Face crops in a folder (or None), 2.jpg before 10.jpg; names that are no number left out."""
     if folder is None or not Path(folder).is_dir():
         return []
-    faces = [path for path in Path(folder).iterdir() if FACE_NAME.fullmatch(path.name)]
+    faces = (path for path in Path(folder).iterdir() if FACE_NAME.fullmatch(path.name))
     return sorted(faces, key=lambda path: (int(path.stem), path.name))
 
 
@@ -137,10 +133,9 @@ def read_rows(path):
     try:
         table = pd.read_csv(path, skipinitialspace=True, skip_blank_lines=False, **options)
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        got = f"{path} is no readable CSV ({str(error).strip()})"
         expected = "expected UTF-8 text with commas, and in double quotes what holds a comma"
-        raise CorpusError(
-            f"{path} is no readable CSV ({str(error).strip()}); {expected}."
-        ) from error
+        raise CorpusError(f"{got}; {expected}.") from error
     table = table.fillna("")
     breaks = table.apply(lambda column: column.str.count("\n")).sum(axis=1)  # within quotes
     table.index = 1 + np.arange(len(table)) + breaks.cumsum().to_numpy()

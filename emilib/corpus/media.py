@@ -34,30 +34,19 @@ class MediaError(ValueError):
 
 @dataclass
 class Media:
-    """One decoded file.
+    """One decoded file."""
 
-    images : (T, H, W, 3) uint8 RGB upright, or None without a frame
-    times : (T,) seconds from the file's beginning, increasing
-    seen : where `faces.decode` looked for a face, whether each frame shows it; images and times
-        are of those that do
-    damaged : frames and packets that could not be decoded cleanly, all of them left out
-    waveform : (S,) float32 mono at `sample_rate` Hz, beginning with the file; None without sound
-    duration : decoded seconds (as the container states it where nothing was decoded)
-    declared_fps, measured_fps : frames a second by the file's header and by its time stamps; NaN
-        where it states none, and for fewer than two frames
-    problems : sentences about what was missing, damaged or made up
-    """
-
-    images: np.ndarray | None = None
-    times: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    images: np.ndarray | None = None  # (T, H, W, 3) uint8 RGB upright
+    times: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (T,) s, increasing
+    # Where `faces.decode` looked for a face: whether each frame shows it. Images are of those.
     seen: np.ndarray | None = None
-    damaged: int = 0
-    waveform: np.ndarray | None = None
-    sample_rate: int = SAMPLE_RATE
-    duration: float = 0.0
-    declared_fps: float = math.nan
-    measured_fps: float = math.nan
-    problems: list[str] = field(default_factory=list)
+    damaged: int = 0  # frames and packets that could not be decoded cleanly: left out
+    waveform: np.ndarray | None = None  # (S,) float32 mono, beginning with the file
+    sample_rate: int = SAMPLE_RATE  # Hz
+    duration: float = 0.0  # decoded s (as the container states it where nothing was decoded)
+    declared_fps: float = math.nan  # by the file's header; NaN where it states none
+    measured_fps: float = math.nan  # by the time stamps; NaN for fewer than two frames
+    problems: list[str] = field(default_factory=list)  # what was missing, damaged or made up
 
 
 def decode(path, fps=5.0, size=None, frames=True, sound=True, max_seconds=None, each=None):
@@ -163,9 +152,8 @@ def _upright(frame, shape, size, reformatter):
     if (height, width) == (frame.height, frame.width):
         image = frame.to_ndarray(format="rgb24")
     else:  # more than one thread costs more than the work itself
-        image = reformatter.reformat(
-            frame, width, height, "rgb24", interpolation="BICUBIC", threads=1
-        ).to_ndarray()
+        options = {"interpolation": "BICUBIC", "threads": 1}
+        image = reformatter.reformat(frame, width, height, "rgb24", **options).to_ndarray()
     if size is not None:
         top, left = (height - size) // 2, (width - size) // 2
         image = image[top : top + size, left : left + size]
@@ -244,7 +232,6 @@ def face_frames(folder, seconds, fps=5.0, size=None):
 
     Their rate is their number over `seconds`, the clip's length, or FACE_RATE where that is NaN.
     size : side of the square in pixels, None keeps the first picture's; fps : None keeps all
-
     Returns (T, H, W, 3) uint8 without unreadable pictures, or None where there is no other.
     """
     paths = face_paths(folder)

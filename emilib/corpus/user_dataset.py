@@ -1,21 +1,15 @@
-"""Your own data set: a folder of videos and one CSV, read as the table that `read` returns.
+"""A corpus folder as a table of clips: the real one (see `layout`), or videos and one CSV.
 
 file,valence,arousal,split,speaker,text             the first column names the file
 clip_a.mp4,3.5,6,train,ann,well that was fun        raw/clip_a.mp4, or wherever below the folder
 session2/clip_b,1,2.25,validation,ben,              without its ending; no words
 
-Every other column is a target, any number of them and in any range, except these, whose names may
-be written in capitals too:
-
-split                              train, validation (valid, val, dev) or test
-group, speaker, person, subject    who is in the clip; without a split column, no group is split
-text, transcript                   the words of the clip
-
-Without a split column the clips are shared out here: whole groups (without such a column single
-clips) in an order drawn from a fixed seed, about a fifth of the clips (of few clips four) to
-validation, the rest to training. A row without any target is a test clip then. Beside the videos
-the folders audio/, face_images/, text/, vit/ and wav2vec2/ are used as in the real layout, found by
-the file's name. Without face_images/ faces are searched in the videos, see `emilib.corpus.faces`.
+Every other column is a target, but split, a group (group, speaker, person, subject: who is in the
+clip) and text (or transcript). Without a split column whole groups, or single clips, are shared out
+in an order drawn from a fixed seed, about a fifth of the clips (of few, four) to validation; a row
+without any target is a test clip then. Beside the videos the folders audio/, face_images/, text/, vit/ and
+wav2vec2/ are used as in the real layout, found by the file's name. Without face_images/ faces are
+searched in the videos, see `emilib.corpus.faces`. Notebook 08 says more.
 """
 
 import os
@@ -36,6 +30,29 @@ MOST_VALIDATION = 0.35  # a group that would bring more than this stays in train
 _EXAMPLE = "file,valence,arousal"
 
 
+def read(folder, strict=True):
+    """One row a clip of a corpus folder, ordered by split (train, validation, test), then id.
+
+    folder : a folder in the layout of `emilib.corpus.layout`, or one of videos with a CSV of
+        your own, as above; of several CSVs the path of the one meant
+    strict : False reads on where a row contradicts itself; `audit` lists them
+
+    Returns a DataFrame with the columns id, split, video, audio, faces, official_vision,
+    official_audio (paths as str, or None), transcript (str, None without a text file), and the
+    targets as floats (NaN for test clips): the six EMOTIONS, or the columns of your CSV. Its attrs
+    are "targets", "folder", and "notes", sentences about ids without files and files without id.
+    Raises CorpusError, when strict also for a split without any file, and for odd rows.
+    """
+    return read_with_findings(folder, strict)[0]
+
+
+def read_with_findings(folder, strict=False):
+    """`read`, and rows of `audit` about what had to be set aside."""
+    if table := table_of(folder):
+        return read_table(table, strict)
+    return layout.read_layout(folder, strict)
+
+
 def table_of(source):
     """The path of the CSV of an own data set, itself or its folder; None for the real layout.
 
@@ -48,20 +65,17 @@ def table_of(source):
         return None  # `layout` explains what is wrong with it
     tables = sorted(path for path in source.iterdir() if path.suffix.lower() == ".csv")
     if len(tables) != 1:
-        names = layout.shortened([path.name for path in tables])
-        raise CorpusError(
-            f"{source}: expected train_split.csv and valid_split.csv, or one CSV of your own that "
-            f"begins with {_EXAMPLE}, got {len(tables)} CSVs ({names}); of several name the one "
-            "meant, as in --corpus folder/labels.csv"
-        )
+        got = f"got {len(tables)} CSVs ({layout.shortened([path.name for path in tables])})"
+        wanted = f"expected train_split.csv and valid_split.csv, or a CSV that begins {_EXAMPLE}"
+        raise CorpusError(f"{source}: {wanted}, {got}; name one, as in --corpus DIR/labels.csv")
     return tables[0]
 
 
 def read_table(table, strict=False):
     """The table of clips of one's own CSV, and findings: rows of `audit`.
 
-    Raises CorpusError where the CSV can't be read or has no target, a file name is ambiguous, or
-    a split would be empty; when strict also for a target that is not a number, and for a file with
+    Raises CorpusError where the CSV can't be read or has no target, a file name is ambiguous, or a
+    split would be empty; when strict also for a target that is not a number, and for a file with
     two different rows.
     """
     folder, rows, findings = Path(table).parent, layout.read_rows(table), []
@@ -158,11 +172,11 @@ def _splits(table, rows, ids, special, targets):
     if special["split"] is None:
         splits = _drawn(table, rows, rows.get(special["group"], ids), targets)
     else:
-        cells = rows[special["split"]]
+        cells, names = rows[special["split"]], ", ".join(SPLIT_NAMES)
         splits = cells.str.lower().map(SPLIT_NAMES)
         for line in splits.index[splits.isna()]:
-            got = f"{', '.join(SPLIT_NAMES)}; got {cells[line]!r}"
-            raise CorpusError(f"{table}, line {line}: expected split {got}")
+            got = f"got {cells[line]!r}"
+            raise CorpusError(f"{table}, line {line}: expected split {names}; {got}")
     for split in ("train", "validation"):
         if split not in set(splits):
             expected = "expected rows with split train and with validation, or no column split"

@@ -3,9 +3,8 @@
 Columns of the CSV: `name` on the Hugging Face hub (for `role` "speech", openai-whisper's), role,
 paper, `features` per frame, step or text, `size` of the weights, licence, `restricted` where it
 allows no commercial use, `revision` (a commit on the hub, for "speech" the SHA-256 of the file;
-empty is the newest), `files` to download (empty: the whole repository), note.
-Names, revisions and sizes are those of the public model pages; the files themselves have not been
-loaded here. The code that loads them is tested with small checkpoints of the same formats.
+empty is the newest), `files` to download (empty: the whole repository), note. The files themselves
+have not been loaded here.
 """
 
 import functools
@@ -29,10 +28,9 @@ def get(name: str):
 
 
 def folder(source: str) -> Path | None:
-    """The folder of a checkpoint: `source` itself, or below the folder ``EMI_WEIGHTS``.
+    """The folder of a checkpoint: `source` itself, or below ``EMI_WEIGHTS`` its name or last part.
 
-    There both the whole name and its last part are tried. None where neither is a folder; the
-    Hugging Face cache is left to transformers.
+    None where there is none; the Hugging Face cache is left to transformers.
     """
     home = os.environ.get(WEIGHTS)
     places = [Path(source)]
@@ -66,8 +64,7 @@ def locate(source: str, revision: str | None = None) -> tuple[str, str | None]:
 def identity(source: str, revision: str | None = None) -> str:
     """A name for the weights themselves, for the keys of what is computed with them.
 
-    Folders of different bytes get different names. A hub name without a known revision is assumed
-    never to change.
+    A hub name without a known revision is assumed never to change.
     """
     place, revision = locate(source, revision)
     return f"{place}@{revision or 'main'}" if folder(source) is None else _content(place)

@@ -1,8 +1,5 @@
 """Frames, waveform and words to features: encoders of the families that both papers use.
 
-The same classes serve the large pretrained checkpoints (`checkpoints.csv`) and the small networks
-of the embedded profile.
-
 Dimension key: B clips or frames, S samples, T steps, D width.
 """
 
@@ -13,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-
-from emilib import SAMPLE_RATE
 
 HALF = (0.5, 0.5, 0.5)  # mean and std of google/vit-* and of the small ViT
 
@@ -60,8 +55,7 @@ class VisionEncoder(nn.Module):
 def resize(images: Tensor, size: tuple[int, int], resample="bicubic") -> Tensor:
     """Pictures (B, 3, H, W) uint8 at another size, antialiased; whole numbers from 0 to 255.
 
-    On a CPU torch has a fast kernel for bytes; other devices get `resize_in_passes`. Either is
-    within one grey level of Pillow, two in a pixel of ten thousand, where both passes meet a tie.
+    On a CPU torch has a fast kernel for bytes; other devices get `resize_in_passes`.
     """
     if images.shape[-2:] == size:
         return images
@@ -130,11 +124,8 @@ class AudioEncoder(nn.Module):
         """As `forward`, of waveforms that are normalised already, or pieces of them."""
         lengths = valid.sum(dim=1)
         if int(lengths.min()) < self.shortest:
-            raise ValueError(
-                f"waveform: expected at least {self.shortest} samples "
-                f"({self.shortest / SAMPLE_RATE * 1000:.0f} ms), got {int(lengths.min())}; "
-                "treat such a clip as having no audio"
-            )
+            got = f"got {int(lengths.min())}; treat such a clip as having no audio"
+            raise ValueError(f"waveform: expected at least {self.shortest} samples, {got}")
         if self.model.config.feat_extract_norm == "group" and not valid.all():
             # Group norm mixes padding into every step, masked or not: encode clip by clip.
             clips = [w[None, :n] for w, n in zip(waveform, lengths, strict=True)]
@@ -155,9 +146,8 @@ def padded(waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 class EmotionHead(nn.Module):
     """The auxiliary logits Z_a of paper B, 3.3, for each step of the audio network.
 
-    Linear D → D, tanh, linear D → outputs, dropout before each: the head of the published
-    emotion network (arousal, dominance, valence), here applied to every step. The paper does not
-    state the dropout.
+    Linear D → D, tanh, linear D → outputs: the head of the published emotion network (arousal,
+    dominance, valence), here applied to every step. The paper does not state the dropout.
     """
 
     def __init__(self, dim: int = 1024, outputs: int = 3, dropout: float = 0.1):

@@ -2,8 +2,7 @@
 
 No batch reaches beyond a group of `store.SHARD` clips. So the features of a clip are the same to
 the bit whichever shards existed before, however many processes decoded, and whether the run was
-killed. A GPU gives the features of a CPU: the root mean square of the difference, over the standard
-deviation of all values, is at most 0.005 (TF32, rounding in another order) or 0.03 (bf16).
+killed. A GPU's are those of a CPU but for rounding (TF32, bf16).
 """
 
 import dataclasses

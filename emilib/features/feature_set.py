@@ -48,14 +48,8 @@ class FeatureSet:
     """Features and targets of N clips, of any width, from this project's encoders or not.
 
     Build one with `from_arrays`. frames, audio and text are as they were passed; batches have
-    frames relative to `frame_reference`, and then all is standardised by `scaling`, see
-    `standardised`.
-
-    dims : width of each modality the set has
-    frame_reference : what is taken from a clip's frames: its "first" frame, the "mean" over its
-        frames, or "none"; what is left tells of the expression, and little of whose face it is
-    present : (N, 3) bool, which of frames, audio and text each clip has
-    lengths : (N,) steps of the longest sequence of each clip, at least 1
+    frames relative to `frame_reference`, and then all is standardised by `scaling`. `present`
+    (N, 3) bool says which modalities a clip has, `lengths` (N,) the steps of its longest sequence.
     """
 
     ids: list[str]
@@ -63,9 +57,11 @@ class FeatureSet:
     audio: Sequence | None
     text: np.ndarray | None
     target: np.ndarray | None
-    dims: dict[str, int]
+    dims: dict[str, int]  # width of each modality the set has
     names: tuple[str, ...] = ()
-    scaling: dict[str, tuple[np.ndarray, np.ndarray]] | None = None
+    scaling: dict[str, tuple[np.ndarray, np.ndarray]] | None = None  # see `standardised`
+    # What is taken from a clip's frames: its "first" frame, the "mean" over its frames, or "none";
+    # what is left tells of the expression, and little of whose face it is.
     frame_reference: str = "none"
 
     per_clip = ("ids", *MODALITIES, "target")  # what `select` picks from
@@ -188,8 +184,7 @@ class FeatureSet:
     def moments(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Mean and standard deviation (D,) of each modality's columns, over all real steps.
 
-        Of frames as they are relative to `frame_reference`: most of what varies in frames is the
-        person, and over that spread the changes would be small.
+        Of frames as they are relative to `frame_reference`.
         """
         result = {}
         for name in self.dims:
@@ -204,8 +199,7 @@ class FeatureSet:
     def standardised(self, moments: dict[str, tuple[np.ndarray, np.ndarray]]) -> "FeatureSet":
         """Batches have each column minus a mean, over a standard deviation, of `moments`.
 
-        Take those of the training clips. Encoders' features have large constant parts; without
-        this a fusion model spends its training on finding where the variation is.
+        Take those of the training clips.
         """
         complete = set(self.dims) <= set(moments)
         _expect(complete, "moments", f"those of {sorted(self.dims)}", sorted(moments))
@@ -224,8 +218,7 @@ class FeatureSet:
     def batches(self, batch_size: int, shuffle=False, generator=None, device=None):
         """Yield the clips as `Batch`es of up to `batch_size`, in their order.
 
-        shuffle : a new order each time, drawn from `generator` (torch.Generator) if there is one.
-            A batch has clips of similar length; the batches come in random order
+        shuffle : clips of similar length a batch, in a random order, drawn from `generator`
         """
         order, lengths = torch.arange(len(self)), torch.from_numpy(self.lengths)
         if shuffle:
@@ -304,17 +297,12 @@ class MediaSet(FeatureSet):
     """A `FeatureSet` of N clips with waveforms and tokens for the encoders that will be inside.
 
     Targets, frames, and which clip has what are those of the features.
-
-    waveforms : (S,) int16 at 16 kHz or None, one a clip
-    input_ids, attention_mask : (N, L), L at least 1
-    encoders : the origin of the audio network and the text encoder, by "audio" and "text":
-        settings of `loading.pretrained` with their "checkpoint"
     """
 
-    waveforms: Sequence
-    input_ids: np.ndarray
-    attention_mask: np.ndarray
-    encoders: Mapping[str, Mapping]
+    waveforms: Sequence  # (S,) int16 at 16 kHz or None, one a clip
+    input_ids: np.ndarray  # (N, L), L at least 1
+    attention_mask: np.ndarray  # (N, L)
+    encoders: Mapping[str, Mapping]  # "audio", "text": "checkpoint", and settings of `pretrained`
 
     per_clip = (*FeatureSet.per_clip, "waveforms", "input_ids", "attention_mask")
 
@@ -343,13 +331,10 @@ class MediaSet(FeatureSet):
         waveform, valid = padded(sounds)
         mask = torch.from_numpy(self.attention_mask[indices])
         used = max(1, int(mask.sum(dim=1).max()))
-        return MediaBatch(
-            **vars(plain),
-            waveform=waveform,
-            waveform_valid=valid,
-            input_ids=torch.from_numpy(self.input_ids[indices])[:, :used],
-            attention_mask=mask[:, :used],
-        ).to(device)
+        tokens = {"attention_mask": mask[:, :used]}
+        tokens["input_ids"] = torch.from_numpy(self.input_ids[indices])[:, :used]
+        sound = {"waveform": waveform, "waveform_valid": valid}
+        return MediaBatch(**vars(plain), **sound, **tokens).to(device)
 
 
 @dataclasses.dataclass

@@ -115,8 +115,7 @@ def pretrained(role: str, source: str, revision: str | None = None, **settings) 
     revision : a commit on the hub; None is that of `checkpoints.csv`
     settings : of the encoder; the rest is read from the checkpoint's own preprocessor settings
 
-    Raises ValueError, in one sentence, when the weights are missing, damaged or incomplete, or
-    belong to another family.
+    Raises ValueError when the weights are missing, damaged, incomplete, or of another family.
     """
     place, commit = checkpoints.locate(str(source), revision)
     options = {"revision": commit, "trust_remote_code": False}
@@ -156,10 +155,8 @@ def check(role: str, source: str, revision: str | None = None) -> dict:
     if ROLES.get(model_type) != role:
         remote = "; it needs code of its own, which is never run" if "auto_map" in config else ""
         wanted = ", ".join(name for name in ROLES if ROLES[name] == role)
-        raise ValueError(
-            f"{source}: expected weights for {role} ({wanted}), got a checkpoint of type "
-            f"{model_type!r}{remote}"
-        )
+        got = f"got a checkpoint of type {model_type!r}{remote}"
+        raise ValueError(f"{source}: expected weights for {role} ({wanted}), {got}")
     return config
 
 
@@ -176,11 +173,8 @@ def _network(place: str, config: dict, options: dict) -> nn.Module:
     # The vector for masked steps is used in training only, and some checkpoints lack it.
     lacking = sorted(k for k in report["missing_keys"] if not k.endswith("masked_spec_embed"))
     if lacking:
-        raise ValueError(
-            f"{place}: expected all weights of a {type(model).__name__}, but the checkpoint lacks "
-            f"{len(lacking)} of them ({lacking[0]}, ...), which would be random; name a "
-            "checkpoint of the same architecture"
-        )
+        got = f"the checkpoint lacks {len(lacking)} ({lacking[0]}, ...); name one of the same kind"
+        raise ValueError(f"{place}: expected all weights of a {type(model).__name__}, but {got}")
     return model
 
 

@@ -1,8 +1,7 @@
 """The feature store: ragged arrays of many clips in memory-mapped safetensors shards.
 
-A shard holds the flat (ΣT, ...) values of some tens of clips, the lengths that cut them, and
-their ids. Each is a step of the cache: a kill loses none that is finished, a damaged one is made
-again.
+A shard, a step of the cache, holds the flat (ΣT, ...) values of some tens of clips, the lengths
+that cut them, and their ids.
 """
 
 import json
@@ -21,10 +20,7 @@ SHARD = 32  # clips
 
 
 def write_shard(path, ids: Sequence[str], arrays: Sequence) -> None:
-    """Write clips' (T, ...) arrays of one dtype and width; None where a clip has nothing.
-
-    Raises ValueError when the arrays of a shard differ in dtype or in what follows T.
-    """
+    """Write clips' (T, ...) arrays of one dtype and width, else ValueError; None for nothing."""
     kinds = {(a.dtype.str, a.shape[1:]) for a in arrays if a is not None}
     if len(kinds) > 1:
         raise ValueError(f"{path}: expected arrays of one dtype and width, got {sorted(kinds)}")
@@ -38,7 +34,7 @@ def write_shard(path, ids: Sequence[str], arrays: Sequence) -> None:
 class Store(UserDict):
     """Shards, in the clips' order, as a mapping from id to a (T, ...) array; None: an empty slot.
 
-    Arrays are mapped into memory when they are looked at; changing one does not change the file.
+    Arrays are mapped into memory when they are looked at.
     """
 
     def __init__(self, paths: Sequence):
@@ -81,9 +77,8 @@ class Rows(Sequence):
 
     def __getitem__(self, row: int):
         array = self.store[self.ids[row]]
-        if array is None or not len(array):
-            return None
-        return array if self.convert is None else self.convert(array)
+        array = None if array is None or not len(array) else array
+        return array if array is None or self.convert is None else self.convert(array)
 
     def length(self, row: int) -> int:
         """Steps of a clip, 0 where it has none."""
@@ -95,8 +90,7 @@ def build(cache: Cache, kind, parts: dict, ids, produce, names, shard_size=SHARD
 
     parts : all that determines it, the `ids` of its clips included
     produce : takes the ids of the missing shards, in order, and yields for each clip a dict from
-        the names to an array or None. It is called once, so it can keep workers and batches
-        going over shard borders.
+        the names to an array or None; called once, so that workers go on over shard borders
     progress : called after each shard with (clips done, clips in all) of this rank
 
     Several ranks produce every world_size-th shard each, and wait for those of the others.

@@ -32,7 +32,7 @@ def transcripts(clips, decode, cache: Cache, workers=1, progress=None) -> tuple[
     clips : DataFrame of `emilib.corpus.read`; those without a text file go to Whisper
     decode : from a clip's paths (audio, video), either of them None, to its waveform (S,) float32
         at 16 kHz, or None; runs in `workers` processes, some clips ahead
-    cache : keeps Whisper's words by shards: a run after a kill goes on from there
+    cache : keeps Whisper's words by shards
     progress : called with (clips done, clips in all) while Whisper works
 
     The words are a Series of str, or None where no text is known, indexed by id.
@@ -43,13 +43,10 @@ def transcripts(clips, decode, cache: Cache, workers=1, progress=None) -> tuple[
         return words, f"Text: from the text files of all {len(clips)} clips."
     read = len(clips) - len(missing)
     files = f"from {read} text files, " if read else ""
-    path = checkpoints.whisper_file()
-    if path is None:
-        return words, (
-            f"Text: {files or 'none, '}{len(missing)} of {len(clips)} clips have no text, as "
-            "Whisper's weights are not on this machine; to have it, "
-            f"{checkpoints.how_to_get(DEFAULT_MODEL)}."
-        )
+    if (path := checkpoints.whisper_file()) is None:
+        without = f"{files or 'none, '}{len(missing)} of {len(clips)} clips have no text"
+        hint = f"to have it, {checkpoints.how_to_get(DEFAULT_MODEL)}"
+        return words, f"Text: {without}, as Whisper's weights are not on this machine; {hint}."
     paths = missing.set_index("id")[["audio", "video"]]
 
     def produce(ids) -> Iterator[dict]:
@@ -95,7 +92,7 @@ def transcribe(model, waveforms: Iterable, batch_size=16) -> list[str]:
     model : of `load_whisper`; waveforms : (S,) float32 at 16 kHz, or None for no audio
 
     Returns a list of str: "" where there is no audio, where no window is longer than `SHORTEST`
-    and louder than `SILENCE` (the model does not see it), and where the model hears no speech.
+    and louder than `SILENCE`, and where the model hears no speech.
     """
     texts: list[list[str]] = []
 

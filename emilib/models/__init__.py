@@ -11,6 +11,7 @@ from emilib.models.earlier import (
     MeanLinear,
     Savchenko2025,
     StatisticsMLP,
+    Trimodal,
     Yu2024,
     Zhang2024,
 )
@@ -43,15 +44,13 @@ def for_features(name: str, data, **settings):
     accepted = inspect.signature(MODELS[name]).parameters
     has = tuple(m for m in MODALITIES if m in data.dims)
     reads = [m for m in MODALITIES if f"{m}_dim" in accepted]
-    if not reads:  # of one modality: what is asked for, or its own
+    reads = MODELS[name].reads if issubclass(MODELS[name], Trimodal) else reads
+    if one := "modality" in accepted:  # what is asked for, or its own
         reads = [settings.get("modality", accepted["modality"].default)]
     if not set(reads) & set(has):
         wanted = " or ".join(reads)
         raise ValueError(f"expected clips with {wanted}, which {name} reads, got {', '.join(has)}")
-    if "modality" in accepted:
-        settings |= {"modality": reads[0], "dim": data.dims[reads[0]]}
-    else:
-        settings |= {f"{m}_dim": data.dims.get(m, 1) for m in reads}
     if "modalities" in accepted:
         settings.setdefault("modalities", has)
-    return MODELS[name](num_targets=data.num_targets, **settings)
+    dims = {"dim" if one else f"{m}_dim": data.dims.get(m, 1) for m in reads}
+    return MODELS[name](num_targets=data.num_targets, **settings, **dims)

@@ -1,8 +1,4 @@
-"""Stage I of paper A: contrastive alignment of frames or audio with text (Eq. 1), SGDR (Eq. 10).
-
-Each media side has heads and a temperature of its own, whether it is aligned with text in a run of
-its own or in one run of both.
-"""
+"""Stage I of paper A: contrastive alignment of frames or audio with text (Eq. 1), SGDR (Eq. 10)."""
 
 import hashlib
 import math
@@ -21,7 +17,7 @@ HIGHEST_SCALE = 100.0  # bound of the logit scale, as in CLIP; not stated in the
 
 
 class ContrastivePair(nn.Module, PyTorchModelHubMixin):
-    """Projection heads of one media side and of text, with a learnable temperature.
+    """Projection heads of one media side and of text, with a learnable temperature of their own.
 
     media_dim, text_dim : widths of the hidden states or pooled features
     width : common width of the embeddings; None: no heads, for sides of one width
@@ -70,14 +66,13 @@ class ContrastivePair(nn.Module, PyTorchModelHubMixin):
         (B, width), L2-normalised with `cosine`."""
         if media.ndim == 3:
             media = pool_clip(media, valid, self.segments, self.reference)
-        return self.scaled(self.media_head(media))
+        embedding = self.media_head(media)
+        return F.normalize(embedding, dim=-1) if self.cosine else embedding
 
     def embed_text(self, text: Tensor) -> Tensor:
         """Transcripts' vectors (B, text_dim) → (B, width), L2-normalised with `cosine`."""
-        return self.scaled(self.text_head(text))
-
-    def scaled(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=-1) if self.cosine else x
+        embedding = self.text_head(text)
+        return F.normalize(embedding, dim=-1) if self.cosine else embedding
 
     def forward(self, media, text, valid=None) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings of both sides (B, width) and the logit scale."""
@@ -88,10 +83,8 @@ def pool_clip(hidden_states: Tensor, valid: Tensor | None, segments: int, refere
     """Segment-wise average pooling to one vector: the mean of the segments' means (Stage I).
 
     hidden_states (B, T, D), valid (B, T) bool or None; returns (B, D). Segments without a real
-    step do not count. With reference "first" the first step is subtracted from all: of frames, what
-    changes in a face stays, and whose face it is goes; not stated in the paper.
-
-    Raises ValueError for a clip without a real step: it has nothing to align.
+    step do not count; ValueError for a clip without any. With reference "first" the first step is
+    subtracted from all: what changes in a face stays, whose it is goes; not stated in the paper.
     """
     if valid is None:
         valid = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
@@ -99,10 +92,8 @@ def pool_clip(hidden_states: Tensor, valid: Tensor | None, segments: int, refere
         hidden_states = hidden_states - hidden_states[:, :1]
     means, real = pool_segments(hidden_states, valid, segments)
     if not real.any(1).all():
-        raise ValueError(
-            f"expected a real step in every clip, got none in {(~real.any(1)).nonzero().tolist()}; "
-            "leave clips that lack a side out of contrastive batches"
-        )
+        empty = (~real.any(1)).nonzero().tolist()
+        raise ValueError(f"expected a real step in every clip, got none in {empty}; leave them out")
     return means.sum(1) / real.sum(1, keepdim=True)
 
 
@@ -111,10 +102,8 @@ def contrastive_loss(media, text, logit_scale, symmetric=True, same_text=None) -
 
     media, text : embeddings (B, W) float, normalised as `ContrastivePair` does
     logit_scale : 1/τ
-    symmetric : mean of media → text and text → media, as CLIP; False is Eq. 1's one direction,
-        media → text
-    same_text : (B,) long, clips of one number have the same transcript (`text_groups`). Such
-        clips are not negatives of each other: left out of the denominators.
+    symmetric : mean of media → text and text → media, as CLIP; False is Eq. 1's media → text alone
+    same_text : (B,) long, of `text_groups`; clips of one transcript are no negatives of each other
     """
     # Similarities times up to 100 need more than half precision.
     dtype = torch.promote_types(media.dtype, torch.float32)
@@ -131,10 +120,7 @@ def contrastive_loss(media, text, logit_scale, symmetric=True, same_text=None) -
 
 
 def text_groups(transcripts: Sequence[str]) -> Tensor:
-    """(B,) long, equal where transcripts are equal but for case and spacing.
-
-    The numbers come from the text alone, so they agree between processes and batches.
-    """
+    """(B,) long, equal where transcripts are equal but for case and spacing, in any process."""
     plain = (" ".join(text.lower().split()) for text in transcripts)
     digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in plain)
     return torch.tensor([int.from_bytes(d, "big", signed=True) for d in digests])
@@ -146,7 +132,7 @@ def recall_at(media: Tensor, text: Tensor, k: int, groups: Tensor | None = None)
     media, text : (N, W) embeddings, pair i is row i of both
     groups : (N,) long; any clip with the same transcript counts as the own one
 
-    An equally similar wrong clip counts as ahead, so collapsed embeddings score 0, not 1.
+    An equally similar wrong clip is ahead, so collapsed embeddings score 0.
     """
     similarity = text.double() @ media.double().T  # (queries, clips)
     groups = torch.arange(len(text), device=text.device) if groups is None else groups
@@ -160,7 +146,5 @@ def sgdr(optimizer, steps_per_epoch: int, cycle_epochs: int = 10, lr_min: float 
     """Cosine annealing with warm restarts (paper A, Eq. 10), to be stepped after every step.
 
     η_max is the optimiser's learning rate, 1e-5 in the paper; T_cur counts steps in the cycle.
-    A restart sets the learning rate only: the optimiser's momentum stays.
     """
-    steps = cycle_epochs * steps_per_epoch
-    return CosineAnnealingWarmRestarts(optimizer, T_0=steps, eta_min=lr_min)
+    return CosineAnnealingWarmRestarts(optimizer, cycle_epochs * steps_per_epoch, eta_min=lr_min)

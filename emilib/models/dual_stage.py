@@ -23,28 +23,19 @@ from emilib.models.inputs import Output, check_choice, check_inputs, masked_mean
 class DualStage(nn.Module, PyTorchModelHubMixin):
     """Paper A's fusion network on features of frozen encoders (Eq. 2 to 9).
 
-    frames_dim, audio_dim, text_dim : widths of the features
-    num_targets : E, one output an emotion
     modalities : which of "frames", "audio", "text" the model has; layers exist only for these
-    width : common width of the mapped modalities (Eq. 4)
-    segments : M of Eq. 5
     fusion : "sum" weighs and adds the modalities (Eq. 7 to 9); "concat" puts them side by side
         and projects to `width` (Eq. 4 as written); then `quality` has no effect
     quality : weights from quality scores (Eq. 7, 8), or the same weight for each present modality
-    gate : the difference gate of Eq. 6
     segment_pooling : pool frames to M segments (Eq. 5). Without it the time base is the clip's
         own frame steps, to which audio is averaged; a clip without frames keeps M segments.
-    audio_hidden : LSTM width of each direction (Eq. 3)
-    layers, heads : of the Transformer encoder (Eq. 9); heads must divide width
     scored : what Eq. 7 scores. "states": h_v and h_a, as Eq. 2 and 3 define them, and f_s for the
-        h_s that is nowhere defined; "mapped": the mapped modalities of Eq. 4, whose LayerNorm has
-        removed how large they were
+        h_s that is nowhere defined; "mapped": the mapped modalities of Eq. 4
     step_loss : the MSE of 3.6, of each step's output against the clip's one label: what it has
         beyond the MSE of the mean, (y - ŷ)² + mean_t (ŷ^t - ŷ)² = mean_t (y - ŷ^t)², is the
         auxiliary loss. False: of the mean alone
-    sigmoid : every step's output in (0, 1)
 
-    Of all the others the paper states only the feature widths and E.
+    Of all the others the paper states only the feature widths and E; see notebook 04.
     """
 
     # As Yu et al. 2025 [34] of paper B, Table 2 (0.51), a later version of paper A.
@@ -53,24 +44,24 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
         frames_dim: int = 768,
         audio_dim: int = 1024,
         text_dim: int = 768,
-        num_targets: int = 6,
+        num_targets: int = 6,  # E
         modalities: Sequence[str] = MODALITIES,
-        width: int = 256,  # not stated in the paper, nor is anything below
-        segments: int = 16,
+        width: int = 256,  # of Eq. 4; not stated in the paper, nor is anything below
+        segments: int = 16,  # M of Eq. 5
         fusion: str = "sum",
         quality: bool = True,
-        gate: bool = True,
+        gate: bool = True,  # Eq. 6
         segment_pooling: bool = True,
         tcn_width: int = 128,
         tcn_kernel: int = 3,
         tcn_dilations: Sequence[int] = (1, 2, 4, 8),
-        audio_hidden: int = 128,
-        layers: int = 2,
-        heads: int = 4,
+        audio_hidden: int = 128,  # of each direction of the LSTM (Eq. 3)
+        layers: int = 2,  # of the Transformer encoder (Eq. 9)
+        heads: int = 4,  # must divide width
         dropout: float = 0.1,
-        scored: str = "states",  # Eq. 7
-        step_loss: bool = True,  # 3.6
-        sigmoid: bool = False,
+        scored: str = "states",
+        step_loss: bool = True,
+        sigmoid: bool = False,  # every step's output in (0, 1)
     ):
         super().__init__()
         check_choice("scored", scored, ("states", "mapped"))
@@ -88,9 +79,8 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
             self.lstm = temporal.BiLSTM(audio_dim, audio_hidden)
             self.gate = temporal.DifferenceGate(2 * audio_hidden) if gate else nn.Identity()
         states = {"frames": tcn_width, "audio": 2 * audio_hidden, "text": text_dim}
-        self.mapping = nn.ModuleDict(
-            {name: mapping_mlp(states[name], width, dropout) for name in self.dims}
-        )
+        mapping = {name: mapping_mlp(states[name], width, dropout) for name in self.dims}
+        self.mapping = nn.ModuleDict(mapping)
         self.concat = nn.Linear(3 * width, width) if fusion == "concat" else None
         self.quality = None
         if quality and fusion == "sum":
@@ -101,24 +91,20 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
         self.encoder = temporal.transformer(width, heads, layers, dropout)
         self.head = nn.Linear(width, num_targets)
 
-    def forward(
-        self, frames, audio, text, frames_valid=None, audio_valid=None, present=None
-    ) -> Output:
+    def forward(self, frames, audio, text, frames_valid=None, audio_valid=None, present=None):
         """frames (B, T, D), audio (B, T, D) padded on the right, text (B, D) → `Output`.
 
         The six arguments are those of `check_inputs`. `weights` (B, M, 3) are None with
-        fusion="concat"; M is the longest clip's frame count without segment pooling. A clip with
-        no modality at all gets a learned constant and weights of 0.
+        fusion="concat". A clip with no modality gets a learned constant and weights of 0.
         """
         inputs = (frames, audio, text, frames_valid, audio_valid, present)
         x, valid, _ = check_inputs(*inputs, dims=self.dims, dtype=self.head.weight.dtype)
         mapped, real, h = self.map(x, valid)  # (B, M, 3, W), (B, M, 3)
-        weights = None
-        if self.concat is not None:
-            fused = self.concat(mapped.flatten(2))  # (B, M, 3 W) -> (B, M, W)
-        else:
-            weights = self.weigh(h, real)
+        weights = self.weigh(h, real) if self.concat is None else None
+        if self.concat is None:
             fused = (weights.unsqueeze(-1) * mapped).sum(2)
+        else:
+            fused = self.concat(mapped.flatten(2))  # (B, M, 3 W) -> (B, M, W)
         intensity, spread = self.estimate(fused, real.any(-1))
         return Output(intensity, weights=weights, auxiliary_loss=spread)
 
@@ -162,8 +148,7 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
 
     def weigh(self, h: dict[str, Tensor], real: Tensor) -> Tensor:
         """Softmax of the quality scores over what is there (Eq. 7, 8); (B, M, 3)."""
-        scores = torch.zeros(real.shape, dtype=self.head.weight.dtype, device=real.device)
-        scores = list(scores.unbind(-1))  # (B, M) of each modality
+        scores = list(self.head.weight.new_zeros(real.shape).unbind(-1))  # (B, M) of each modality
         for name, score in (self.quality or {}).items():
             column = MODALITIES.index(name)
             scores[column] = score(h[name]).squeeze(-1).expand(real.shape[:2])
@@ -190,8 +175,7 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
 def present_softmax(scores: Tensor, real: Tensor) -> Tensor:
     """Softmax over the last dimension among the real entries (paper A, Eq. 8).
 
-    scores (..., 3) float; real (..., 3) bool. Returns (..., 3): exactly 0 where not real, and
-    all 0, never NaN, where nothing is.
+    scores (..., 3) float; real (..., 3) bool. Returns (..., 3): exactly 0 where not real.
     """
     lowest = torch.finfo(scores.dtype).min
     return torch.softmax(scores.masked_fill(~real, lowest), dim=-1).masked_fill(~real, 0.0)

@@ -8,17 +8,16 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from emilib import MODALITIES
-from emilib.models.inputs import Output, check_inputs, masked_mean, stand_in
-from emilib.models.taemi import TOKEN_STD
+from emilib.models.inputs import Output, check_inputs, masked_mean, stand_in, vectors
 from emilib.models.temporal import TCN, last_step, pool_segments, positions, transformer
 
 Sequences = dict[str, tuple[Tensor, Tensor]]  # by modality: (B, T, D) and its mask (B, T)
 
 
 class Fusion(nn.Module, PyTorchModelHubMixin):
-    """A model that reads each modality as a sequence: its base, for subclasses with a
-    combine(sequences, present) → `Output`. A sequence has at least one real step a clip, present
-    (B, 3) says which modalities the clip has.
+    """Base of models that read sequences: subclasses have combine(sequences, present) → `Output`.
+
+    Each sequence has a real step; present (B, 3) says which modalities a clip has.
 
     dims : width of each modality it reads
     max_steps : longer sequences become the means of so many equal segments before anything else, a
@@ -31,7 +30,7 @@ class Fusion(nn.Module, PyTorchModelHubMixin):
         super().__init__()
         self.dims, self.max_steps = dims, max_steps
         if tokens:
-            self.missing = modality_vectors(dims)
+            self.missing = vectors(dims)
 
     def forward(self, *features, **masks) -> Output:
         """Six arguments as `check_inputs` takes them → `Output`."""
@@ -47,27 +46,31 @@ class Fusion(nn.Module, PyTorchModelHubMixin):
         return self.combine(sequences, present)
 
 
-def modality_vectors(dims: dict[str, int]) -> nn.ParameterDict:
-    """A small random vector for each modality."""
-    return nn.ParameterDict({n: nn.Parameter(torch.randn(d) * TOKEN_STD) for n, d in dims.items()})
+class Trimodal(Fusion):
+    """A `Fusion` of the modalities in `reads`; `options` are its other arguments."""
+
+    reads = MODALITIES
+
+    def __init__(self, frames_dim=768, audio_dim=1027, text_dim=768, **options):
+        dims = dict(zip(MODALITIES, (frames_dim, audio_dim, text_dim), strict=True))
+        super().__init__({name: dims[name] for name in self.reads}, **options)
 
 
 def average(predictions: list[Tensor], training: bool) -> Output:
     """Mean of K predictions (B, E); in training, their spread about it is the auxiliary loss.
 
-    (ŷ - y)² + mean_k (ŷ_k - ŷ)² = mean_k (ŷ_k - y)²: the mean squared error of the average plus
-    this term is the mean of the members' own errors (Krogh and Vedelsby 1995).
+    (ŷ - y)² + mean_k (ŷ_k - ŷ)² = mean_k (ŷ_k - y)²: with it, the error of the average becomes the
+    mean of the members' own errors (Krogh and Vedelsby 1995).
     """
     members = torch.stack(predictions)  # (K, B, E)
     mean = members.mean(dim=0)
-    spread = (members - mean).square().mean() if training else None
-    return Output(mean, auxiliary_loss=spread)
+    return Output(mean, auxiliary_loss=(members - mean).square().mean() if training else None)
 
 
 class MeanLinear(Fusion):
     """Official Wav2Vec2 baseline (Table 2, 0.24): mean over time of one modality, linear layer."""
 
-    def __init__(self, dim: int = 768, modality: str = "audio", num_targets: int = 6):
+    def __init__(self, dim=768, modality="audio", num_targets=6):
         super().__init__({modality: dim})
         self.head = nn.Linear(dim, num_targets)
 
@@ -94,7 +97,7 @@ class LastStepGRU(Fusion):
 class LateAverage(Fusion):
     """Official ViT + Wav2Vec2 baseline (Table 2, 0.25): the mean of the two predictions.
 
-    The original trains the two apart; with `auxiliary_loss` added to the loss so does this.
+    The original trains the two apart; with `auxiliary_loss` so does this.
     """
 
     def __init__(self, frames_dim=384, audio_dim=768, num_targets=6, *, hidden=256, layers=3):
@@ -110,28 +113,18 @@ class LateAverage(Fusion):
         return average([frames.intensity, audio.intensity], self.training)
 
 
-class Yu2024(Fusion):
+class Yu2024(Trimodal):
     """Yu et al. 2024 [33] (Table 2, 0.32), for each of frames and audio; then their mean:
     TCN, Transformer encoder, mean over the real steps, linear layer."""
 
-    def __init__(
-        self,
-        frames_dim: int = 768,
-        audio_dim: int = 1027,
-        num_targets: int = 6,
-        *,
-        width: int = 256,
-        heads: int = 4,
-        layers: int = 2,
-        dilations: tuple[int, ...] = (1, 2, 4, 8),
-        dropout: float = 0.1,
-        max_steps: int | None = None,
-    ):
-        super().__init__({"frames": frames_dim, "audio": audio_dim}, max_steps)
+    reads = ("frames", "audio")
+
+    def __init__(self, num_targets=6, width=256, heads=4, layers=2, dilations=(1, 2, 4, 8), **dims):
+        super().__init__(**dims)
         self.temporal, self.encoder, self.head = (nn.ModuleDict() for _ in range(3))
         for name, dim in self.dims.items():
-            self.temporal[name] = TCN(dim, width, dilations=dilations, dropout=dropout)
-            self.encoder[name] = transformer(width, heads, layers, dropout)
+            self.temporal[name] = TCN(dim, width, dilations=dilations)
+            self.encoder[name] = transformer(width, heads, layers, 0.1)
             self.head[name] = nn.Linear(width, num_targets)
 
     def combine(self, sequences: Sequences, present: Tensor) -> Output:
@@ -143,11 +136,10 @@ class Yu2024(Fusion):
 
 
 class Hallmen2024(Fusion):
-    """Hallmen et al. 2024 [3] (Table 2, 0.38): an LSTM over 1027-wide audio.
+    """Hallmen et al. 2024 [3] (Table 2, 0.38): an LSTM over 1027-wide audio, as wide as its input.
 
-    2-layer LSTM of one direction, as wide as its input; concat(global vector, last state), 2054;
-    linear 2054 → 2054, tanh, linear → num_targets. That the global vector is the mean over time is
-    inferred, not specified.
+    concat(global vector, last state), 2054; linear 2054 → 2054, tanh, linear → num_targets. That
+    the global vector is the mean over time is inferred, not specified.
     """
 
     def __init__(self, audio_dim: int = 1027, num_targets: int = 6, *, layers: int = 2):
@@ -180,8 +172,7 @@ def clip_statistics(sequence: Tensor, valid: Tensor) -> Tensor:
 class StatisticsMLP(Fusion):
     """One modality of Savchenko 2025 [28]: clip statistics → Dense 64 ReLU → Dense 6 sigmoid.
 
-    Frames become their `clip_statistics`, audio its mean. Intensities lie in (0, 1). The original's
-    loss is 1 - mean Pearson.
+    Frames become their `clip_statistics`, audio its mean. The original's loss is 1 - mean Pearson.
     """
 
     def __init__(self, dim=768, modality="frames", num_targets=6, *, hidden=64):
@@ -196,18 +187,17 @@ class StatisticsMLP(Fusion):
         return Output(self.head(pool(x, valid)))
 
 
-class Savchenko2025(Fusion):
+class Savchenko2025(Trimodal):
     """Savchenko 2025 [28] (Table 2, 0.44): three `StatisticsMLP`, weighted for each emotion.
 
     intensity_e = Σ_m fusion[m, e] prediction_m,e, the weights of an emotion summing to 1. They are
     equal until `fit_savchenko` has searched them on held-out folds of the training clips.
     """
 
-    def __init__(self, frames_dim=768, audio_dim=1027, text_dim=768, num_targets=6, *, hidden=64):
-        super().__init__({"frames": frames_dim, "audio": audio_dim, "text": text_dim}, tokens=False)
-        self.members = nn.ModuleDict(
-            {n: StatisticsMLP(d, n, num_targets, hidden=hidden) for n, d in self.dims.items()}
-        )
+    def __init__(self, num_targets=6, *, hidden=64, **dims):
+        super().__init__(tokens=False, **dims)
+        members = {n: StatisticsMLP(d, n, num_targets, hidden=hidden) for n, d in self.dims.items()}
+        self.members = nn.ModuleDict(members)
         # A buffer: searched, saved with the model, never touched by an optimiser.
         self.register_buffer("fusion", torch.full((len(self.dims), num_targets), 1 / 3))
         self.missing = {n: member.missing[n] for n, member in self.members.items()}
@@ -218,7 +208,7 @@ class Savchenko2025(Fusion):
         return Output((self.fusion[:, None] * predictions).sum(dim=0))
 
 
-class Zhang2024(Fusion):
+class Zhang2024(Trimodal):
     """Zhang et al. 2024 [38] (Table 2, 0.46): an ensemble of Transformer fusions.
 
     A member: linear map of each modality to a common width, sinusoidal positions and a learned
@@ -226,26 +216,13 @@ class Zhang2024(Fusion):
     mean over the real steps, linear layer. The intensity is the mean over the members.
     """
 
-    def __init__(
-        self,
-        frames_dim: int = 768,
-        audio_dim: int = 1027,
-        text_dim: int = 768,
-        num_targets: int = 6,
-        *,
-        width: int = 256,
-        heads: int = 4,
-        layers: int = 2,
-        members: int = 3,
-        dropout: float = 0.1,
-        max_steps: int | None = None,
-    ):
-        super().__init__({"frames": frames_dim, "audio": audio_dim, "text": text_dim}, max_steps)
+    def __init__(self, num_targets=6, width=256, heads=4, layers=2, members=3, dropout=0.1, **dims):
+        super().__init__(**dims)
         self.members = nn.ModuleList(nn.ModuleDict() for _ in range(members))
         for member in self.members:
             project = {name: nn.Linear(dim, width) for name, dim in self.dims.items()}
             member["project"] = nn.ModuleDict(project)
-            member["kind"] = modality_vectors(dict.fromkeys(self.dims, width))
+            member["kind"] = vectors(dict.fromkeys(self.dims, width))
             member["encoder"] = transformer(width, heads, layers, dropout)
             member["head"] = nn.Linear(width, num_targets)
 

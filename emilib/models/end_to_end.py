@@ -1,8 +1,7 @@
 """TAEMI with its audio network and text encoder inside (paper B, 4.1).
 
 The paper loads both encoders and takes vision features ready-made; whether the encoders are
-trained is not stated in so many words. Here they are; before that, an encoder inside gives what its
-cached features give, to float tolerance.
+trained is not stated in so many words. Here they are.
 """
 
 from collections.abc import Callable

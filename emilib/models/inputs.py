@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from emilib import MODALITIES
+
+TOKEN_STD = 0.02  # not stated in the paper; the release draws its missing tokens from N(0, 0.02²)
 
 
 @dataclass
@@ -67,7 +69,7 @@ def check_inputs(
     if len(set(counts.values())) > 1:
         raise ValueError(f"expected the same number of clips in every modality, got {counts}")
     like = values  # the last one
-    everything = torch.ones(len(like), 3, dtype=torch.bool, device=like.device)
+    everything = like.new_ones((len(like), 3), dtype=torch.bool)
     present = everything if present is None else present
     check_mask("present", present, everything.shape)
 
@@ -78,7 +80,7 @@ def check_inputs(
         values, valid = passed.get(name, absent)
         values = values.unsqueeze(1) if values.ndim == 2 else values
         if valid is None:
-            valid = torch.ones(values.shape[:2], dtype=torch.bool, device=like.device)
+            valid = like.new_ones(values.shape[:2], dtype=torch.bool)
         check_mask(f"{name}_valid", valid, values.shape[:2])
         masks[name] = valid & present[:, column, None].to(like.device)
         read[:, column] = masks[name].any(1)
@@ -113,11 +115,15 @@ def masked_mean(sequence: Tensor, valid: Tensor) -> Tensor:
     return (sequence * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
 
 
+def vectors(dims: dict[str, int]) -> nn.ParameterDict:
+    """A small random vector for each modality, as the release of paper B draws its tokens."""
+    return nn.ParameterDict({n: nn.Parameter(torch.randn(d) * TOKEN_STD) for n, d in dims.items()})
+
+
 def stand_in(sequence, valid, present, token) -> tuple[Tensor, Tensor]:
-    """A token in place of the sequences that are not present: one real step, at step 0.
+    """A token in place of the sequences that are not present, as their only real step, at step 0.
 
     sequence (B, T, D), valid (B, T) bool, present (B,) bool, token (D,) or (B, D).
-    Returns the sequence and its mask; neither keeps anything of an absent sequence.
     """
     steps = sequence.shape[1]
     alone = F.pad(token.unsqueeze(-2), (0, 0, 0, steps - 1))  # (T, D) or (B, T, D)

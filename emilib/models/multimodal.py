@@ -7,31 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emilib import MODALITIES
-from emilib.models.earlier import Fusion, Sequences
+from emilib.models.earlier import Sequences, Trimodal
 from emilib.models.inputs import Output, masked_mean
 from emilib.models.temporal import BiLSTM, last_step, positions, transformer
 
 
-class TFN(Fusion):
+class TFN(Trimodal):
     """Tensor Fusion Network, Zadeh et al. 2017: the outer product of three embeddings.
 
     z = [z_text; 1] ⊗ [z_frames; 1] ⊗ [z_audio; 1], so that every one-, two- and three-way
     product is in it; then two layers of 128 ReLU and a linear layer.
     """
 
-    def __init__(
-        self,
-        frames_dim: int = 768,
-        audio_dim: int = 1027,
-        text_dim: int = 768,
-        num_targets: int = 6,
-        *,
-        width: int = 32,
-        text_width: int = 128,
-        hidden: int = 128,
-        dropout: float = 0.1,
-    ):
-        super().__init__({"frames": frames_dim, "audio": audio_dim, "text": text_dim})
+    def __init__(self, num_targets=6, width=32, text_width=128, hidden=128, dropout=0.1, **dims):
+        super().__init__(**dims)
         self.embed = nn.ModuleDict()
         for name, dim in self.dims.items():
             widths = [text_width] * 2 if name == "text" else [width] * 3
@@ -40,15 +29,13 @@ class TFN(Fusion):
         self.head = nn.Sequential(stack, nn.Linear(hidden, num_targets))
 
     def combine(self, sequences: Sequences, present: Tensor) -> Output:
-        z = {
-            name: F.pad(self.embed[name](masked_mean(x, valid)), (0, 1), value=1.0)  # [z; 1]
-            for name, (x, valid) in sequences.items()
-        }
+        z = {n: self.embed[n](masked_mean(x, valid)) for n, (x, valid) in sequences.items()}
+        z = {name: F.pad(embedded, (0, 1), value=1.0) for name, embedded in z.items()}  # [z; 1]
         cube = torch.einsum("bi,bj,bk->bijk", z["text"], z["frames"], z["audio"])
         return Output(self.head(cube.flatten(1)))
 
 
-class MulT(Fusion):
+class MulT(Trimodal):
     """Multimodal Transformer, Tsai et al. 2019: each modality read through the two others.
 
     Temporal convolution to a common width, sinusoidal positions; six crossmodal transformers β → α;
@@ -56,31 +43,17 @@ class MulT(Fusion):
     concatenated, through a residual block and a linear layer.
     """
 
-    def __init__(
-        self,
-        frames_dim: int = 768,
-        audio_dim: int = 1027,
-        text_dim: int = 768,
-        num_targets: int = 6,
-        *,
-        width: int = 40,
-        heads: int = 8,
-        layers: int = 4,
-        kernel_size: int = 3,
-        dropout: float = 0.1,
-        max_steps: int | None = None,
-    ):
-        super().__init__({"frames": frames_dim, "audio": audio_dim, "text": text_dim}, max_steps)
+    def __init__(self, num_targets=6, width=40, heads=8, layers=4, dropout=0.1, **dims):
+        super().__init__(**dims)
         self.project, self.crossmodal = nn.ModuleDict(), nn.ModuleDict()
         for name, dim in self.dims.items():
-            kernel = 1 if name == "text" else kernel_size  # text is one step
+            kernel = 1 if name == "text" else 3  # text is one step
             self.project[name] = nn.Conv1d(dim, width, kernel, padding="same")
         for target, source in permutations(MODALITIES, 2):
             block = Crossmodal(width, heads, layers, dropout)
             self.crossmodal[f"{source}_to_{target}"] = block
-        self.memory = nn.ModuleDict(
-            {name: transformer(2 * width, heads, layers, dropout) for name in MODALITIES}
-        )
+        memory = {name: transformer(2 * width, heads, layers, dropout) for name in MODALITIES}
+        self.memory = nn.ModuleDict(memory)
         stack = relu_stack([6 * width, 6 * width], dropout)
         self.residual = nn.Sequential(*stack, nn.Linear(6 * width, 6 * width))
         self.head = nn.Linear(6 * width, num_targets)
@@ -122,15 +95,14 @@ class Crossmodal(nn.Module):
         """target (B, T_α, W), source (B, T_β, W), source_valid (B, T_β) → (B, T_α, W)."""
         for block in self.blocks:
             query, context = block["norm"](target), block["source_norm"](source)
-            read, _ = block["attention"](
-                query, context, context, key_padding_mask=~source_valid, need_weights=False
-            )
+            settings = {"key_padding_mask": ~source_valid, "need_weights": False}
+            read, _ = block["attention"](query, context, context, **settings)
             target = block["forward_norm"](read + query)
             target = block["feed_forward"](target) + target
         return target
 
 
-class MISA(Fusion):
+class MISA(Trimodal):
     """Modality-invariant and -specific representations, Hazarika et al. 2020.
 
     u_m from the end states of two stacked bidirectional LSTMs, a LayerNorm between them (text: its
@@ -138,39 +110,24 @@ class MISA(Fusion):
     through one Transformer layer, concatenated, and a linear layer. In training `auxiliary_loss` is
     the weighted sum of `misa_losses` over the clips that have all three modalities.
 
-    loss_scale : of the three weights, which are for labels from -3 to 3; the variance of labels in
-        [0, 1] is about a twentieth of theirs
+    weights : of the losses, 1, 0.3 and 1 for labels from -3 to 3; the variance of labels in [0, 1]
+        is about a twentieth of theirs
     """
 
     def __init__(
-        self,
-        frames_dim: int = 768,
-        audio_dim: int = 1027,
-        text_dim: int = 768,
-        num_targets: int = 6,
-        *,
-        width: int = 128,
-        heads: int = 2,
-        dropout: float = 0.1,
-        similarity: float = 1.0,
-        difference: float = 0.3,
-        reconstruction: float = 1.0,
-        loss_scale: float = 0.05,
-        max_steps: int | None = None,
+        self, num_targets=6, width=128, heads=2, dropout=0.1, weights=(0.05, 0.015, 0.05), **dims
     ):
-        super().__init__({"frames": frames_dim, "audio": audio_dim, "text": text_dim}, max_steps)
-        weights = similarity, difference, reconstruction
-        self.loss_weights = tuple(loss_scale * weight for weight in weights)
+        super().__init__(**dims)
+        self.loss_weights = tuple(weights)
         self.recurrent, self.project = nn.ModuleDict(), nn.ModuleDict()
         for n in ("frames", "audio"):
             lower, upper = BiLSTM(self.dims[n], width), BiLSTM(2 * width, width)
             self.recurrent[n] = nn.ModuleList([lower, nn.LayerNorm(2 * width), upper])
-        for n, d in {"frames": 4 * width, "audio": 4 * width, "text": text_dim}.items():
+        for n, d in {"frames": 4 * width, "audio": 4 * width, "text": self.dims["text"]}.items():
             self.project[n] = nn.Sequential(nn.Linear(d, width), nn.ReLU(), nn.LayerNorm(width))
         self.shared = nn.Sequential(nn.Linear(width, width), nn.Sigmoid())
-        self.private = nn.ModuleDict(
-            {n: nn.Sequential(nn.Linear(width, width), nn.Sigmoid()) for n in MODALITIES}
-        )
+        private = {n: nn.Sequential(nn.Linear(width, width), nn.Sigmoid()) for n in MODALITIES}
+        self.private = nn.ModuleDict(private)
         self.decode = nn.ModuleDict({n: nn.Linear(width, width) for n in MODALITIES})
         self.fuse = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout, batch_first=True)
         stack = relu_stack([6 * width, 3 * width], dropout)
@@ -211,9 +168,8 @@ def misa_losses(u, shared, private, rebuilt) -> tuple[Tensor, Tensor, Tensor]:
     if len(u[names[0]]) < 2:
         return (u[names[0]].sum() * 0,) * 3
     similarity = sum(central_moment_discrepancy(shared[a], shared[b]) for a, b in pairs) / 3
-    s, p = (
-        {n: F.normalize(x - x.mean(0), dim=-1) for n, x in d.items()} for d in (shared, private)
-    )
+    sides = shared, private
+    s, p = ({n: F.normalize(x - x.mean(0), dim=-1) for n, x in d.items()} for d in sides)
     difference = sum((s[n].T @ p[n]).square().mean() for n in names)
     difference = difference + sum((p[a].T @ p[b]).square().mean() for a, b in pairs)
     reconstruction = sum((u[n] - rebuilt[n]).square().mean() for n in names) / 3

@@ -2,8 +2,7 @@
 
 The paper and the authors' public release describe two different models; the defaults are the
 paper's, the experiment "taemi_release" holds the settings of the release. Sequences may have any
-length; the paper cuts vision at 400 frames, sound at `MAX_AUDIO` steps. It names no frame rate: at
-the 5 a second of paper A, 12 s are 60 frames and 400 are never reached.
+length; the paper cuts vision at 400 frames, sound at `MAX_AUDIO` steps, and names no frame rate.
 """
 
 import torch
@@ -12,22 +11,19 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from emilib import MODALITIES, SAMPLE_RATE
-from emilib.models.inputs import Output, check_choice, check_inputs, masked_mean, stand_in
+from emilib.models.inputs import Output, check_choice, check_inputs, masked_mean, stand_in, vectors
 
 MAX_AUDIO_SECONDS = 12.0  # paper B, 3.2
 # The convolution stack of wav2vec2: a receptive field of 400 samples, a stride of 320.
 MAX_AUDIO = (int(MAX_AUDIO_SECONDS * SAMPLE_RATE) - 400) // 320 + 1  # 599 steps
-
-TOKEN_STD = 0.02  # not stated in the paper; the release draws its missing tokens from N(0, 0.02²)
 
 
 class CrossAttention(nn.Module):
     """Multi-head attention of one vector a clip over a sequence: CA(t, X) of paper B, 3.3.
 
     head_h = softmax(q_h K_h^T / sqrt(width / heads)) V_h, concatenated and mapped linearly.
-    There is no residual connection (not stated in the paper): what comes out speaks of the context
-    alone, so that f = [t; h_a; h_v] keeps the three apart. norm=True puts a LayerNorm on what
-    becomes query and key, not on the value (the release has it).
+    There is no residual connection (not stated in the paper): f = [t; h_a; h_v] keeps the three
+    apart. norm=True puts a LayerNorm on what becomes query and key (the release has it).
     """
 
     def __init__(self, query_dim, context_dim, width, heads, dropout=0.0, norm=False):
@@ -44,8 +40,8 @@ class CrossAttention(nn.Module):
     def forward(self, query: Tensor, context: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """query (B, D_q), context (B, T, D_c), valid (B, T) → (B, width) and (B, H, T).
 
-        The attention is returned as it was before dropout: each head sums to 1 over the valid
-        steps. A clip without a valid step gets attention 0 everywhere and the output's bias.
+        The attention is that before dropout: each head sums to 1 over the valid steps, or is 0
+        everywhere in a clip without any.
         """
         b, t, _ = context.shape
         q = self.query(self.query_norm(query)).view(b, self.heads, -1)
@@ -72,10 +68,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         check_choice("self_attention_norm", norm, ("post", "pre"))
         self.heads = heads
-        # On what comes out and not on the attention itself: with dropout inside, a CPU's fused
-        # attention falls back to one four times slower.
-        self.dropout = nn.Dropout(dropout)
-        self.pre = norm == "pre"
+        # On what comes out: with dropout inside, a CPU's fused attention is four times slower.
+        self.dropout, self.pre = nn.Dropout(dropout), norm == "pre"
         self.norm = nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
@@ -97,32 +91,21 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
     A' = SA_a(W_a A), V' = SA_v(W_v V), h_a = CA_a(W_t t, A'), h_v = CA_v(W_t t, V'),
     f = [t; h_a; h_v], intensity = W_2 Dropout(GELU(W_1 f)).
 
-    With the paper's widths f is 768 + 512 + 512 = 1792, which needs the raw t in it although the
-    text says that t was projected. The query is the projected t.
+    The query is the projected t, f has the raw one: 768 + 512 + 512 = 1792. Notebook 05 lists what
+    the paper leaves open.
 
-    width : of the shared space and of both cross-attentions
-    hidden : of the MLP head, `width` where None (not stated in the paper)
-    heads, dropout, attention_dropout : not stated in the paper; from the release
-    projection, self_attention : False leaves the step out, as the release does
-    self_attention_norm, attention_norm : `norm` of `SelfAttention` and of `CrossAttention`
     fusion : "cross_attention", the full model; "self_attention", without the text-anchored
         cross-attention (Table 3, row 2); "concat", without either attention (Table 3, row 1).
-        The last two concatenate the mean over the valid steps. The paper says "flattened" (4.3): a
-        common width, (599 + 400 + 1) · 512, exists only where all is padded to 12 s and 400 frames.
+        The last two concatenate the mean over the valid steps.
     anchor : who asks. With "audio" or "frames" (Table 4) the mean over the anchor's valid steps
         asks and the two others answer, the text as a sequence of length 1;
         f = [anchor; h of the two others, in the order audio, frames, text].
     text_in_fusion : "raw" or "projected" text in f; None is what the paper says for each fusion:
         raw for cross-attention (f is 1792), projected for the two others (f is 1536).
-    missing_tokens : False puts zeros where a token would stand (Table 3, row 3)
     explicit_missing : modalities whose token stands in where a clip lacks them; others are zeros
-        then. The paper names vision and text (so does the release); audio is added because
-        modality dropout replaces every modality by its token.
-    modality_dropout : chance, in training only, that a clip's modality is replaced by its token
-    sigmoid : intensities in (0, 1); the paper's are real numbers (3.1)
+        then. The paper names vision and text; modality dropout replaces all three.
 
-    A missing sequence is its token alone: the attention over it is 1 at step 0. A missing text's
-    token asks in its place. Steps carry no positions (not stated in the paper).
+    A missing sequence is its token alone; a missing text's token asks in its place.
     """
 
     def __init__(
@@ -132,22 +115,22 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
         text_dim: int = 768,
         num_targets: int = 6,
         *,
-        width: int = 512,
-        hidden: int | None = None,
-        heads: int = 4,
+        width: int = 512,  # of the shared space and of both cross-attentions
+        hidden: int | None = None,  # of the MLP head, else `width`; not stated in the paper, nor
+        heads: int = 4,  # these three, which are the release's
         dropout: float = 0.1,
         attention_dropout: float = 0.1,
-        projection: bool = True,
-        self_attention: bool = True,
-        self_attention_norm: str = "post",
-        attention_norm: bool = False,
+        projection: bool = True,  # False leaves the step out, as the release does
+        self_attention: bool = True,  # the same
+        self_attention_norm: str = "post",  # of `SelfAttention`
+        attention_norm: bool = False,  # of `CrossAttention`
         fusion: str = "cross_attention",
         anchor: str = "text",
         text_in_fusion: str | None = None,
-        missing_tokens: bool = True,
+        missing_tokens: bool = True,  # False: zeros (Table 3, row 3)
         explicit_missing: tuple[str, ...] = MODALITIES,
-        modality_dropout: float = 0.1,
-        sigmoid: bool = False,
+        modality_dropout: float = 0.1,  # chance, in training, that a token replaces a modality
+        sigmoid: bool = False,  # intensities in (0, 1); the paper's are real numbers (3.1)
     ):
         super().__init__()
         check_choice("fusion", fusion, ("cross_attention", "self_attention", "concat"))
@@ -163,22 +146,18 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
         crossed = fusion == "cross_attention"
         self.raw_text = (text_in_fusion or ("raw" if crossed else "projected")) == "raw"
 
-        self.missing = nn.ParameterDict()
-        for name, dim in self.dims.items() if missing_tokens else ():
-            self.missing[name] = nn.Parameter(torch.randn(dim) * TOKEN_STD)
+        self.missing = vectors(self.dims if missing_tokens else {})
         explicit = torch.tensor([name in explicit_missing for name in MODALITIES])
         self.register_buffer("explicit", explicit, persistent=False)
         inner = {name: width if projection else dim for name, dim in self.dims.items()}
-        self.projection = nn.ModuleDict(
-            {n: nn.Linear(d, width) if projection else nn.Identity() for n, d in self.dims.items()}
-        )
+        project = (lambda dim: nn.Linear(dim, width)) if projection else (lambda dim: nn.Identity())
+        self.projection = nn.ModuleDict({name: project(dim) for name, dim in self.dims.items()})
         self.self_attention = nn.ModuleDict()
-        if self_attention and fusion != "concat":
-            for name in ("frames", "audio"):
-                # Without projection a width may be 1027: the most heads that divide it.
-                most = next(h for h in range(heads, 0, -1) if inner[name] % h == 0)
-                settings = inner[name], most, attention_dropout, self_attention_norm
-                self.self_attention[name] = SelfAttention(*settings)
+        for name in ("frames", "audio") if self_attention and fusion != "concat" else ():
+            # Without projection a width may be 1027: the most heads that divide it.
+            most = next(h for h in range(heads, 0, -1) if inner[name] % h == 0)
+            settings = inner[name], most, attention_dropout, self_attention_norm
+            self.self_attention[name] = SelfAttention(*settings)
         self.cross_attention = nn.ModuleDict()
         text_width = text_dim if self.raw_text else inner["text"]
         self.fused_dim = text_width + inner["audio"] + inner["frames"]
@@ -191,9 +170,7 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
         second = nn.Linear(hidden or width, num_targets)  # W_2; labels have a mean: with bias
         self.head = nn.Sequential(first, nn.GELU(), nn.Dropout(dropout), second)
 
-    def forward(
-        self, frames, audio, text, frames_valid=None, audio_valid=None, present=None
-    ) -> Output:
+    def forward(self, frames, audio, text, frames_valid=None, audio_valid=None, present=None):
         """frames (B, T_v, D_v), audio (B, T_a, D_a), text (B, D_t) → `Output`.
 
         The six arguments are those of `check_inputs`. `attention` holds, for each modality asked,

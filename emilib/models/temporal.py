@@ -1,7 +1,6 @@
 """Time inside a modality: TCN, segment pooling, bidirectional LSTM, difference gate (paper A).
 
-Everything here is batch first and takes `valid` (B, T) bool, True = real. Padding never reaches a
-real step: a clip gives the same numbers alone and in a batch with longer ones.
+Padding never reaches a real step: a clip gives the same numbers alone and beside longer ones.
 """
 
 import math
@@ -18,9 +17,7 @@ class TCN(nn.Module):
     et al. 2018, which the paper cites: a clip is judged when it has been seen whole.
 
     frames : (B, T, D) float; valid : (B, T) bool. Returns (B, T, width), zero in padding.
-
-    Kernel size, dilations, width and normalisation are not stated in the paper. With the
-    defaults an output frame depends on 31 frames, 6.2 s at 5 frames a second: about a clip.
+    Kernel size, dilations, width and normalisation are not stated in the paper.
     """
 
     def __init__(self, dim, width=256, kernel_size=3, dilations=(1, 2, 4, 8), dropout=0.1):
@@ -53,8 +50,7 @@ class BiLSTM(nn.Module):
 
     A bias-free LSTM at zero state stays exactly at zero while its input is zero. So the bias is
     one more input channel, which is 1 at real steps and 0 in padding: the backward direction
-    passes the padding unmoved and starts at the clip's last real step. The result equals torch's
-    LSTM on every clip alone, without the cost of `pack_padded_sequence`.
+    starts at the clip's last real step, as torch's LSTM does on every clip alone.
 
     audio : (B, T, D) float; valid : (B, T) bool, real steps first, padding after.
     Returns (B, T, 2 hidden), zero in padding. Raises ValueError for a real step after padding.
@@ -95,15 +91,14 @@ class DifferenceGate(nn.Module):
 def pool_segments(frames: Tensor, valid: Tensor, segments: int | Tensor) -> tuple[Tensor, Tensor]:
     """Mean of each of M equal segments over its real frames (paper A, Eq. 5).
 
-    Frame t of a clip with L steps belongs to segment floor(t M / L), so a clip's own length is
-    divided and padding is not. L counts up to the clip's last real step.
+    Frame t of a clip with L steps, up to its last real one, belongs to segment floor(t M / L).
 
     frames : (B, T, D) float
     valid : (B, T) bool, True where a frame is real
     segments : M, at least 1, or (B,) long, an M for each clip
 
-    Returns (B, M, D) and (B, M) bool, of the largest M: a segment without a real frame (a clip
-    shorter than M has some: not in the paper), or past its clip's own M, is not valid and is zero.
+    Returns (B, M, D) and (B, M) bool, of the largest M: a segment without a real frame (not in the
+    paper), or past its clip's own M, is not valid and is zero.
     """
     counts = torch.as_tensor(segments, device=frames.device).reshape(-1, 1)  # (B or 1, 1)
     steps = torch.arange(valid.shape[1], device=valid.device)
@@ -140,10 +135,8 @@ def positions(x: Tensor) -> Tensor:
 def check_prefix(valid: Tensor) -> None:
     """Refuse a mask (B, T) with a hole: real steps come first, then padding."""
     if (valid[:, 1:] & ~valid[:, :-1]).any():
-        raise ValueError(
-            "expected a mask that is True up to a clip's length, then False, got a real step after "
-            "padding; pad on the right and drop steps inside a clip"
-        )
+        wanted = "expected a mask that is True up to a clip's length, then False"
+        raise ValueError(f"{wanted}, got a real step after padding; pad on the right")
 
 
 def last_step(sequence: Tensor, valid: Tensor) -> Tensor:

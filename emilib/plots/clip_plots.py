@@ -28,10 +28,8 @@ BESIDE = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}  # a legend right 
 def clip_card(media, title, labels: pd.Series, words, defects=None, corpus="", figure=None):
     """All that a corpus holds of one clip: frames, sound, labels, words and defects.
 
-    media : decoded clip with images (T, S, S, 3) uint8 or None, times (T,) in s, waveform (S,) or
-        None, sample_rate in Hz, duration in s or NaN
-    labels : target → value, NaN for a clip without labels; words : no str, or an empty one, where
-        there are none
+    media : `corpus.media.Media`, of which images, times, waveform, sample_rate and duration count
+    labels : target → value, NaN for a clip without labels; words : no str where there are none
     defects : a line each; None leaves the heading out
     figure : draw on this one, without title and spectrogram; None for a new sheet
     """
@@ -56,8 +54,7 @@ def clip_card(media, title, labels: pd.Series, words, defects=None, corpus="", f
 def _draw_strip(axes, media) -> None:
     axes.axis("off")
     if media.images is None:
-        say(axes, "no frame could be decoded")
-        return
+        return say(axes, "no frame could be decoded")
     rows = evenly(len(media.images), MOST_FACES)
     height, width = media.images.shape[1:3]
     step = 1.06 * width
@@ -75,8 +72,7 @@ def _draw_spectrogram(figure, axes, media) -> None:
     axes.set_ylabel("frequency, Hz")
     window, hop = round(0.025 * media.sample_rate), round(0.010 * media.sample_rate)
     if media.waveform is None or len(media.waveform) < window or not np.any(media.waveform):
-        say(axes, "no sound to take apart")
-        return
+        return say(axes, "no sound to take apart")
     style = {"NFFT": window, "noverlap": window - hop, "pad_to": 512, "cmap": "magma"}
     with np.errstate(divide="ignore"):  # silence has no level
         power, _, _, image = axes.specgram(media.waveform, Fs=media.sample_rate, **style)
@@ -89,8 +85,7 @@ def _draw_labels(axes, labels: pd.Series) -> None:
     axes.set_title("labels", loc="left", size=9.5, weight="bold")
     if labels.isna().all():
         axes.axis("off")
-        say(axes, "no labels")
-        return
+        return say(axes, "no labels")
     bars = axes.barh(list(labels.index), labels, color=GREY)
     texts = ["not known" if np.isnan(value) else f"{value:.2f}" for value in labels]
     axes.bar_label(bars, texts, padding=3, fontsize=8.5)
@@ -119,9 +114,8 @@ def explained(look, note: str = "") -> Figure:
 
     look : of `EmiPredictor.look`; note : below the title, `EmiPredictor.note`
 
-    Weights are means over seeds. Attention is drawn over its uniform value (1 is no choice at
-    all), thin lines a head and seed, the thick one their mean. At the bottom stand the intensities,
-    ± sd over seeds, and where each goes when a modality is removed.
+    Weights are means over seeds. Attention is drawn over its uniform value (1 is no choice at all).
+    At the bottom stand the intensities, and where each goes when a modality is removed.
     """
     words, attention = look.prediction.text, look.attention or {}
     quoted = f"“{words}”" if words else "no words"
@@ -160,8 +154,7 @@ def explained(look, note: str = "") -> Figure:
 def _draw_frames(axes, look) -> None:
     """In each ninth of the time the frame nearest to its middle."""
     if look.images is None:
-        say(axes, "no picture")
-        return
+        return say(axes, "no picture")
     bare(axes)
     axes.set_ylabel("frames")
     width = (look.end - look.start) / 9
@@ -176,8 +169,7 @@ def _draw_frames(axes, look) -> None:
 
 def _draw_attention(axes, look, name: str) -> None:
     if look.attention[name] is None:
-        say(axes, f"no attention over {name}: a learnt token stands in")
-        return
+        return say(axes, f"no attention over {name}: a learnt token stands in")
     heads = look.attention[name].reshape(-1, look.attention[name].shape[-1])
     relative, borders = heads * heads.shape[-1], look.attention_borders[name]
     axes.set_ylabel(f"attention\nover {name}")
@@ -240,11 +232,8 @@ def _draw_intensities(axes, look) -> None:
 
 @rc_context(STYLE)
 def over_time(windows: pd.DataFrame, emotions: Sequence[str], name: str, note: str = "") -> Figure:
-    """Intensities of a long clip over time, a panel an emotion, all on one scale.
-
-    windows : of `EmiPredictor.over_time`. A dot is at the middle of its window, the band is ± sd
-        over seeds, the dashed line the mean over the windows
-    """
+    """Intensities of a long clip over time, a panel an emotion; windows : of
+    `EmiPredictor.over_time`, each a dot at its middle."""
     middle = ((windows["start"] + windows["end"]) / 2).to_numpy()
     length = f"{windows['end'].iloc[0] - windows['start'].iloc[0]:g} s"
     bounded = tuple(emotions) == EMOTIONS  # other targets may have any range
@@ -271,33 +260,31 @@ def over_time(windows: pd.DataFrame, emotions: Sequence[str], name: str, note: s
 @rc_context(STYLE | {"font.size": 8.6, "axes.grid": False, "text.parse_math": True})
 def architectures(upper, lower) -> None:
     """Both papers' networks as boxes and arrows, A on the upper axes and B on the lower."""
+    plain = {"arrowstyle": "-|>", "color": "black", "lw": 1.1, "shrinkA": 0, "shrinkB": 0}
+    (wide, high), half = GRID, BOX[0] / 2
     for axes, (title, parts) in zip((upper, lower), ARCHITECTURES.items(), strict=True):
         axes.set_title(title, loc="left", fontweight="bold", size=10)
         boxes = parts["boxes"]  # name → (column, row, text), rows are frames, text and audio
         for column, row, text in boxes.values():
             colour = list(COLOURS.values())[(0, 2, 1)[row]] if column < 4 else GREY
-            x, y = column * GRID[0], -row * GRID[1]
+            x, y = column * wide, -row * high
             style = {"boxstyle": "round,pad=0,rounding_size=0.12", "fc": "white", "ec": colour}
-            box = FancyBboxPatch((x - BOX[0] / 2, y - BOX[1] / 2), *BOX, lw=1.6, **style)
-            axes.add_patch(box)
+            axes.add_patch(FancyBboxPatch((x - half, y - BOX[1] / 2), *BOX, lw=1.6, **style))
             axes.text(x, y, text, ha="center", va="center", linespacing=1.35)
-        arrow = {"arrowstyle": "-|>", "color": "black", "lw": 1.1, "shrinkA": 0, "shrinkB": 0}
         for chain in parts["chains"]:
-            for source, target in itertools.pairwise(boxes[name] for name in chain.split()):
-                start = (source[0] * GRID[0] + BOX[0] / 2, -source[1] * GRID[1])
-                end = (target[0] * GRID[0] - BOX[0] / 2, -target[1] * GRID[1])
-                axes.annotate("", end, start, arrowprops=arrow)
-        axes.set_xlim(-BOX[0] / 2 - 0.1, 5 * GRID[0] + BOX[0] / 2 + 0.1)
-        axes.set_ylim(-2 * GRID[1] - BOX[1] / 2 - 0.1, BOX[1] / 2 + 0.1)
+            for (a, b, _), (c, d, _) in itertools.pairwise(boxes[name] for name in chain.split()):
+                ends = (c * wide - half, -d * high), (a * wide + half, -b * high)
+                axes.annotate("", *ends, arrowprops=plain)
+        axes.set_xlim(-half - 0.1, 5 * wide + half + 0.1)
+        axes.set_ylim(-2 * high - BOX[1] / 2 - 0.1, BOX[1] / 2 + 0.1)
         axes.set_aspect("equal")
         axes.axis("off")
-    green = {"color": COLOURS["text"]}
-    arrow = {"arrowstyle": "-|>", "lw": 1.6, "shrinkA": 0, "shrinkB": 0} | green
-    both = arrow | {"arrowstyle": "<|-|>", "ls": "--", "color": GREY, "lw": 1.1}
-    x, edge = 3 * GRID[0], BOX[1] / 2
+    green, x = {"color": COLOURS["text"]}, 3 * wide
+    arrow = plain | {"lw": 1.6} | green
+    both = plain | {"arrowstyle": "<|-|>", "ls": "--", "color": GREY}
     for side in (1, -1):  # from the text in the middle row up to the frames, down to the sound
-        near, far = (-GRID[1] + side * edge, -GRID[1] + side * (GRID[1] - edge))
+        near, far = (-high + side * edge for edge in (BOX[1] / 2, high - BOX[1] / 2))
         upper.annotate("", (0, far), (0, near), arrowprops=both)
         upper.text(0.12, (near + far) / 2, "Stage I, Eq. 1", color=GREY, va="center")
-        lower.annotate("", (x, far), (x, -GRID[1]), arrowprops=arrow)
+        lower.annotate("", (x, far), (x, -high), arrowprops=arrow)
         lower.text(x - 0.15, near + 0.05 * side, "query", ha="right", va="center", **green)

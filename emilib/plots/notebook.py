@@ -61,10 +61,9 @@ def _cell(value, digits: int) -> str:
 
 
 def live() -> bool:
-    """Whether a front end that shows widgets asked for the cell that runs.
+    """Whether a front end that shows widgets asked for the cell that runs: such send a cell's id.
 
-    JupyterLab, Notebook and VS Code send a cell's id with it; nbclient, and so papermill, nbconvert
-    and nbval, send none. EMI_WIDGETS=on or off overrides this.
+    nbclient, and so papermill, nbconvert and nbval, send none. EMI_WIDGETS=on or off overrides it.
     """
     request = getattr(get_ipython(), "get_parent", dict)() or {}  # a terminal has no requests
     seen = "on" if "cellId" in request.get("metadata", {}) else "off"
@@ -103,7 +102,7 @@ def gap_groups(ids: Sequence[str], present) -> dict[str, dict[str, int]]:
 
     present : (N, 3) bool, columns frames, audio and text
     """
-    groups: dict[str, dict[str, int]] = {"everything": {}}
+    groups = {"everything": {}}
     for row, (id_, exists) in enumerate(zip(ids, present, strict=True)):
         missing = zip(("no face", "no sound", "no words"), exists, strict=True)
         gaps = [text for text, one in missing if not one]

@@ -1,12 +1,11 @@
-"""The style of all figures, and the pieces that several of them share.
+"""The style of all figures, and the pieces that several of them share; `save` writes a figure.
 
-Functions take arrays and tables and return a matplotlib Figure, made without pyplot; `save` writes
-it. A notebook that draws in its own cells applies ``matplotlib.rcParams.update(STYLE)`` first.
 Blue, orange and green are frames, audio and text, and nothing else; everything else takes its
 colours from `CYCLE`: those of Okabe and Ito, which colour-blind readers tell apart.
 """
 
 import io
+import json
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,21 +24,9 @@ COLOURS = {"frames": BLUE, "audio": ORANGE, "text": GREEN}
 CYCLE = (BLACK, PINK, SKY, YELLOW, "#6A3D9A", "#8C6239", "#9A9A9A")
 MARKERS = "osD^vPX"
 
-STYLE = {
-    "font.size": 9.5,
-    "axes.prop_cycle": matplotlib.cycler(color=CYCLE),
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.7,
-    "lines.linewidth": 1.6,
-    "legend.frameon": False,
-    "text.parse_math": False,  # a "$" in words, a file's name or a target's is a dollar
-    "svg.fonttype": "path",
-    "svg.hashsalt": "emilib",  # ids in the file are then the same each time
-}
+# Without formulas: a "$" in words, a file's name or a target's is a dollar.
+STYLE = json.loads(Path(__file__).with_name("style.json").read_text("utf-8"))
+STYLE["axes.prop_cycle"] = matplotlib.cycler(color=CYCLE)
 
 
 @rc_context(STYLE)
@@ -113,14 +100,10 @@ def evenly(count: int, most: int = 10) -> np.ndarray:
 
 
 def frame_strip(axes, frames: np.ndarray | None, most: int = 6) -> None:
-    """Up to `most` frames of a clip side by side.
-
-    frames : (T, 3, S, S) uint8; None for a clip without
-    """
+    """Up to `most` frames of a clip, (T, 3, S, S) uint8 or None, side by side."""
     bare(axes)
     if frames is None:
-        say(axes, "no face")
-        return
+        return say(axes, "no face")
     chosen = frames[evenly(len(frames), most)].transpose(0, 2, 3, 1)
     axes.imshow(np.concatenate(list(chosen), axis=1))
 
@@ -134,13 +117,9 @@ def envelope(waveform, sample_rate: int, points: int = 900):
 
 
 def sound_wave(axes, waveform: np.ndarray | None, sample_rate: int, start: float = 0.0) -> None:
-    """The envelope of a waveform over time in s, on its own scale: a quiet clip shows too.
-
-    waveform : (S,); None for a clip without; start : time of its first sample
-    """
+    """The envelope of a waveform (S,) or None over time in s from `start`, on its own scale."""
     if waveform is None or not np.any(waveform):
-        say(axes, "no sound" if waveform is None else "silent")
-        return
+        return say(axes, "no sound" if waveform is None else "silent")
     time, low, high = envelope(waveform, sample_rate)
     top = max(high.max(), -low.min())
     axes.fill_between(start + time, low / top, high / top, color=ORANGE, linewidth=0.4)
@@ -161,15 +140,14 @@ def differences(table: pd.DataFrame, corpus: str = "", title: str = "differences
     # A2 is Table 2 of paper A; A4 is beyond the papers.
     name = f"Table {name[1]} of paper {name[0]}" if in_paper else f"Table {name}"
     figure, axes = canvas(7.2, 1.1 + 0.36 * len(rows), f"{name}: {title}", corpus)
-    y = np.arange(len(rows))[::-1]
+    y, here = np.arange(len(rows))[::-1], rows["delta_here"]
     if in_paper:
         marks = {"marker": "D", "s": 34, "color": GREY, "label": "paper (Hume-Vidmimic2)"}
         axes.scatter(rows["delta_paper"], y + 0.14, **marks)
-    here = rows["delta_here"]
     lengths = reach(here, rows["delta_low"], rows["delta_high"])
     style = {"fmt": "o", "markersize": 6, "capsize": 3, "color": BLACK}
-    label = "here, paired, 95 % over clips and seeds"
-    axes.errorbar(here, y - 0.14, xerr=lengths, label=label, **style)
+    style["label"] = "here, paired, 95 % over clips and seeds"
+    axes.errorbar(here, y - 0.14, xerr=lengths, **style)
     open_ = (rows["verdict"] == "not resolved").to_numpy() if "verdict" in rows else y < 0
     if open_.any():
         hollow = {"color": "white", "edgecolor": BLACK, "zorder": 3, "label": "not resolved"}
@@ -191,8 +169,7 @@ def differences(table: pd.DataFrame, corpus: str = "", title: str = "differences
 def learning_curves(histories: Mapping, corpus="", title="Learning curves") -> Figure:
     """Training loss, and ρ on validation where it was watched; a colour a model, a line a seed.
 
-    histories : name → a DataFrame a seed; the thick line is the mean over the seeds still running,
-        the dot the best epoch of a seed
+    histories : name → a DataFrame a seed; thick is the mean, a dot the best epoch of a seed
     """
     watched = any(h["rho"].notna().any() for runs in histories.values() for h in runs)
     figure, panels = canvas(8.2, 3.2, title, corpus, columns=1 + watched)

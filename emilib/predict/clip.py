@@ -18,19 +18,13 @@ LONGEST = 30.0  # s; no model reads a longer clip in one piece
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """One clip. A path alone means `Clip(video=path)`.
+    """One clip. A path alone means `Clip(video=path)`."""
 
-    video : file with picture, sound or both; None where there is only `audio`
-    audio : a sound file to take in place of the video's own sound
-    faces : folder of numbered face crops (1.jpg, 2.jpg, ...), for models trained on such; without,
-        the face is searched in the video
-    text : the spoken words; "" for none; None to have Whisper listen, where it is installed
-    """
-
-    video: str | Path | None
-    audio: str | Path | None = None
+    video: str | Path | None  # file with picture, sound or both; None where there is only `audio`
+    audio: str | Path | None = None  # a sound file in place of the video's own sound
+    # Folder of numbered face crops (1.jpg, 2.jpg, ...); without, the face is searched in the video.
     faces: str | Path | None = None
-    text: str | None = None
+    text: str | None = None  # the spoken words; "" for none; None to have Whisper listen
 
     def __post_init__(self):
         if self.video is None and self.audio is None:
@@ -113,9 +107,8 @@ class Prediction:
         """A row a window: start and end in s, each emotion and its sd over seeds, missing."""
         rows = pd.DataFrame([self.over_seeds(self.intensity[:, w]) for w in range(len(self.start))])
         absent = [", ".join(compress(MODALITIES, ~present)) for present in self.present]
-        return (
-            pd.DataFrame({"start": self.start, "end": self.end}).join(rows).assign(missing=absent)
-        )
+        ends = pd.DataFrame({"start": self.start, "end": self.end})
+        return ends.join(rows).assign(missing=absent)
 
 
 def clips_of(paths, text=None) -> list[Clip]:
@@ -133,8 +126,8 @@ def clips_of(paths, text=None) -> list[Clip]:
 def read_clip(clip: Clip, settings: MediaSettings, emotions=EMOTIONS) -> Prediction:
     """Decode a clip's files; a clip that can't be read has a `reason`.
 
-    It is in memory as a whole: frames take fps * seconds * P * P * 3 bytes, for a moment twice (an
-    hour 220 MB at 5 fps and 64 pixels, 2.7 GB at 224), and sound 64 kB a second.
+    It is in memory as a whole: frames take fps * seconds * P * P * 3 bytes, for a moment twice, and
+    sound 64 kB a second.
     """
     began, result = time.perf_counter(), Prediction(clip, emotions)
     try:

@@ -1,8 +1,7 @@
 """From a video file to intensities: what was trained on a corpus, used on anybody's clips.
 
 Each clip is decoded as the corpus was, encoded by the frozen encoders, standardised by the training
-clips' moments, and given to the model of every seed. Clips don't share a batch: the other files of
-a call never change a clip's numbers.
+clips' moments, and given to the model of every seed; clips don't share a batch.
 
 Dimension key: S seeds, W windows of a clip, T steps, E emotions, H heads, M segments.
 """
@@ -66,10 +65,9 @@ class EmiPredictor:
 
     def __post_init__(self):
         self.device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        networks = [
-            n.to(self.device).eval() for n in (*self.encoders.values(), *self.models.values())
-        ]
-        small = sum(p.numel() for n in networks for p in n.parameters()) < SMALL
+        networks = torch.nn.ModuleList([*self.encoders.values(), *self.models.values()])
+        networks.to(self.device).eval()
+        small = sum(p.numel() for p in networks.parameters()) < SMALL
         self._threads = one_thread if small else contextlib.nullcontext
 
     @property
@@ -106,8 +104,7 @@ class EmiPredictor:
         Columns: clip, status ("ok" or "failed"), each emotion in [0, 1] (mean over the seeds and
         windows, clipped) and "Joy sd" and so on (over seeds), missing, damaged, problems, notes,
         text, windows, duration and seconds (it took), reason (of a failure). A file that can't be
-        read is a row with its reason; `attrs["note"]` says what the model is. A CPU works in one
-        thread: their number would change the last bits.
+        read is a row with its reason; `attrs["note"]` says what the model is.
         """
         predictions = self.predictions(paths, text, window, step)
         table = pd.DataFrame([prediction.row() for prediction in predictions])

@@ -84,9 +84,8 @@ def load(source) -> dict:
     except Exception as error:  # of many kinds, by what the folder lacks
         wanted = "expected the folder of a complete predictor, or a model on the Hugging Face hub"
         how = "make one with `python -m emilib export taemi FOLDER`"
-        raise ValueError(
-            f"{wanted}, got {source}: {str(error).partition(chr(10))[0]}; {how}"
-        ) from error
+        got = f"{source}: {str(error).partition(chr(10))[0]}"
+        raise ValueError(f"{wanted}, got {got}; {how}") from error
 
 
 def _card(config: dict) -> ModelCard:

@@ -40,10 +40,8 @@ def predict_files(
     if csv_file is not None:
         atomic_write(csv_file, table.to_csv(index=False, float_format="%.6g"))
     if json_file is not None:
-        lists = [
-            {name: getattr(p, name) for name in ("problems", "notes", "missing")}
-            for p in predictions
-        ]
+        names = ("problems", "notes", "missing")
+        lists = [{name: getattr(p, name) for name in names} for p in predictions]
         parts = zip(clips, lists, windows, strict=True)
         clips = [{**clip, **more, "windows": rows} for clip, more, rows in parts]
         document = {"model": predictor.facts, "note": predictor.note, "clips": clips}
@@ -83,9 +81,8 @@ def draw(predictor: EmiPredictor, predictions: Sequence, folder: Path) -> None:
         look = predictor.look(prediction.clip)
         figures = {name: clip_plots.explained(look, predictor.note)}
         if len(prediction.start) > 1:
-            figures[f"{name}-over-time"] = clip_plots.over_time(
-                prediction.windows(), predictor.emotions, prediction.clip.name, predictor.note
-            )
+            about = predictor.emotions, prediction.clip.name, predictor.note
+            figures[f"{name}-over-time"] = clip_plots.over_time(prediction.windows(), *about)
         for file, figure in figures.items():
             atomic_write(folder / f"{file}.png", style.png(figure))
             report(f"wrote {folder / file}.png")

@@ -1,14 +1,10 @@
 """What the two papers report and where: the one place their numbers stand, as three CSV files.
 
-``claims.csv`` lists every number, ``checks.csv`` the numbers that follow from others, with the
-formula that recomputes them, ``contradictions.csv`` what does not add up.
-
 Paper A is *Dual-Stage Cross-Modal Network with Dynamic Feature Fusion for Emotional Mimicry
 Intensity Estimation* (8th ABAW, 2025; first version of arXiv 2503.10603). Paper B is *Anchoring
 Emotions in Text: Robust Multimodal Fusion for Mimicry Intensity Estimation* (10th ABAW, 2026).
 
-A table is called by paper and number: A2 is Table 2 of paper A. ρ is the mean Pearson correlation
-over six emotions on the validation set of Hume-Vidmimic2.
+A table is called by paper and number: A2 is Table 2 of paper A.
 """
 
 import json
@@ -23,19 +19,13 @@ def _read(name: str) -> pd.DataFrame:
     return pd.read_csv(Path(__file__).with_name(name), dtype=str, keep_default_na=False)
 
 
-def _claims() -> tuple:
-    """Every number as a named tuple: name, paper, where, row, modality, quantity, value, unit, Δ.
-
-    name : what formulas in ``checks.csv`` call it; row, modality : of the table, "" in running text
-    value : NaN for a row that neither paper has; delta : the Δ printed beside the value, or None
-    """
-    table = _read("claims.csv").astype(object)
-    for column, empty in (("value", "NaN"), ("delta", "null")):
-        table[column] = pd.Series([json.loads(t or empty) for t in table[column]], dtype=object)
-    return tuple(table.itertuples(index=False, name="Claim"))
-
-
-CLAIMS = _claims()
+# Every number as a named tuple: name (for formulas in checks.csv), paper, where, row and modality
+# ("" in running text), quantity, value (NaN for a row that neither paper has), unit, delta (the Δ
+# printed beside the value, or None).
+_TABLE = _read("claims.csv").astype(object)
+for _column, _empty in (("value", "NaN"), ("delta", "null")):
+    _TABLE[_column] = pd.Series([json.loads(t or _empty) for t in _TABLE[_column]], dtype=object)
+CLAIMS = tuple(_TABLE.itertuples(index=False, name="Claim"))
 
 
 def rows(table: str) -> tuple:

@@ -23,30 +23,22 @@ _LETTERS = {"V": "frames", "A": "audio", "T": "text"}
 class Experiment:
     """What is trained for one or more rows.
 
-    model : name of a class in `emilib.models`; None where nothing is trained, only `members` read
-    model_args : its settings beside the widths, which come from the features
-    modalities : among "frames", "audio", "text": all the model is given
     features : "ours", of the Stage I encoders; "ours, start" and "ours, paper_b"
         of encoders at another stage; "official", the organisers'; or "media", waveforms and words
         for encoders that are trained with the model
-    rows : (table, row) it serves, rows as in `claims`
-    members : names of experiments whose predictions are averaged
-    leaked : the predictions of its one member with fusion weights from the validation clips
-    train : called in place of building the model and `fit`, as `fit_savchenko`
-    least_seeds : how many seeds it is trained with at least
     """
 
     name: str
-    model: str | None = None
-    model_args: Mapping = dataclasses.field(default_factory=dict)
-    modalities: tuple[str, ...] = ("frames", "audio", "text")
+    model: str | None = None  # a class in `emilib.models`; None where only `members` are read
+    model_args: Mapping = dataclasses.field(default_factory=dict)  # beside the features' widths
+    modalities: tuple[str, ...] = ("frames", "audio", "text")  # all the model is given
     features: str = "ours"
     recipe: Recipe | None = None
-    rows: tuple[tuple[str, str], ...] = ()
-    members: tuple[str, ...] = ()
-    leaked: bool = False
-    train: Callable | None = None
-    least_seeds: int = 0
+    rows: tuple[tuple[str, str], ...] = ()  # (table, row) it serves, rows as in `claims`
+    members: tuple[str, ...] = ()  # experiments whose predictions are averaged
+    leaked: bool = False  # those of its member, with fusion weights from the validation clips
+    train: Callable | None = None  # in place of building the model and `fit`: `fit_savchenko`
+    least_seeds: int = 0  # it is trained with
 
     def seeds_of(self, seeds: Sequence[int]) -> tuple[int, ...]:
         """These seeds, and numbers after the highest until there are `least_seeds`."""
@@ -70,8 +62,7 @@ def all_experiments(profile) -> dict[str, Experiment]:
             recipe = dataclasses.replace(experiment.recipe, **points[experiment.name])
             listed[place] = dataclasses.replace(experiment, recipe=recipe)
     if profile.taemi_fine_tune:
-        # Encoders of their own serve the tables. The same with frozen encoders are there to be
-        # looked into and used: all of them, and all seeds, take one and the same features.
+        # Encoders of their own serve the tables; frozen ones are there to be looked into.
         frozen = [e for e in listed if e.model == "TAEMI"]
         listed = [dataclasses.replace(e, rows=()) if e in frozen else e for e in listed]
         listed += [dataclasses.replace(e, name=f"{e.name}_tuned", features=MEDIA) for e in frozen]

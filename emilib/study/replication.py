@@ -39,10 +39,9 @@ def replicate(corpora: Mapping[int, Results]) -> pd.DataFrame:
 
     corpora : results of the same experiments by corpus seed
 
-    corpus N is the difference there; same sign says on how many corpora it has the sign of the
-    mean, resolved on how many it is resolved alone, after Holm's correction over that corpus. The
-    interval of the mean draws clips and corpora, whose differences have what seeds do in them; p is
-    after Holm's correction, and verdict as of `metrics.verdict`, without a claim.
+    same sign says on how many corpora it has the sign of the mean, resolved on how many it is
+    resolved alone, after Holm's correction over that corpus. The interval of the mean draws clips
+    and corpora; p is after Holm's correction, verdict as of `metrics.verdict`, without a claim.
     """
     first, rows = next(iter(corpora.values())), []
     for (row, reference), pair in differences(first.experiments).items():

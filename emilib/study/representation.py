@@ -1,7 +1,4 @@
-"""Linear probes of the labels: they have no time axis and learn no representation.
-
-Dimension key: N clips, D width of an encoder, E emotions.
-"""
+"""Linear probes of the labels: they have no time axis and learn no representation."""
 
 import numpy as np
 import pandas as pd
@@ -22,8 +19,7 @@ def clip_statistics(data: FeatureSet, modality: str, changes=True) -> np.ndarray
 
     frames: mean, standard deviation, maximum and minimum over time of the change since the clip's
     first frame (N, 4 D), which leaves out whose face it is, or without `changes` of what they are;
-    audio: mean and standard deviation over
-    time (N, 2 D); text: its vector (N, D)
+    audio: mean and standard deviation over time (N, 2 D); text: its vector (N, D)
     """
     width = data.dims[modality]
     if modality == "text":
@@ -54,10 +50,7 @@ def ridge(train_x, train_y, x) -> np.ndarray:
 
 
 def probe(splits: FeatureSplits) -> pd.DataFrame:
-    """ρ on validation of `ridge` on the statistics of each modality, and of all side by side.
-
-    A row each, the last is "all" where there are several; a column an emotion.
-    """
+    """ρ on validation of `ridge` on the statistics of each modality and of "all", a row each."""
     return scores(_predictions(splits, *_statistics(splits)), splits)
 
 
@@ -70,19 +63,15 @@ def scores(predictions: dict[str, np.ndarray], splits: FeatureSplits) -> pd.Data
     return table
 
 
-def lines(
-    splits: FeatureSplits, signals: pd.DataFrame | None = None, changes=True
-) -> dict[str, np.ndarray]:
+def lines(splits, signals=None, changes=True) -> dict[str, np.ndarray]:
     """Predictions that networks on these features have to beat, validation clips before test clips.
 
     signals : by id, columns frames_*, audio_*, text_*: what the generator of a synthetic corpus
-        expressed in each modality, before it was drawn, spoken or worded; KeyError where a clip has
-        none
+        expressed in each modality, before it was drawn, spoken or worded
     changes : of frames, as of `clip_statistics`
 
     By name as in ``lines.csv``: "ridge_text" and its like are of `ridge` on one modality,
-    "ridge_sum" is their sum, and "ceiling_text", "ceiling_all" and their like are of `ridge` on the
-    clean signals: what it would find if features lost nothing of them.
+    "ridge_sum" is their sum, "ceiling_text", "ceiling_all" and their like are of the signals.
     """
     single = _predictions(splits, *_statistics(splits, changes))
     single.pop("all", None)

@@ -2,8 +2,7 @@
 
 resources.csv holds a formula for each stage. Operations are counted from the sizes of the published
 networks, a multiplication with its addition as two, three forward passes a training step; hours
-follow from a rate that a GPU is assumed to sustain. Training keeps 24 bytes a parameter in Stage I,
-16 in fine-tuning, and of sound about 68 bytes a token, width and layer.
+follow from a rate that a GPU is assumed to sustain.
 """
 
 from pathlib import Path

@@ -28,10 +28,8 @@ from emilib.workers import device
 HYPOTHESES = pd.read_csv(Path(__file__).with_name("hypotheses.csv"), dtype=str)
 _CODE = code_version("study/robustness.py")
 GREY = 128  # of what covers a face
-# How a level reads: a share of the clips, of the picture's area for the cover and of its side for
-# the blur, of a clip's frames where some are lost.
-KINDS = dict.fromkeys(("missing", "covered", "lost to noise", "wrong words"), "{level:.0%}")
-KINDS |= {"white noise": "{level:g} dB", "blur": "{level:.1%}"}
+_TABLE = pd.read_csv(Path(__file__).with_name("corruptions.csv"), dtype=str)
+KINDS = dict(zip(_TABLE["kind"], _TABLE["reads"], strict=True))  # how a level reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +44,9 @@ class Corruption:
         return f"{self.modality}, {self.kind} {KINDS[self.kind].format(level=self.level)}"
 
 
-MISSING = tuple(Corruption("missing", m, share) for m in MODALITIES for share in (0.25, 0.5, 1.0))
-_LEVELS = {
-    ("white noise", "audio"): (20.0, 10.0, 0.0),
-    ("blur", "frames"): (0.03, 0.06),
-    ("covered", "frames"): (0.25, 0.5),
-    ("lost to noise", "frames"): (0.25, 0.5),
-    ("wrong words", "text"): (0.25, 0.5, 1.0),
-}
-SPOILT = tuple(Corruption(*what, level) for what, levels in _LEVELS.items() for level in levels)
+_LEVELS = [(c, float(level)) for c in _TABLE.itertuples() for level in c.levels.split()]
+ALL = [Corruption(c.kind, c.modality, level) for c, level in _LEVELS]
+MISSING, SPOILT = (tuple(c for c in ALL if (c.kind == "missing") == gone) for gone in (True, False))
 
 
 def chosen(count: int, share: float, seed: int = 0) -> np.ndarray:
@@ -98,18 +90,16 @@ def blurred(frames: np.ndarray, share: float, generator=None) -> np.ndarray:
 
 def covered(frames: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
     """(T, 3, H, W) uint8 with a grey square over this share of the area, at one random place."""
-    size = frames.shape[-1]
+    result, size = frames.copy(), frames.shape[-1]
     side = round(size * np.sqrt(share))
     top, left = generator.integers(0, size - side + 1, 2)
-    result = frames.copy()
     result[:, :, top : top + side, left : left + side] = GREY
     return result
 
 
 def noisy_frames(frames: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
     """(T, 3, H, W) uint8 of which a share of the frames is noise and nothing else."""
-    lost = chosen(len(frames), share, int(generator.integers(2**32)))
-    result = frames.copy()
+    lost, result = chosen(len(frames), share, int(generator.integers(2**32))), frames.copy()
     result[lost] = generator.integers(0, 256, result[lost].shape, dtype=np.uint8)
     return result
 
@@ -126,7 +116,7 @@ def corrupted(splits: FeatureSplits, corruption: Corruption, encode, seed: int =
     """The validation clips with one modality corrupted, standardised as fusion models get them.
 
     encode(modality, corrupt, parts) : encoded features by id of the clips whose media went through
-        ``corrupt(id, medium)``; `parts` is all that determines `corrupt`
+        ``corrupt(id, medium)``, which `parts` determine
     """
     clean, modality = splits.validation, corruption.modality
     if corruption.kind == "missing":
@@ -164,26 +154,22 @@ class Measurements:
     def __init__(self, target, intensity: Mapping, weights: Mapping, present: Mapping):
         self.target = target
         self.intensity, self.weights, self.present = intensity, weights, present
-        self._rho = functools.cache(self._measured)
-
-    def _measured(self, corruption: Corruption | None, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """ρ of each seed (S,), and on each draw of clips, common to all (R, S)."""
-        return metrics.measure(self.target, self.intensity[corruption, name])
+        # ρ of each seed (S,), and on each draw of clips, common to all (R, S).
+        self._rho = functools.cache(lambda *key: metrics.measure(self.target, self.intensity[key]))
 
     def rho(self, *terms: tuple[int, Corruption | None, str]) -> metrics.Estimate:
         """Sum of signed ρ, paired over clips and seeds; terms are (sign, corruption, name).
 
         Of models with different numbers of seeds, the first seeds, which all have.
         """
-        measured = [(sign, *self._rho(corruption, name)) for sign, corruption, name in terms]
+        measured = [(sign, *self._rho(*key)) for sign, *key in terms]
         seeds = min(len(each) for _, each, _ in measured)
         each = sum(sign * each[:seeds] for sign, each, _ in measured)
         drawn = sum(sign * drawn[:, :seeds].mean(axis=1) for sign, _, drawn in measured)
         return metrics.summarise(each, drawn)
 
     def weight_change(self, corruption: Corruption, name: str) -> metrics.Estimate:
-        """Weight of the corrupted modality minus its weight before: mean, and interval, over the
-        clips that have it both times."""
+        """Weight of the corrupted modality minus that before, over clips that have both."""
         column, keys = MODALITIES.index(corruption.modality), ((corruption, name), (None, name))
         both = np.all([self.present[key][:, column] for key in keys], axis=0)
         change = np.subtract(*(self.weights[key][:, both, column] for key in keys))

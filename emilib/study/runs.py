@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -32,29 +32,21 @@ class ExperimentError(RuntimeError):
 
 @dataclasses.dataclass
 class Outcome:
-    """What an experiment came to, over S seeds, on N validation clips.
-
-    ids : N names; target (N, E); predictions (S, N, E), not clipped
-    test_ids, test_predictions : the same for the test clips, whose labels nobody has
-    histories : a DataFrame a seed, see `emilib.training.loop.Result`
-    parameters : number of trained parameters; seconds : (S,) of training
-    folders : where each seed's result lies; empty for a mean of members
-    scale : turned the models' outputs into predictions in the range of the E targets, or None
-    """
+    """What an experiment came to, over S seeds, on N validation clips."""
 
     experiment: Experiment
     seeds: tuple[int, ...]
-    ids: list[str]
-    target: np.ndarray
-    predictions: np.ndarray
+    ids: list[str]  # N names
+    target: np.ndarray  # (N, E)
+    predictions: np.ndarray  # (S, N, E), not clipped
     test_ids: list[str]
-    test_predictions: np.ndarray
-    histories: list[pd.DataFrame]
-    parameters: int
-    seconds: np.ndarray
-    folders: list[Path]
+    test_predictions: np.ndarray  # the same for the test clips, whose labels nobody has
+    histories: list[pd.DataFrame]  # one a seed, see `emilib.training.loop.Result`
+    parameters: int  # number of those that are trained
+    seconds: np.ndarray  # (S,) of training
+    folders: list[Path]  # where each seed's result lies; empty for a mean of members
     targets: tuple[str, ...] = EMOTIONS
-    scale: TargetScale | None = None
+    scale: TargetScale | None = None  # made predictions of the models' outputs
 
 
 class Results(dict):
@@ -123,7 +115,7 @@ class Results(dict):
             from emilib.features.loading import load_encoder
 
             return quietly(models.EndToEnd.from_pretrained, folder, load_encoder).eval()
-        return quietly(getattr(models, outcome.experiment.model).from_pretrained, folder).eval()
+        return quietly(models.MODELS[outcome.experiment.model].from_pretrained, folder).eval()
 
 
 def result_parts(experiment: Experiment, seed: int, splits: FeatureSplits) -> dict:
@@ -155,8 +147,8 @@ def train_model(experiment: Experiment, train, valid, seed: int, checkpoint) -> 
 def run_one(experiment: Experiment, seed: int, splits: FeatureSplits, cache: Cache) -> Path:
     """Train one experiment with one seed where `cache` has no result yet; returns its folder.
 
-    One torch thread on a CPU: a run made alone and one made beside others have the same bits.
-    A run that was killed goes on from its last epoch.
+    One torch thread on a CPU, for the same bits alone and beside others. A killed run goes on from
+    its last epoch.
     """
     parts = result_parts(experiment, seed, splits)
 
@@ -184,33 +176,26 @@ def run_one(experiment: Experiment, seed: int, splits: FeatureSplits, cache: Cac
         meta |= {name: getattr(result, name) for name in ("parameters", "seconds", "epoch")}
         meta["scale"] = None if result.scale is None else result.scale.to_dict()
         (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        model, save = result.model.cpu(), ()
-        if isinstance(model, models.EndToEnd):
+        save = ()
+        if isinstance(result.model, models.EndToEnd):
             from emilib.features.loading import save_encoder
 
             save = (save_encoder,)
-        model.save_pretrained(folder / "model", *save)
+        result.model.cpu().save_pretrained(folder / "model", *save)
 
     return cache.step(KIND, parts, make)
 
 
-def run(
-    experiments: Iterable[Experiment],
-    seeds: Sequence[int],
-    features: Mapping[str, FeatureSplits],
-    cache: Cache,
-    workers: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Results:
+def run(experiments, seeds, features, cache, workers=None, progress=lambda *_: None) -> Results:
     """`run_one` for each experiment and seed that `cache` lacks; returns all results.
 
     seeds : of each experiment, and as many more as its `least_seeds` asks for
-    features : by `Experiment.features`, those that are needed
+    features : by `Experiment.features`, those that are needed; ValueError where one is missing
     workers : processes; None is one a core, and one where there is a GPU. It changes no bit.
-    progress : called with (runs done, runs in all), results that were there included
+    progress : called with (runs done, runs in all)
 
     Several ranks (see `emilib.cache`) deal the runs out among them. Where runs fail the others are
-    finished first; then ExperimentError names the failures. ValueError: features are missing.
+    finished first; then ExperimentError names the failures.
     """
     experiments = {experiment.name: experiment for experiment in experiments}
     for name, reason in untrainable(experiments, features).items():
@@ -262,13 +247,13 @@ def untrainable(experiments: Mapping[str, Experiment], features: Mapping) -> dic
     """
     reasons = {}
     for name, experiment in experiments.items():
-        kind, splits = experiment.features.split(",")[0], features.get(experiment.features)
+        official, splits = experiment.features == "official", features.get(experiment.features)
         if splits is None:
-            reasons[name] = "no official features" if kind == "official" else "no encoders"
+            reasons[name] = "no official features" if official else "no encoders"
         elif without := [_MISSING[m] for m in experiment.modalities if m not in splits.train.dims]:
-            official = " in the official features" if kind == "official" else ""
+            where = " in the official features" if official else ""
             if experiment.modalities != MODALITIES:
-                reasons[name] = f"no {' and no '.join(without)}{official}"
+                reasons[name] = f"no {' and no '.join(without)}{where}"
     return reasons
 
 

@@ -10,7 +10,7 @@ import torch
 from emilib import MODALITIES
 from emilib.features.feature_set import FeatureSet
 from emilib.metrics import pearson
-from emilib.models.earlier import Savchenko2025, StatisticsMLP
+from emilib.models import for_features
 from emilib.training.loop import Result, TargetScale, check_data, fit
 from emilib.training.recipes import Recipe
 
@@ -25,11 +25,11 @@ def fit_savchenko(
 
     Returns the same members with two kinds of weights: honest, of held-out folds of the training
     clips; and leaked, of the validation clips, as in the original, whose score is too high by
-    construction (None without such clips). The history is the mean over members and folds, which
-    see no validation clips: ρ is NaN. A modality that all clips lack has the weight 0.
+    construction (None without such clips). The history, a mean over all, has no ρ. A modality that
+    all clips lack has the weight 0.
     """
     check_data(train, valid)
-    recipe, targets = recipe or Recipe.savchenko(), train.num_targets
+    recipe = recipe or Recipe.savchenko()
     # Members end in a sigmoid: targets beyond [0, 1] are brought there.
     scale = TargetScale.of(train.target, "range")
     scaled = train if scale is None else train.with_target(scale.transform(train.target))
@@ -38,16 +38,16 @@ def fit_savchenko(
     held_out, members, trained = np.full((len(known), *train.target.shape), np.nan), {}, []
 
     def fit_member(name: str, data: FeatureSet) -> Result:
-        model = StatisticsMLP(train.dims[name], name, targets, hidden=hidden)
+        model = for_features("StatisticsMLP", data, modality=name, hidden=hidden)
         folder = None if checkpoint is None else Path(checkpoint) / f"{len(trained):03d}"
         trained.append(fit(model, data, None, recipe, seed, folder, device))
         return trained[-1]
 
     def fused(predictions, target) -> Result:
-        widths = (train.dims.get(m, 1) for m in MODALITIES)
-        model, weights = Savchenko2025(*widths, targets, hidden=hidden), np.zeros((3, targets))
+        model, targets = for_features("Savchenko2025", train, hidden=hidden), train.num_targets
         for name, result in members.items():
             model.members[name].load_state_dict(result.model.state_dict())
+        weights = np.zeros((3, targets))
         weights[[MODALITIES.index(m) for m in known]] = search_weights(predictions, target)
         model.fusion.copy_(torch.from_numpy(weights))
         history = pd.concat([r.history for r in trained]).groupby("epoch").mean().reset_index()

@@ -1,7 +1,6 @@
 """Tables of both papers, the paper's number beside the one trained here.
 
-`table` makes a DataFrame of plain numbers from results; `display` makes the text a person reads;
-`write` keeps both. Nothing here trains, and no number is typed in.
+`table` makes plain numbers of results, `display` the text a person reads, `write` keeps both.
 """
 
 import math
@@ -34,9 +33,7 @@ _LEFT = ("Row", "Input", "Partition")  # columns of words
 _DASH = "–"
 
 
-def table(
-    name: str, results: Results | None = None, corpus="the corpus at hand", partitions=None
-) -> pd.DataFrame:
+def table(name, results=None, corpus="the corpus at hand", partitions=None) -> pd.DataFrame:
     """One table as numbers, a row a row of the paper; `attrs` hold "name" and "caption".
 
     name : one of `claims.TABLES`; ValueError for another
@@ -46,9 +43,9 @@ def table(
 
     Of result tables: here is the mean over seeds, sd their spread, low and high a 95 % bootstrap
     interval over validation clips and seeds, test the mean ρ on test clips where their labels are
-    known, reference the row of the differences delta_*. p is theirs after Holm's correction over
-    the table, and verdict as of `metrics.verdict`, what the paper reports being claimed. The last
-    rows, of kind "line", are what a network has to beat.
+    known, reference the row of the differences delta_*, p theirs after Holm's correction over the
+    table, verdict that of `metrics.verdict`. The last rows, of kind "line", are what a network has
+    to beat.
     """
     if name in PARTITION_TABLES:
         frame = _partition_table(name, partitions)
@@ -65,10 +62,9 @@ def table(
 
 
 def sentiment(results: Results, corpus: str) -> pd.DataFrame | None:
-    """B2 by the measures of sentiment, see `metrics.sentiment`: means over seeds.
+    """B2 by `metrics.sentiment`: means over seeds, on test clips where their labels are known.
 
-    On test clips where their labels are known, else on validation. None where the target is not
-    one number from negative to positive.
+    None where the target is not one number from negative to positive.
     """
     one = next(iter(results.values()))
     if one.target.shape[1] > 1 or one.target.min() >= 0:
@@ -81,16 +77,11 @@ def sentiment(results: Results, corpus: str) -> pd.DataFrame | None:
         if experiment is not None and experiment.name in results:
             outcome = results[experiment.name]
             rows[claim.row] = outcome.test_predictions if known else outcome.predictions
-    predictions = results.lines()  # of these the sum is no prediction on the target's scale
-    for line in LINES[LINES["tables"].str.contains("B2")].itertuples():
-        if line.name in predictions and line.name != "ridge_sum":
-            valid, test = np.split(predictions[line.name], [len(one.target)])
-            rows[line.row] = (test if known else valid)[None]
-    each = {
-        row: pd.DataFrame(metrics.sentiment(target, p) for p in predictions).mean()
-        for row, predictions in rows.items()
-    }
-    frame = pd.DataFrame(each).T.rename_axis("Row").reset_index()
+    for line, *sets in _lines_of("B2", results):
+        if line.name != "ridge_sum":  # which is no prediction on the target's scale
+            rows[line.row] = sets[known][None]
+    each = [pd.DataFrame(metrics.sentiment(target, p) for p in ps).mean() for ps in rows.values()]
+    frame = pd.DataFrame(each, index=pd.Index(rows, name="Row")).reset_index()
     clips = f"{len(target)} {'test' if known else 'validation'} clips"
     caption = f"The systems of B2 by measures of sentiment, on {clips}, mean over seeds. {corpus}."
     frame.attrs.update(name="sentiment", caption=caption)
@@ -138,17 +129,22 @@ def _row(name: str, claim, results: Results) -> dict:
     return row
 
 
-def _lines(name: str, results: Results) -> list[dict]:
-    """The lines to beat of a table, as rows; none without results."""
-    rows, predictions = [], results.lines() if results else {}
+def _lines_of(name: str, results: Results):
+    """The lines to beat of a table, with predictions of validation and test clips."""
+    predictions = results.lines() if results else {}
     for line in LINES[LINES["tables"].str.contains(name)].itertuples():
         if line.name in predictions:
-            target = next(iter(results.values())).target
-            valid, test = np.split(predictions[line.name], [len(target)])
-            rho = metrics.estimate(target, valid)
-            row = {"row": line.row, "modality": line.modality, "kind": "line", "here": rho.value}
-            row |= {"low": rho.low, "high": rho.high, "test": results.test_rho(test[None])}
-            rows.append(row | {"seeds": 0, "reference": "", "status": "regression"})
+            counts = [len(next(iter(results.values())).target)]
+            yield line, *np.split(predictions[line.name], counts)
+
+
+def _lines(name: str, results: Results) -> list[dict]:
+    rows = []
+    for line, valid, test in _lines_of(name, results):
+        rho = metrics.estimate(next(iter(results.values())).target, valid)
+        row = {"row": line.row, "modality": line.modality, "kind": "line", "here": rho.value}
+        row |= {"low": rho.low, "high": rho.high, "test": results.test_rho(test[None])}
+        rows.append(row | {"seeds": 0, "reference": "", "status": "regression"})
     return rows
 
 
@@ -171,10 +167,7 @@ def _caption(name: str, corpus: str, results: Results | None) -> str:
 
 
 def complete(tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Rows of all tables, there or not, that lack a number, as "B2, Yu 2024: no result".
-
-    A row that can't be trained on its corpus, and says why, lacks nothing.
-    """
+    """Rows that lack a number and do not say why, of all tables, as "B2, Yu 2024: no result"."""
     rows = dict.fromkeys((name, claim.row) for name in claims.TABLES for claim in claims.rows(name))
     for name, frame in tables.items():
         done = frame["clips" if name in PARTITION_TABLES else "here"].notna()
@@ -216,8 +209,7 @@ def display(table: pd.DataFrame) -> pd.DataFrame:
 
 def in_words(table: pd.DataFrame) -> list[str]:
     """Each difference of a result table as a line, with its interval and verdict."""
-    rows = table[table["delta_here"].notna()].itertuples()
-    form = "{:+z.3f} [{:+z.3f}, {:+z.3f}]"
+    rows, form = table[table["delta_here"].notna()].itertuples(), "{:+z.3f} [{:+z.3f}, {:+z.3f}]"
     return [
         f"{r.row} − {r.reference}: {_finite(form, r.delta_here, r.delta_low, r.delta_high)}, "
         f"p {r.p:.3f}, {r.verdict}; paper {_reported(r.delta_paper, '+')}"
@@ -277,15 +269,10 @@ def _markdown(table: pd.DataFrame) -> str:
 
 def _latex(table: pd.DataFrame) -> str:
     """A booktabs table (the document needs \\usepackage{booktabs})."""
-    shown = display(table)
-    text = shown.to_latex(
-        index=False,
-        escape=True,
-        caption=table.attrs["caption"].replace("%", r"\%").replace("&", r"\&"),
-        label=f"tab:{table.attrs['name']}",
-        column_format="".join("l" if name in _LEFT else "r" for name in shown.columns),
-        position="htbp",
-    )
+    shown, caption = display(table), table.attrs["caption"].replace("%", r"\%").replace("&", r"\&")
+    options = {"index": False, "escape": True, "caption": caption, "position": "htbp"}
+    options["column_format"] = "".join("l" if name in _LEFT else "r" for name in shown.columns)
+    text = shown.to_latex(label=f"tab:{table.attrs['name']}", **options)
     symbols = {"ρ": r"$\rho$", "Δ": r"$\Delta$", "±": r"$\pm$", "–": "--", "−": "$-$"}
     return text.translate(str.maketrans(symbols))
 
@@ -296,9 +283,8 @@ def _finite(form: str, *values: float) -> str:
 
 
 def _spread(form: str, value: float, sd: float, otherwise: str = _DASH) -> str:
-    if not math.isfinite(value):
-        return otherwise
-    return _finite(form, value) + (f" ± {sd:.3f}" if math.isfinite(sd) else "")
+    spread = f" ± {sd:.3f}" if math.isfinite(sd) else ""
+    return _finite(form, value) + spread if math.isfinite(value) else otherwise
 
 
 def _reported(value: float, sign: str = "") -> str:

@@ -8,7 +8,7 @@ train each row at its best point.
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import pandas as pd
 from emilib.cache import Cache, atomic_write, key
 from emilib.features.feature_set import FeatureSplits
 from emilib.metrics import mean_pearson
-from emilib.study.experiments import TUNING, Experiment
+from emilib.study.experiments import TUNING
 from emilib.study.runs import run
 
 GRID = {"lr": (1e-3, 3e-3), "weight_decay": (0.1, 1.0), "epochs": (8, 16)}
@@ -27,7 +27,7 @@ SEED = 0  # of the draw of people, and of the runs
 def inner_splits(splits: FeatureSplits, people: pd.Series) -> FeatureSplits:
     """The training clips as training and validation clips of different people, 3 to 1; no test.
 
-    people : whose clip it is, by id. Standardised anew, by the clips that are trained on.
+    people : whose clip it is, by id
     """
     plain = dataclasses.replace(splits.train, scaling=None)
     own = people.loc[plain.ids]
@@ -41,9 +41,7 @@ def inner_splits(splits: FeatureSplits, people: pd.Series) -> FeatureSplits:
     return FeatureSplits(*sets, key(of=splits.fingerprint, scored=scored.ids))
 
 
-def tune(
-    experiments: Iterable[Experiment], features: Mapping, people, cache: Cache, **options
-) -> pd.DataFrame:
+def tune(experiments, features: Mapping, people, cache: Cache, **options) -> pd.DataFrame:
     """ρ of each experiment at its points of `GRID`: columns experiment, those of the grid, rho.
 
     features : FeatureSplits by `Experiment.features`; people : as of `inner_splits`
@@ -81,5 +79,4 @@ def tune(
 
 def write(table: pd.DataFrame, about: str, path: Path = TUNING) -> None:
     """Write the scores as CSV, and in a first line with a # what they were measured on."""
-    content = f"# {about}; {table.attrs['note']}\n{table.to_csv(index=False)}"
-    atomic_write(path, content)
+    atomic_write(path, f"# {about}; {table.attrs['note']}\n{table.to_csv(index=False)}")

@@ -1,15 +1,13 @@
 """Small worlds with a dial: when does each mechanism of both papers pay, cost, or do nothing?
 
 A world draws features and one label a clip; its dial d, from 0 to 1, moves one thing that a
-mechanism is said to be good for. Nothing here is media and nothing is about people: everything that
-a world has is in its ten lines, so a difference has one reason.
-
-Dimension key: N clips, T steps, S seeds.
+mechanism is said to be good for. Dimension key: N clips, T steps, S seeds.
 """
 
 import dataclasses
 import functools
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -157,39 +155,13 @@ def clips_of(world: str, dial: float, count: int, part: str) -> FeatureSet:
 
 
 _moments_of = functools.lru_cache(maxsize=2)(FeatureSet.moments)
-TAEMI = {"width": 16, "heads": 2, "attention_dropout": 0.0}
-DUAL_STAGE = {"width": 16, "segments": 3, "tcn_width": 16, "tcn_dilations": (1,)}
-DUAL_STAGE |= {"audio_hidden": 8, "layers": 1, "heads": 2}
-MODELS = {  # of CLAIMS: a class of `emilib.models` and its settings beside the widths of features
-    "taemi": ("TAEMI", TAEMI),
-    "concat": ("TAEMI", TAEMI | {"fusion": "concat"}),
-    "self_attention": ("TAEMI", TAEMI | {"fusion": "self_attention"}),
-    "no_tokens": ("TAEMI", TAEMI | {"missing_tokens": False}),
-    "no_dropout": ("TAEMI", TAEMI | {"modality_dropout": 0.0}),
-    "audio_anchor": ("TAEMI", TAEMI | {"anchor": "audio"}),
-    "dual_stage": ("DualStage", DUAL_STAGE),
-    "averaged": ("DualStage", DUAL_STAGE),
-    "uniform": ("DualStage", DUAL_STAGE | {"quality": False}),
-    "no_gate": ("DualStage", DUAL_STAGE | {"gate": False}),
-    "no_segments": ("DualStage", DUAL_STAGE | {"segment_pooling": False}),
-    # Of encoders as they start, and of the same after Stage I.
-    **dict.fromkeys(("start", "aligned"), ("DualStage", DUAL_STAGE | {"modalities": SHARING})),
-}
-# Rates are large because runs are short, about 95 steps. They were chosen on "tune" clips for full
-# models that train steadily; all worlds and both sides of a difference share them.
-RECIPES = {
-    "TAEMI": Recipe(lr=0.02, schedule="warmup_cosine", keep="last"),
-    "DualStage": Recipe(lr=0.01, schedule="warmup_cosine", keep="last"),
-    "averaged": Recipe(lr=0.005, ema_decay=0.95, keep="last"),  # a rate that does not fall
-}
+# The models of CLAIMS: classes of `emilib.models`, what each changes in their sizes, their recipes.
+SETTINGS = json.loads(Path(__file__).with_name("worlds.json").read_text("utf-8"))
 _CODE = code_version("study/worlds.py", "training/loop.py", "features/feature_set.py", "models")
 
 
 def encode(pairs: FeatureSet, sets: list, seed: int, size: Size, epochs: int) -> list:
-    """`sets` as a linear encoder to 12 numbers a modality sees them, after Stage I on `pairs`.
-
-    As with a published checkpoint, all seeds start from the same encoders.
-    """
+    """`sets` as a linear encoder to 12 numbers a modality sees them, after Stage I on `pairs`."""
     torch.manual_seed(0)
     encoders = torch.nn.ModuleDict({m: torch.nn.Linear(pairs.dims[m], 12) for m in SHARING})
     torch.manual_seed(seed)
@@ -221,7 +193,7 @@ def train(world: str, dial: float, model: str, seed: int, size: Size) -> dict:
         dial, dials = (MISSED if world.endswith("seen") else 0.0), size.dials
     sets = [clips_of(world, dial, size.train, "train")]
     sets += [clips_of(world, d, size.test, "test") for d in dials]
-    kind, settings = MODELS[model]
+    kind, change = SETTINGS["models"][model]
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         if world == "alignment":
@@ -230,9 +202,9 @@ def train(world: str, dial: float, model: str, seed: int, size: Size) -> dict:
             epochs *= STAGE_TWO
         moments = _moments_of(sets[0])
         sets = [data.standardised(moments) for data in sets]
-        net = models.for_features(kind, sets[0], **settings)
-    recipe = RECIPES.get(model, RECIPES[kind])
-    recipe = dataclasses.replace(recipe, epochs=epochs, batch_size=size.batch_size)
+        net = models.for_features(kind, sets[0], **SETTINGS["sizes"][kind] | change)
+    recipe = SETTINGS["recipes"].get(model, SETTINGS["recipes"][kind])
+    recipe = Recipe(epochs=epochs, batch_size=size.batch_size, **recipe)
 
     def keep_last(record):  # as trained, not averaged
         if record["epoch"] == epochs and model == "averaged":
@@ -258,6 +230,7 @@ def train_once(job: tuple, cache: Cache, size: Size) -> Path:
         np.savez(folder / "predictions.npz", **arrays)
 
     parts = {"job": job, "size": dataclasses.replace(size, seeds=()), "code": _CODE}
+    parts["settings"] = SETTINGS
     with single_process():
         return cache.step("world", parts, make)
 

@@ -3,9 +3,8 @@
 Coordinates are head units, x to the right and y down, with the origin at the centre of the face;
 the shorter side of the picture spans SPAN units. The head is an egg-shaped ellipsoid; where a
 pixel's ray meets it, (u, v) is the place on the face after turning the head. Every edge is a ramp
-about a pixel wide (`px`). Colours are in [0, 1]. p is one record of what `face.render` tells.
-
-Only `render` is callable from Python; the rest is here, as Numba's cache looks at no other file.
+about a pixel wide (`px`). Colours are in [0, 1]. p is one record of what `face.render` tells. The
+whole is one file, as Numba's cache looks at no other.
 """
 
 import math

@@ -2,8 +2,7 @@
 
 `generative_model.py` decides what the clips show, say and are labelled; here they are filmed, with
 a drawn head (`face.py`), a voice (`voice.py`) and the real set's defects. The same parameters
-give the same frames, waveforms, words and labels with any number of worker processes: every clip
-has random generators of its own, and every utterance is spoken by a fresh process.
+give the same corpus with any number of worker processes: each clip has its own generators.
 """
 
 import contextlib
@@ -13,7 +12,6 @@ import math
 import os
 import pickle
 import shutil
-from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,33 +26,16 @@ from threadpoolctl import threadpool_limits
 from emilib import EMOTIONS, SAMPLE_RATE
 from emilib.cache import atomic_write
 from emilib.corpus.layout import CorpusError
-from emilib.synthetic import face
-from emilib.synthetic.generative_model import (
-    DESIGN,
-    PROSODY,
-    clips,
-    draw,
-    people,
-    sentence,
-    signals,
-)
-from emilib.synthetic.voice import FEMININE, MASCULINE, colour, request, say
+from emilib.synthetic import face, generative_model, voice
 from emilib.workers import ordered_map
 
 GENERATOR = 3  # raise it when the same parameters no longer give the same corpus
-STATEMENT = (
-    "This corpus is synthetic: rendered heads and synthesised speech. How much each modality tells "
-    "about the labels is a parameter of the generator and says nothing about people."
-)
 # How clips are recorded, in a format drawn for each by its share: `size` is height and width in
 # pixels, `fps` frames a second, `sound` the codec in the mp4. Most formats are as small as what the
 # small encoders take. `lies`: what the rate field says in clips where it lies. Lengths in seconds.
 FILMING = json.loads(Path(__file__).with_name("filming.json").read_text("utf-8"))
-LABELS = {  # where the labels of each split are written
-    "train": "train_split.csv",
-    "validation": "valid_split.csv",
-    "test": ".synthetic/test_labels.csv",
-}
+# The notice in synthetic.json, and where the labels of each split are written.
+STATEMENT, LABELS = (generative_model.DATA[name] for name in ("statement", "labels"))
 TOO_SHORT = 200  # samples at SAMPLE_RATE; wav2vec2's convolutions need 400
 TAKE = 24  # clips that are spoken by one process
 
@@ -68,35 +49,35 @@ def make(
     workers : processes; None = one a core, 1 = this process
     progress : called as progress(done, total) in clips
 
-    A finished corpus with the same parameters is recognised and returned at once; after a kill, or
-    where files of a clip are missing, only that is made again. `synthetic.json` has the parameters,
-    the hidden `.synthetic/` facts, defects, persons and clean signals of the clips, and the labels
-    of the test clips, which are nowhere else.
+    Only what is missing of a corpus with the same parameters is made. `synthetic.json` has the
+    parameters, the hidden `.synthetic/` facts, defects, persons and clean signals of the clips, and
+    the labels of the test clips, which are nowhere else.
     Raises CorpusError when the folder holds anything else than this corpus.
     """
     folder = Path(folder)
     counts = {"train": train, "validation": validation, "test": test}
     if min(counts.values()) < 0 or train + validation < 1:
         raise CorpusError(f"expected clips, at least one of them labelled, got {counts}")
-    parameters = {"statement": STATEMENT, **counts, "seed": seed, "design": asdict(DESIGN)}
+    design = vars(generative_model.DESIGN)
+    parameters = {"statement": STATEMENT, **counts, "seed": seed, "design": design}
     parameters |= {"filming": FILMING, "generator": GENERATOR}
     note, text = folder / "synthetic.json", json.dumps(parameters, indent=2) + "\n"
     same = note.exists() and note.read_text() == text
     if not same and folder.exists() and (folder.is_file() or any(folder.iterdir())):
-        raise CorpusError(
-            f"{folder}: expected a new or empty folder, or an embedded corpus with the same "
-            "parameters in its synthetic.json, got something else; name another folder or delete it"
-        )
+        wanted = "expected a new folder, or one whose synthetic.json has the same parameters"
+        raise CorpusError(f"{folder}: {wanted}, got something else; name another or delete it")
     atomic_write(note, text)
-    drawn = draw(**counts, seed=seed)
-    missing = [clip for clip in clips(drawn) if not _is_finished(folder, _note(folder, clip))]
+    drawn = generative_model.draw(**counts, seed=seed)
+    clips = generative_model.clips(drawn)
+    missing = [clip for clip in clips if not _is_finished(folder, _note(folder, clip))]
     takes = [missing[i : i + TAKE] for i in range(0, len(missing), TAKE)]
     done = len(drawn.id) - len(missing)
     progress(done, len(drawn.id))
     for filmed in ordered_map(functools.partial(film_clips, folder, seed), takes, workers):
         done += filmed
         progress(done, len(drawn.id))
-    tables = {".synthetic/signals.csv": signals(drawn), ".synthetic/people.csv": people(drawn)}
+    tables = {".synthetic/signals.csv": generative_model.signals(drawn)}
+    tables[".synthetic/people.csv"] = generative_model.people(drawn)
     for split, name in LABELS.items():
         rows = np.array(drawn.split) == split
         index = pd.Index(np.array(drawn.id)[rows], name="id" if split == "test" else "Filename")
@@ -112,18 +93,18 @@ def _note(folder: Path, clip) -> Path:
 
 def _is_finished(folder: Path, note: Path) -> bool:
     """True when the clip was finished and everything it wrote is still there."""
-    if not note.exists():
-        return False
-    return all((folder / name).exists() for name in json.loads(note.read_text())["files"])
+    files = json.loads(note.read_text())["files"] if note.exists() else [note]
+    return all((folder / name).exists() for name in files)
 
 
 def film_clips(folder: Path, seed: int, clips: list) -> int:
     """Film clips of `generative_model.clips`, spoken by one process; returns their number."""
     draws = [np.random.default_rng([seed, 2, clip.number]) for clip in clips]
     persons = [_person(seed, int(clip.person)) for clip in clips]
-    words = [sentence(c.strength, c.topic, rng) for c, rng in zip(clips, draws, strict=True)]
-    prosody = [dict(zip(PROSODY, clip.prosody, strict=True)) for clip in clips]
-    spoken = say(list(map(request, words, persons, prosody)))
+    pairs = zip(clips, draws, strict=True)
+    words = [generative_model.sentence(c.strength, c.topic, rng) for c, rng in pairs]
+    prosody = [dict(zip(generative_model.PROSODY, clip.prosody, strict=True)) for clip in clips]
+    spoken = voice.say(list(map(voice.request, words, persons, prosody)))
     with threadpool_limits(1):  # the same bits with any number of threads
         for parts in zip(clips, draws, persons, words, prosody, spoken, strict=True):
             _film_clip(folder, seed, *parts)
@@ -135,7 +116,7 @@ def _film_clip(folder: Path, seed: int, clip, rng, person, words, prosody, spoke
     samples, rate, phonemes = spoken
     ratio = Fraction(SAMPLE_RATE, rate)
     samples = resample_poly(samples.astype(np.float32), ratio.numerator, ratio.denominator)
-    sound, phonemes = _sound(clip, person, colour(samples, prosody, rng), phonemes, rng)
+    sound, phonemes = _sound(clip, person, voice.colour(samples, prosody, rng), phonemes, rng)
     seconds = len(sound) / SAMPLE_RATE
     formats = FILMING["formats"]
     form = formats[rng.choice(len(formats), p=[f["share"] for f in formats])]
@@ -179,20 +160,19 @@ def _film_clip(folder: Path, seed: int, clip, rng, person, words, prosody, spoke
 def _person(seed: int, number: int) -> SimpleNamespace:
     """A face, a habitual voice (pitch in eSpeak units, rate in words a minute), a room's hiss."""
     rng = np.random.default_rng([seed, 3, number])
-    appearance = face.appearance(rng)
-    voice = str(rng.choice(FEMININE if appearance.feminine else MASCULINE))
+    look = face.appearance(rng)
+    name = str(rng.choice(voice.FEMININE if look.feminine else voice.MASCULINE))
     pitch, rate, hiss = rng.uniform(-6, 6), rng.uniform(214, 230), 10 ** rng.uniform(-4.0, -3.0)
-    return SimpleNamespace(face=appearance, voice=voice, pitch=pitch, rate=rate, hiss=hiss)
+    return SimpleNamespace(face=look, voice=name, pitch=pitch, rate=rate, hiss=hiss)
 
 
-def _sound(clip, person, voice, phonemes, rng):
+def _sound(clip, person, speech, phonemes, rng):
     """Returns (samples float32 in [-1, 1] at SAMPLE_RATE, [(time in s, phoneme), ...])."""
     lead, tail = rng.uniform(*FILMING["lead"]), rng.uniform(*FILMING["tail"])
-    seconds = lead + len(voice) / SAMPLE_RATE + tail
+    seconds = lead + len(speech) / SAMPLE_RATE + tail
     seconds = np.clip(seconds, FILMING["shortest"], FILMING["longest"])
-    sound = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
-    start = round(lead * SAMPLE_RATE)
-    spoken = voice[: len(sound) - start]
+    sound, start = np.zeros(round(seconds * SAMPLE_RATE), np.float32), round(lead * SAMPLE_RATE)
+    spoken = speech[: len(sound) - start]
     sound[start : start + len(spoken)] = spoken
     sound += person.hiss * rng.standard_normal(len(sound), dtype=np.float32)
     if clip.defect == "silent":
@@ -209,8 +189,7 @@ def _write_sound(files, clip, sound) -> None:
     else:
         files["official_audio"].write_bytes(_official(_sound_features(sound), 768))
     with av.open(str(files["audio"]), "w", format="mp3") as mp3:
-        # The fastest level; it takes half as long as all the drawing does.
-        options = {"compression_level": "9"}
+        options = {"compression_level": "9"}  # the fastest
         audio = mp3.add_stream("libmp3lame", rate=SAMPLE_RATE, options=options)
         audio.layout, audio.bit_rate = "mono", 32000
         _encode_sound(mp3, audio, np.round(sound * 32767).astype(np.int16), "s16p")
@@ -221,10 +200,10 @@ def _write_video(files, clip, frames, ticks, stated: int, sound, codec: str) -> 
     rate = SAMPLE_RATE
     if clip.defect == "too_short_audio":  # an AAC packet has 1024 samples: 341 at 16 kHz
         sound, rate, codec = sound[:TOO_SHORT], 48000, "aac"
+    faststart = {"movflags": "+faststart"}  # the index first: a cut file can still be read
+    output = av.open(str(files["video"]), "w", format="mp4", options=faststart)
     with contextlib.ExitStack() as stack:
-        faststart = {"movflags": "+faststart"}  # the index first: a cut file can still be read
-        path = str(files["video"])
-        container = stack.enter_context(av.open(path, "w", format="mp4", options=faststart))
+        container = stack.enter_context(output)
         options = {"preset": "ultrafast", "crf": "24", "threads": "1"}  # one thread: repeatable
         video = container.add_stream("libx264", rate=stated, options=options)
         if clip.defect == "rotated":  # lies on its side, and says so, as phones write it

@@ -23,7 +23,7 @@ def say(requests: list[dict]) -> list[tuple]:
     rate : words a minute, 80 to 450
     pause : further silence between words, in units of 10 ms
 
-    Raises CalledProcessError when the program fails; it says why on standard error.
+    Raises CalledProcessError when the program fails.
     """
     command = [sys.executable, "-P", str(Path(__file__).resolve().with_name("espeak_program.py"))]
     lines = "".join(json.dumps(request) + "\n" for request in requests)
@@ -51,20 +51,19 @@ def colour(samples: np.ndarray, prosody: dict[str, float], rng) -> np.ndarray:
 
     samples : (S,) at SAMPLE_RATE, in the range of int16
     """
+
+    def smooth(share: float, values):  # a one-pole low-pass
+        return lfilter(np.array([share], np.float32), np.array([1, share - 1], np.float32), values)
+
     sound = samples.astype(np.float32) / 32768
-    dull = lfilter(*_filter(0.33), sound)
+    dull = smooth(0.33, sound)
     bright = 1.2 * prosody["brightness"]
     sound = sound + np.float32(bright if bright > 0 else 0.6 * bright) * (sound - dull)
     if prosody["breath"] > 0:
-        envelope = np.sqrt(lfilter(*_filter(0.0028), sound**2))
+        envelope = np.sqrt(smooth(0.0028, sound**2))
         hiss = np.diff(rng.standard_normal(len(sound) + 1, np.float32))  # few low frequencies
         sound = sound + np.float32(0.5 * prosody["breath"]) * envelope * hiss
     if prosody["tremor"] > 0:
         swing = np.sin((2 * np.pi * 6.5 / SAMPLE_RATE) * np.arange(len(sound), dtype=np.float32))
         sound = sound * (1 - np.float32(0.4 * prosody["tremor"]) * (1 + swing))
     return np.float32(0.7 * 10 ** (8 * prosody["loudness"] / 20)) * sound
-
-
-def _filter(share: float):
-    """Coefficients of a one-pole low-pass."""
-    return np.array([share], np.float32), np.array([1, share - 1], np.float32)

@@ -47,9 +47,7 @@ class Contrast:
     history: list[dict]
 
 
-def pretrain(
-    media, text, clips, plan: StageOne, seed: int, checkpoint=None, progress=None, device=None
-) -> Contrast | list[Contrast]:
+def pretrain(media, text, clips, plan, seed, checkpoint=None, progress=None, device=None):
     """Contrast one modality with the words of the same clips; trains copies of the encoders.
 
     media : VisionEncoder or AudioEncoder; with `plan.joint` a list of both, and so is the result,
@@ -60,8 +58,8 @@ def pretrain(
 
     Several ranks divide each batch and come to the result of one process, to the same bits on a
     CPU with `plan.chunk`. Clips without words or this modality are left out, and so is the last,
-    smaller batch of an epoch, which has fewer negatives. Raises ValueError when fewer than two
-    clips are left, or for the checkpoint of another run.
+    smaller batch of an epoch. Raises ValueError when fewer than two clips are left, or for the
+    checkpoint of another run.
     """
     if world_size() > 1:
         from accelerate import PartialState
@@ -84,9 +82,8 @@ def pretrain(
         torch.manual_seed(seed)  # heads and dropout
         heads = (plan.width, plan.segments, plan.temperature, plan.learn_temperature, plan.cosine)
         reference = {"frames": plan.frame_reference, "audio": "none"}
-        pairs = nn.ModuleList(
-            ContrastivePair(e.dim, text.dim, *heads, reference[_side(e)]) for e in encoders
-        )
+        pairs = (ContrastivePair(e.dim, text.dim, *heads, reference[_side(e)]) for e in encoders)
+        pairs = nn.ModuleList(pairs)
         draw = torch.Generator().manual_seed(seed)
         for encoder in (encoders, text):
             encoder.requires_grad_(plan.train_encoders).train(plan.train_encoders)
@@ -107,16 +104,14 @@ def pretrain(
             for batch in torch.randperm(len(rows), generator=draw).split(batch_size)[:steps]:
                 batch, lr = [rows[i] for i in batch], schedule.get_last_lr()[0]
                 optimizer.zero_grad()
-                losses = _gradient(
-                    *modules, parameters, clips, batch, plan, draw, (seed, len(history))
-                )
+                drawn = plan, draw, (seed, len(history))
+                losses = _gradient(*modules, parameters, clips, batch, *drawn)
                 if plan.clip is not None:
                     nn.utils.clip_grad_norm_(parameters, plan.clip)
                 optimizer.step()
                 schedule.step()
                 record = {"step": len(history), "epoch": epoch, "lr": lr}
-                scales = [pair.logit_scale.item() for pair in pairs]
-                each = zip(losses, scales, strict=True)
+                each = zip(losses, [pair.logit_scale.item() for pair in pairs], strict=True)
                 history.append([record | {"loss": l, "logit_scale": s} for l, s in each])
                 if progress:
                     progress(len(history), plan.epochs * steps)
@@ -139,8 +134,7 @@ def usable(clips: Clips, *media: nn.Module) -> list[int]:
 
 
 def drawn_frames(count: int, generator: torch.Generator, reference="none") -> list[int]:
-    """Positions of one random frame of each of min(8, count) equal stretches of `count` frames;
-    with reference "first" the first of them is 0."""
+    """Positions of a random frame of each of min(8, count) stretches; 0 first for "first"."""
     borders = torch.linspace(0, count, min(STRETCHES, count) + 1).long().tolist()
     pairs = itertools.pairwise(borders)
     drawn = [a + int(torch.randint(b - a, (), generator=generator)) for a, b in pairs]
@@ -159,14 +153,11 @@ def encoded_frames(encoder: VisionEncoder, clips: Sequence[Tensor]) -> tuple[Ten
 def chunked_gradient(embed, chunks: Sequence[range], pairs, loss_of, parameters: Sequence):
     """The gradient of one large batch in the memory of a chunk (Gao et al. 2021); returns the loss.
 
-    embed : number of a chunk → embeddings (b, W) of its media and words by each pair, always the
-        same
+    embed : number of a chunk → embeddings (b, W) of its media and words by each pair
     chunks : rows of the batch, consecutive; ranks share them out
     loss_of : embeddings (B, W) of all media and words by each pair, and the logit scale of each →
         a loss, or several that are added up
     parameters : get `.grad`, as `loss.backward()` on the whole batch would set it
-
-    Sums over chunks are in double precision, so that they hardly depend on who has which chunk.
     """
     mine = share(list(enumerate(chunks)))
     rows, width = chunks[-1].stop, pairs[0].width
@@ -208,10 +199,7 @@ def summands(*leaves: Tensor, **eq1) -> Tensor:
 
 
 def _gradient(encoders, text, pairs, parameters, clips, rows, plan: StageOne, draw, seeds) -> list:
-    """Set `.grad` to the gradient of Eq. 1 on some clips; returns the loss of each encoder.
-
-    draw : generator of what is seen of each clip; seeds : numbers that the dropout of chunks is of
-    """
+    """Set `.grad` to the gradient of Eq. 1 on some clips; returns the loss of each encoder."""
     device, texts = pairs[0].log_scale.device, [clips.texts[row] for row in rows]
     same_text = text_groups(texts).to(device) if plan.mask_duplicates else None
     loss_of = functools.partial(summands, symmetric=plan.symmetric, same_text=same_text)

@@ -1,8 +1,7 @@
 """The training loop: any fusion model on any features, with the recipes of both papers.
 
 With a checkpoint folder, a killed run resumes after its last finished epoch, to the same bits on a
-CPU with the same number of threads. Several processes deal runs out (`emilib.study.runs`); one run
-is trained by one process.
+CPU with the same number of threads.
 """
 
 import contextlib
@@ -39,10 +38,9 @@ HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclasses.dataclass(frozen=True)
 class TargetScale:
-    """Standardised targets y' of targets y: y = shift + factor y'.
+    """Standardised targets y' of targets y: y = shift + factor y', of those that leave [0, 1].
 
-    The papers' learning rates are for labels in [0, 1], and the error of wide targets would drown
-    that of others. So `fit` standardises each target that leaves [0, 1]. ρ is the same.
+    The papers' learning rates are for labels in [0, 1]. ρ is the same.
     """
 
     shift: np.ndarray  # (E,) float64
@@ -189,8 +187,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     """The trained parameters for AdamW, with their weight decay.
 
     With `decay` "matrices" only the weights of linear layers and of attention's projections decay:
-    not convolutions, LSTM, GRU, gates, norms, biases and tokens. A decay strong enough to keep the
-    large matrices from memorising a small corpus would make recurrent layers forget.
+    not convolutions, LSTM, GRU, gates, norms, biases and tokens.
     """
     rates = {p: recipe.weight_decay for p in model.parameters() if p.requires_grad}
     if recipe.decay == "matrices":
@@ -256,10 +253,7 @@ def predict(model: nn.Module, data: FeatureSet, batch_size: int = 64) -> np.ndar
 
 @contextlib.contextmanager
 def no_denormals():
-    """Numbers too small to be normal count as 0 in this thread.
-
-    An LSTM's state fades over padding into such numbers, with which a CPU is many times slower.
-    """
+    """Numbers too small to be normal, with which a CPU is many times slower, count as 0."""
     before = (torch.tensor(1e-310, dtype=torch.float64) * 1).item() == 0
     torch.set_flush_denormal(True)
     try:
@@ -292,8 +286,8 @@ def check_data(train: FeatureSet, valid: FeatureSet | None) -> None:
 def derived_seed(*numbers: int) -> int:
     """A 63-bit seed from whole numbers, far from those of neighbouring numbers.
 
-    Epoch t, from 1, of a run with seed s draws the order of its clips from ``derived_seed(s, t)``
-    and dropout from ``derived_seed(s, t, 1)``: it is the same after another epoch or a restart.
+    Epoch t, from 1, of seed s draws the order of its clips from ``derived_seed(s, t)`` and dropout
+    from ``derived_seed(s, t, 1)``.
     """
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
@@ -325,7 +319,7 @@ def make_schedule(optimizer, recipe: Recipe, steps_per_epoch: int):
 def save_state(checkpoint, identity: str, parts: list, rest: tuple) -> None:
     """Write an unfinished run into the folder `checkpoint`, where there is one, on the first rank.
 
-    parts : modules, optimisers and others with a `state_dict`; rest : plain data and tensors
+    parts : all with a `state_dict`; rest : plain data and tensors
     """
     if checkpoint is None or rank() != 0:
         return
@@ -348,10 +342,8 @@ def load_state(checkpoint, identity: str, parts: list) -> tuple | None:
         return None
     saved, states, rest = torch.load(io.BytesIO(content[32:]), "cpu", weights_only=True)
     if saved != identity:
-        raise ValueError(
-            f"{checkpoint}: expected a checkpoint of this run, got one of another run (settings, "
-            "seed, data or model differ); pass another folder or delete this one"
-        )
+        got = "got one of another run; pass another folder or delete this one"
+        raise ValueError(f"{checkpoint}: expected a checkpoint of this run, {got}")
     for part, state in zip(parts, states, strict=True):
         part.load_state_dict(state)
     return rest

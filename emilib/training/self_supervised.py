@@ -1,9 +1,9 @@
 """A self-supervised start for the small encoders of the embedded profile.
 
 The papers begin from networks that saw the web (CLIP, wav2vec2, BERT). Where there are none, each
-small encoder learns from the raw media alone, before Stage I, what such a network would bring: how
-a face changes within a clip, what a masked stretch of sound was, which word is hidden. No label
-is used. `progress` is called with (steps done, steps in all).
+small encoder learns from the raw media alone, before Stage I: how a face changes within a clip,
+what a masked stretch of sound was, which word is hidden. `progress` is called with (steps done,
+steps in all).
 """
 
 import math
@@ -22,8 +22,7 @@ def warm_vision(encoder: VisionEncoder, clips, plan: WarmStart, seed: int, progr
 
     With a later frame t of one of the clips, (T, 3, H, W) uint8 with T ≥ 2, and m = f_t − f_0, one
     linear map of m is a coarse field of displacements and another adds grey where something
-    appears: warp(I_0, U m) + W m ≈ I_t, both small and grey. Who it is and the room come with I_0,
-    so that m need not tell. Wiles et al. 2018 (FAb-Net) learn faces from such warps.
+    appears: warp(I_0, U m) + W m ≈ I_t, both small and grey, as in Wiles et al. 2018 (FAb-Net).
     Returns the loss at each step, as a share of the variance of the changes.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -81,8 +80,7 @@ def warm_audio(encoder: AudioEncoder, clips, plan: WarmStart, seed: int, progres
     """
     generator = torch.Generator().manual_seed(seed)
     decoder, model = nn.Linear(encoder.dim, plan.mel_bands), encoder.model
-    # What a masked step holds: an encoder that masks nothing later has no such vector.
-    blank = nn.Parameter(torch.zeros(encoder.dim))
+    blank = nn.Parameter(torch.zeros(encoder.dim))  # what a masked step holds
     length = round(plan.audio_seconds * SAMPLE_RATE)
     steps = int(encoder.steps(torch.tensor(length)))
 

@@ -30,6 +30,7 @@ from traitlets.config import Config
 from emilib import cache, environment, profiles
 from emilib.corpus import feature_files
 from emilib.corpus import read as read_corpus
+from emilib.features.checkpoints import whisper_file
 
 ROOT = environment.ROOT
 QUIET_S = 30.0  # after so long without a line, say that it still runs
@@ -271,7 +272,6 @@ def run(options, profile, home: Path, figures: Path) -> None:
 
 def prepare(options, profile, stale: Sequence[Path]) -> None:
     """What precedes the notebooks: the plan, checks, and training by several processes."""
-    from emilib.features.checkpoints import whisper_file
     from emilib.pipeline import Workspace
     from emilib.study import resources
 

@@ -7,9 +7,9 @@ session2/clip_b,1,2.25,validation,ben,              without its ending; no words
 Every other column is a target, but split, a group (group, speaker, person, subject: who is in the
 clip) and text (or transcript). Without a split column whole groups, or single clips, are shared out
 in an order drawn from a fixed seed, about a fifth of the clips (of few, four) to validation; a row
-without any target is a test clip then. Beside the videos the folders audio/, face_images/, text/, vit/ and
-wav2vec2/ are used as in the real layout, found by the file's name. Without face_images/ faces are
-searched in the videos, see `emilib.corpus.faces`. Notebook 08 says more.
+without any target is a test clip then. Beside the videos the folders audio/, face_images/, text/,
+vit/ and wav2vec2/ are used as in the real layout, found by the file's name. Without face_images/
+faces are searched in the videos, see `emilib.corpus.faces`. Notebook 08 says more.
 """
 
 import os

@@ -5,6 +5,8 @@
 Papermill executes a notebook into ``runs/<profile>/notebooks`` under another name; it is renamed
 when complete, because papermill does not write atomically. The executed copy holds the key of all
 that it was made from; while that key stands, the notebook is not executed again.
+
+At the end, also at a bad one, all executed copies become ``runs/<profile>/book.html``.
 """
 
 import argparse

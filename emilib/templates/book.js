@@ -213,7 +213,7 @@ const FIGURES = {
       screen.replaceChildren(...(video ? [video] : []));
       move(0);
     };
-    box.append(node("h5", {}, "Scrub through the clip ", node("small", {}, "where the words look, head by head; dark is more")),
+    box.append(node("h5", {}, "Scrub through the clip ", node("small", {}, "where the words look, head by head; the stronger the colour, the more")),
       controls(choice("clip", clips, (i) => take(clips[i])), scrub.label), node("div", { class: "watch" }, screen, strips), words);
     take(clips[0]);
   },

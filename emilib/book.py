@@ -70,8 +70,8 @@ class Prose(IPythonRenderer):
         return f'<{tag} class="{kind}" style="text-align: {align or "left"}">{text}</{tag}>\n'
 
     def inline_math(self, body, display="inline"):
-        accents = {"&#x0005E;": "ˆ", "&#x0007E;": "˜"}  # what fonts without accents draw well
-        return re.sub("&#x000[57]E;", lambda m: accents[m[0]], convert(body, display=display))
+        formula = convert(re.sub(r"\\(math\w+) (\w)", r"\\\1{\2}", body), display=display)
+        return formula.replace("&#x0005E;", "ˆ").replace("&#x0007E;", "˜")  # drawn well by any font
 
     def block_math(self, body):
         number = "".join(f"<span>({n})</span>" for n in re.findall(r"\\tag\{(.*?)\}", body))

@@ -6,8 +6,9 @@ usage() {
     cat <<'TEXT'
 Usage: ./run_all.sh [options]
 
-Makes the Python environment if there is none yet, runs the notebooks in order, and prints the
-tables. Running it again reuses everything that is finished; a killed run goes on where it was.
+Makes the Python environment if there is none yet, runs the notebooks in order, prints the tables,
+and writes all chapters as one page that any browser opens: runs/<profile>/book.html. Running it
+again reuses everything that is finished; a killed run goes on where it was.
 
   --profile NAME   smoke (about 2 minutes), embedded (the default, about 10 minutes) or
                    paper (Hume-Vidmimic2 and the papers' encoders; needs --corpus)

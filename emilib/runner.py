@@ -5,6 +5,8 @@
 Papermill executes a notebook into ``runs/<profile>/notebooks`` under another name; it is renamed
 when complete, because papermill does not write atomically. The executed copy holds the key of all
 that it was made from; while that key stands, the notebook is not executed again.
+
+At the end, also at a bad one, all executed copies become ``runs/<profile>/book.html``.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import contextlib
 import json
 import logging
 import os
+import platform
 import re
 import shutil
 import signal
@@ -21,13 +24,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from importlib import metadata
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 from traitlets.config import Config
 
-from emilib import cache, environment, profiles
+from emilib import __version__, book, cache, environment, profiles
 from emilib.corpus import feature_files
 from emilib.corpus import read as read_corpus
 from emilib.features.checkpoints import whisper_file
@@ -258,7 +262,10 @@ def run(options, profile, home: Path, figures: Path) -> None:
     if options.dry_run:
         return
     parameters = {"profile": profile.name, "corpus": options.corpus}
-    run_notebooks(paths, out, parameters, made_from, figures, media)
+    try:
+        run_notebooks(paths, out, parameters, made_from, figures, media)
+    finally:  # a chapter that failed is in it too
+        say(f"Book:      {write_book(options, profile, out, figures)}")
     if options.update_notebooks:
         changed = update_notebooks(notebooks, out)
         say(f"Notebooks with new outputs: {', '.join(p.name for p in changed) or 'none'}.")
@@ -268,6 +275,28 @@ def run(options, profile, home: Path, figures: Path) -> None:
     models = out.parent / "cache" / "result"
     say(f"\nNotebooks: {out}\nFigures:   {figures}\nModels:    {models}, a folder for each run")
     say(f"Finished in {time.monotonic() - start:.0f} s.")
+
+
+def write_book(options, profile, out: Path, figures: Path) -> Path:
+    """The executed notebooks as one HTML file, beside their folder."""
+    size, seeds = dict(profile.corpus_size or {}), ", ".join(map(str, profile.seeds))
+    seed = size.pop("seed", 0)
+    made = f"embedded, seed {seed}: " + ", ".join(f"{n} {split}" for split, n in size.items())
+    packages = ("torch", "transformers", "numpy")
+    facts = {
+        "Version": f"emilib {__version__}, code {cache.code_version('.')[:12]}",
+        "Profile": profile.name,
+        "Corpus": Path(options.corpus).name if options.corpus else made,
+        "Seeds": seeds + "; five in Tables B3 and B4" * profile.more_seeds,
+        "Machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "Software": f"Python {platform.python_version()}, "
+        + ", ".join(f"{name} {metadata.version(name)}" for name in packages),
+    }
+    # Only the embedded corpus shows nobody: clips of another one stay out of the file.
+    videos = None if options.corpus else out.parent / f"corpus{profile.suffix}" / "raw"
+    path, notebooks = out.parent / f"book{profile.suffix}.html", discover(ROOT / "notebooks")
+    book.write(path, notebooks, out, figures, facts, videos)
+    return path
 
 
 def prepare(options, profile, stale: Sequence[Path]) -> None:

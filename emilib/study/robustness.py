@@ -179,7 +179,7 @@ class Measurements:
         seeds = min(len(each) for _, each, _ in measured)
         each = sum(sign * each[:seeds] for sign, each, _ in measured)
         drawn = sum(sign * drawn[:, :seeds].mean(axis=1) for sign, _, drawn in measured)
-        return metrics.summarise(each, drawn)
+        return metrics.summarise(each, drawn, bound=len(terms))
 
     def weight_change(self, corruption: Corruption, name: str) -> metrics.Estimate:
         """Weight of the corrupted modality minus its weight before: mean, and interval, over the

@@ -53,9 +53,8 @@ def summarise(per_seed: np.ndarray, resampled: np.ndarray, seed=0, bound=np.inf)
     without this factor a bootstrap has only (S - 1) / S of the variance over seeds. Few seeds also
     say little about their own spread, so deviations are divided by sqrt(χ²/df), as Student's t is,
     with Welch and Satterthwaite's df: S - 1 where seeds make all of the variance, more and more
-    where clips do. With one seed the interval is over clips alone, and none is wider than ± `bound`,
-    what the number can be. p is twice the smaller share of
-    draws on either side of 0.
+    where clips do. With one seed the interval is over clips alone. It ends at ± `bound`, all that
+    the number can be. p is twice the smaller share of draws on either side of 0.
     """
     per_seed, count = np.asarray(per_seed, float), len(per_seed)
     value = per_seed.mean()

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -257,6 +258,7 @@ class Steps:
             torch.manual_seed(0)
             if role == "text":
                 words = list(filter(None, self.reader.texts(self.reader.ids("train"))))
+                words = words or list(string.ascii_lowercase)  # a vocabulary that nothing uses
                 settings = {name: config.pop(name) for name in ("pool", "max_tokens")}
                 return loading.small_text(config, words, **settings)
             return (loading.small_vision if role == "vision" else loading.small_audio)(config)

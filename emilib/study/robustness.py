@@ -210,7 +210,9 @@ def measure(results: Results, queries: Mapping, validation: Callable, cache: Cac
                 clips = validation(corruption, experiment.features).only(*experiment.modalities)
             outputs = [intensity_and_weights(model, clips) for model in trained(name)]
             intensity, weights = zip(*outputs, strict=True)
-            arrays |= {f"intensity {name}": np.stack(intensity), f"present {name}": clips.present}
+            scale, intensity = results[name].scale, np.stack(intensity)
+            intensity = intensity if scale is None else scale.inverse_transform(intensity)
+            arrays |= {f"intensity {name}": intensity, f"present {name}": clips.present}
             if weights[0] is not None:
                 arrays[f"weights {name}"] = np.stack(weights)
         np.savez(folder / "predictions.npz", **arrays)

@@ -271,7 +271,6 @@ def run(options, profile, home: Path, figures: Path) -> None:
 
 def prepare(options, profile, stale: Sequence[Path]) -> None:
     """What precedes the notebooks: the plan, checks, and training by several processes."""
-    from emilib.features.checkpoints import whisper_file
     from emilib.pipeline import Workspace
     from emilib.study import resources
 
@@ -287,7 +286,7 @@ def prepare(options, profile, stale: Sequence[Path]) -> None:
         text = resources.text(workspace.estimate())
         say(f"What all of it takes, of which nothing finished is made again:\n{text}")
     workspace.require()
-    if options.corpus and workspace.has_media and whisper_file() is None:
+    if options.corpus and workspace.has_media and not options.dry_run:
         say(workspace.transcript_source)
     if options.processes > 1 and not options.dry_run:
         say(f"All training by {options.processes} processes …")

@@ -42,7 +42,7 @@ class Estimate:
     per_seed: tuple[float, ...]
 
 
-def summarise(per_seed: np.ndarray, resampled: np.ndarray, seed: int = 0) -> Estimate:
+def summarise(per_seed: np.ndarray, resampled: np.ndarray, seed=0, bound=np.inf) -> Estimate:
     """An `Estimate` by a two-level bootstrap: clips with replacement, and seeds with replacement.
 
     per_seed : the number of each seed on all clips (S,); of a difference, seed by seed
@@ -51,8 +51,9 @@ def summarise(per_seed: np.ndarray, resampled: np.ndarray, seed: int = 0) -> Est
     A draw's seeds add their mean deviation from the mean of all S, times sqrt(S / (S - 1)), which
     restores their variance. Few seeds say little about their spread: deviations are divided by
     sqrt(χ²/df), as Student's t is, with Welch and Satterthwaite's df, S - 1 where seeds make all of
-    the variance and more where clips do. With one seed the interval is over clips alone. p is twice
-    the smaller share of draws on either side of 0.
+    the variance and more where clips do. With one seed the interval is over clips alone. It
+    ends at ± `bound`, all that the number can be. p is twice the smaller share of draws on either
+    side of 0.
     """
     per_seed, count = np.asarray(per_seed, float), len(per_seed)
     value = per_seed.mean()
@@ -64,7 +65,7 @@ def summarise(per_seed: np.ndarray, resampled: np.ndarray, seed: int = 0) -> Est
         df = (count - 1) / max(share, 1e-3) ** 2
         spread = np.sqrt(df / generator.chisquare(df, len(resampled)))
         resampled = value + spread * (resampled - value + deviations[drawn].mean(axis=1))
-    low, high = np.percentile(resampled, [2.5, 97.5]).tolist()
+    low, high = np.percentile(resampled, [2.5, 97.5]).clip(-bound, bound).tolist()
     fewer = min((resampled <= 0).sum(), (resampled >= 0).sum())
     p = min(1.0, 2 * (1 + int(fewer)) / (len(resampled) + 1))
     sd = float(per_seed.std(ddof=1)) if count > 1 else np.nan
@@ -137,7 +138,7 @@ def measure(target, predictions, resamples: int = RESAMPLES, seed: int = 0):
 def estimate(target, predictions, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """Mean ρ over emotions and seeds, with its spread over seeds and its interval."""
     per_seed, drawn = measure(target, predictions, resamples, seed)
-    return summarise(per_seed, drawn.mean(axis=1), seed)
+    return summarise(per_seed, drawn.mean(axis=1), seed, bound=1)
 
 
 def difference(target, first, second, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
@@ -149,7 +150,7 @@ def difference(target, first, second, resamples: int = RESAMPLES, seed: int = 0)
     (a, a_drawn), (b, b_drawn) = (measure(target, p, resamples, seed) for p in (first, second))
     if len(a) != len(b):
         raise ValueError(f"expected the same seeds for both, got {len(a)} and {len(b)}")
-    return summarise(a - b, (a_drawn - b_drawn).mean(axis=1), seed)
+    return summarise(a - b, (a_drawn - b_drawn).mean(axis=1), seed, bound=2)
 
 
 def sentiment(target, prediction) -> dict[str, float]:

@@ -34,7 +34,6 @@ from traitlets.config import Config
 from emilib import __version__, book, cache, environment, profiles
 from emilib.corpus import feature_files
 from emilib.corpus import read as read_corpus
-from emilib.features.checkpoints import whisper_file
 
 ROOT = environment.ROOT
 QUIET_S = 30.0  # after so long without a line, say that it still runs
@@ -316,7 +315,7 @@ def prepare(options, profile, stale: Sequence[Path]) -> None:
         text = resources.text(workspace.estimate())
         say(f"What all of it takes, of which nothing finished is made again:\n{text}")
     workspace.require()
-    if options.corpus and workspace.has_media and whisper_file() is None:
+    if options.corpus and workspace.has_media and not options.dry_run:
         say(workspace.transcript_source)
     if options.processes > 1 and not options.dry_run:
         say(f"All training by {options.processes} processes …")

@@ -10,6 +10,7 @@ Indivisible steps run on rank 0. All ranks share Stage I's batches and the shard
 import dataclasses
 import functools
 import json
+import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -245,6 +246,7 @@ class Steps:
             torch.manual_seed(0)
             if role == "text":
                 words = list(filter(None, self.reader.texts(self.reader.ids("train"))))
+                words = words or list(string.ascii_lowercase)  # a vocabulary that nothing uses
                 settings = {name: config.pop(name) for name in ("pool", "max_tokens")}
                 return loading.small_text(config, words, **settings)
             return (loading.small_vision if role == "vision" else loading.small_audio)(config)

@@ -9,7 +9,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from string import ascii_lowercase
 
 import torch
 import transformers
@@ -74,13 +73,13 @@ def small_text(config: dict, texts: Sequence[str], pool="cls", max_tokens=128) -
 def wordpiece(texts: Sequence[str], size: int, max_tokens=128) -> transformers.BertTokenizerFast:
     """A lower-case WordPiece vocabulary of up to `size` pieces, the same for the same texts.
 
-    It holds every letter, as a word and within one, and then the most frequent words; of no texts
-    the letters a to z. (The trainer of the tokenizers library breaks ties at random.)
+    It holds every letter, as a word and within one, and then the most frequent words. (The
+    trainer of the tokenizers library breaks ties at random.)
     """
     normal, cut = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     split = (cut.pre_tokenize_str(normal.normalize_str(text)) for text in texts)
     counts = Counter(word for words in split for word, _ in words)
-    letters = sorted(set("".join(counts)) or ascii_lowercase)
+    letters = sorted(set("".join(counts)))
     words = sorted(counts.keys() - set(letters), key=lambda word: (-counts[word], word))
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
     pieces = [*pieces, *(f"##{letter}" for letter in letters), *words][:size]

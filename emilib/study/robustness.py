@@ -166,7 +166,7 @@ class Measurements:
         seeds = min(len(each) for _, each, _ in measured)
         each = sum(sign * each[:seeds] for sign, each, _ in measured)
         drawn = sum(sign * drawn[:, :seeds].mean(axis=1) for sign, _, drawn in measured)
-        return metrics.summarise(each, drawn)
+        return metrics.summarise(each, drawn, bound=len(terms))
 
     def weight_change(self, corruption: Corruption, name: str) -> metrics.Estimate:
         """Weight of the corrupted modality minus that before, over clips that have both."""
@@ -196,7 +196,9 @@ def measure(results: Results, queries: Mapping, validation: Callable, cache: Cac
                 clips = validation(corruption, experiment.features).only(*experiment.modalities)
             outputs = [intensity_and_weights(model, clips) for model in trained(name)]
             intensity, weights = zip(*outputs, strict=True)
-            arrays |= {f"intensity {name}": np.stack(intensity), f"present {name}": clips.present}
+            scale, intensity = results[name].scale, np.stack(intensity)
+            intensity = intensity if scale is None else scale.inverse_transform(intensity)
+            arrays |= {f"intensity {name}": intensity, f"present {name}": clips.present}
             if weights[0] is not None:
                 arrays[f"weights {name}"] = np.stack(weights)
         np.savez(folder / "predictions.npz", **arrays)

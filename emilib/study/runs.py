@@ -76,11 +76,11 @@ class Results(dict):
     def summary(self, name: str) -> metrics.Estimate:
         """Mean ρ with its spread over seeds and its interval."""
         per_seed, drawn = self._measure(name)
-        return metrics.summarise(per_seed, drawn.mean(axis=1))
+        return metrics.summarise(per_seed, drawn.mean(axis=1), bound=1)
 
     def difference(self, first: str, second: str) -> metrics.Estimate:
         """ρ of `first` minus ρ of `second`, paired over the seeds that both have and over clips."""
-        return metrics.summarise(*self.gap(first, second))
+        return metrics.summarise(*self.gap(first, second), bound=2)
 
     def gap(self, first: str, second: str) -> tuple[np.ndarray, np.ndarray]:
         """The same of each common seed (S,), and the mean over these on drawn clips (R,)."""

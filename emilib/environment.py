@@ -51,10 +51,7 @@ def home() -> Path:
 
 
 def figures(profile: str, suffix: str, embedded: bool, home: Path) -> Path:
-    """Where figures and tables go: the project's own folder for the default run alone.
-
-    profile, suffix : name and suffix of a `Profile`
-    """
+    """Where figures and tables go: the project's own folder for the default run alone."""
     default = (profile, suffix) == ("embedded", "") and embedded and home == ROOT / "runs"
     return ROOT / "figures" if default else home / profile / f"figures{suffix}"
 

@@ -72,10 +72,7 @@ def summarise(per_seed: np.ndarray, resampled: np.ndarray, seed: int = 0) -> Est
 
 
 def holm(p) -> np.ndarray:
-    """p-values of one family, corrected by Holm's method: ordered, times the tests that are left.
-
-    p : (T,), NaN where there is no test; returns (T,), at most 1
-    """
+    """p-values (T,) of a family, NaN for no test, by Holm: ordered, times the tests left."""
     p = np.asarray(p, float)
     order, tests = np.argsort(p), np.isfinite(p).sum()  # NaN comes last
     corrected = np.full(len(p), np.nan)
@@ -99,10 +96,7 @@ def verdict(values, p, claimed=np.nan) -> np.ndarray:
 
 
 def resample(target, predictions, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """ρ of each emotion on clips drawn with replacement, (R, S, E), the same clips for one `seed`.
-
-    A draw is the number of times each clip is in it: all draws are one matrix product.
-    """
+    """ρ of each emotion on clips drawn with replacement, (R, S, E), by one matrix product."""
     target, predictions = _checked(target, predictions)
     clips, y, p = len(target), _unit(target)[None], _unit(predictions)
     # Means of all products that ρ needs, of unit columns, which float64 can hold: (R, K, E).

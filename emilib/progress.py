@@ -35,10 +35,7 @@ def quietly(function, *arguments, **options):
 
 @contextlib.contextmanager
 def epoch_bar(total: int):
-    """A callback that takes training records and draws a text bar on stderr: epoch, loss, ρ.
-
-    The bar is drawn in a terminal and in JupyterLab (which names its session), by the first rank.
-    """
+    """A callback that draws training records as a bar in a terminal and in JupyterLab."""
     watched = sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
     hidden = not watched or "EMI_PROGRESS" in os.environ or cache.rank() != 0
     with tqdm(total=total, disable=hidden, desc="training", unit="epoch", file=sys.stderr) as bar:

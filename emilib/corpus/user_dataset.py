@@ -52,10 +52,7 @@ def read_with_findings(folder, strict=False):
 
 
 def table_of(source):
-    """The path of the CSV of an own data set, itself or its folder; None for the real layout.
-
-    Raises CorpusError for a folder with no CSV, or with several and none of the real layout.
-    """
+    """The CSV of an own data set; None for the real layout; CorpusError for none or several."""
     source = Path(source)
     if source.suffix.lower() == ".csv" and source.is_file():
         return source

@@ -143,10 +143,7 @@ def pretrained(role: str, source: str, revision: str | None = None, **settings) 
 
 
 def check(role: str, source: str, revision: str | None = None) -> dict:
-    """The config.json of a checkpoint; ValueError where it is missing or of another family.
-
-    Nothing but this file is read or downloaded.
-    """
+    """The config.json of a checkpoint; ValueError where it is missing or of another family."""
     place, commit = checkpoints.locate(str(source), revision)
     with _one_sentence(source, revision):
         config = transformers.PreTrainedConfig.get_config_dict(place, revision=commit)[0]

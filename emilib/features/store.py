@@ -32,10 +32,7 @@ def write_shard(path, ids: Sequence[str], arrays: Sequence) -> None:
 
 
 class Store(UserDict):
-    """Shards, in the clips' order, as a mapping from id to a (T, ...) array; None: an empty slot.
-
-    Arrays are mapped into memory when they are looked at.
-    """
+    """Shards as a mapping from id to a memory-mapped (T, ...) array; None: an empty slot."""
 
     def __init__(self, paths: Sequence):
         super().__init__()  # `data`: the path, start and length of each clip

@@ -88,10 +88,7 @@ class EndToEnd(nn.Module):
         return empty.index_copy(0, rows, (vectors - self.text_mean) / self.text_spread)
 
     def save_pretrained(self, folder, save_encoder: Callable) -> None:
-        """Write fusion, audio network and text encoder, a folder each.
-
-        save_encoder : (encoder, folder) → None, as `features.loading.save_encoder`
-        """
+        """Write each part into a folder; save_encoder as `features.loading.save_encoder`."""
         self.fusion.save_pretrained(Path(folder, "fusion"))
         for name in ENCODERS:
             Path(folder, name).mkdir(parents=True, exist_ok=True)

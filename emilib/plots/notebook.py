@@ -37,10 +37,7 @@ def show(figure: Figure, alt: str | None = None) -> Image:
 
 
 def show_table(rows, columns: Sequence[str] | None = None, digits=3, caption="") -> Markdown:
-    """A table as Markdown: a DataFrame (without its index), a mapping, or a list of rows.
-
-    columns : the headings; digits : decimals of floats; caption : a paragraph above the table
-    """
+    """A DataFrame (without its index), a mapping or a list of rows as Markdown, below a caption."""
     frame = pd.DataFrame(list(rows.items()) if isinstance(rows, Mapping) else rows)
     if columns is not None:
         frame = frame.set_axis(list(columns), axis=1)
@@ -95,10 +92,7 @@ def pick(groups: Mapping[str, Mapping], draw: Callable, play: Callable = lambda 
 
 
 def gap_groups(ids: Sequence[str], present) -> dict[str, dict[str, int]]:
-    """Rows by what the clips lack, complete ones first, as `pick` takes them.
-
-    present : (N, 3) bool, columns frames, audio and text
-    """
+    """Rows by what `present` (N, 3) says clips lack, complete ones first, as `pick` takes them."""
     groups = {"everything": {}}
     for row, (id_, exists) in enumerate(zip(ids, present, strict=True)):
         missing = zip(("no face", "no sound", "no words"), exists, strict=True)

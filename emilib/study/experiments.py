@@ -47,10 +47,7 @@ class Experiment:
 
 
 def all_experiments(profile) -> dict[str, Experiment]:
-    """Every row of A2, A3, A4, B2, B3 and B4, by name, with settings and recipes of a profile.
-
-    Raises ValueError where the profile is `tuned` and an experiment is not.
-    """
+    """Every row of A2, A3, A4, B2, B3 and B4, by name, with settings and recipes of a profile."""
     path = Path(__file__).with_name("experiments.csv")
     rows = pd.read_csv(path, dtype=str, keep_default_na=False).itertuples()
     listed = [_experiment(profile, row) for row in rows]

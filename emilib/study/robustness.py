@@ -1,7 +1,4 @@
-"""Input that is missing or corrupted on purpose: what it costs trained models, what papers claim.
-
-Dimension key: N clips, S seeds, E emotions, R resamples; T steps of frames or a waveform.
-"""
+"""Input missing or corrupted on purpose: what it costs models, what papers claim."""
 
 import dataclasses
 import functools

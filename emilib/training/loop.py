@@ -317,10 +317,7 @@ def make_schedule(optimizer, recipe: Recipe, steps_per_epoch: int):
 
 
 def save_state(checkpoint, identity: str, parts: list, rest: tuple) -> None:
-    """Write an unfinished run into the folder `checkpoint`, where there is one, on the first rank.
-
-    parts : all with a `state_dict`; rest : plain data and tensors
-    """
+    """Write an unfinished run into the folder `checkpoint`, where there is one, on rank 0."""
     if checkpoint is None or rank() != 0:
         return
     stream = io.BytesIO()
@@ -331,10 +328,7 @@ def save_state(checkpoint, identity: str, parts: list, rest: tuple) -> None:
 
 
 def load_state(checkpoint, identity: str, parts: list) -> tuple | None:
-    """Bring `parts` to what `save_state` wrote, and return the rest; None where nothing is intact.
-
-    Raises ValueError for the checkpoint of another run.
-    """
+    """Bring `parts` to what `save_state` wrote and return the rest; None for nothing intact."""
     if checkpoint is None or not (path := Path(checkpoint) / "epoch.pt").exists():
         return None
     content = path.read_bytes()

@@ -135,11 +135,7 @@ def estimate(target, predictions, resamples: int = RESAMPLES, seed: int = 0) -> 
 
 
 def difference(target, first, second, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """Mean ρ of `first` minus that of `second`, paired over seeds and over clips.
-
-    Whether it is resolved is a question to all of its family, see `verdict`. Raises ValueError
-    when the numbers of seeds differ.
-    """
+    """Mean ρ of `first` minus that of `second`, paired over seeds, as many of both, and clips."""
     (a, a_drawn), (b, b_drawn) = (measure(target, p, resamples, seed) for p in (first, second))
     if len(a) != len(b):
         raise ValueError(f"expected the same seeds for both, got {len(a)} and {len(b)}")

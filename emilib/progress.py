@@ -13,11 +13,7 @@ from emilib import cache
 
 
 def report(text: str) -> None:
-    """Say `text` as one line; of several ranks only the first speaks.
-
-    A notebook run headless has no terminal: the runner names a file in ``EMI_PROGRESS`` and shows
-    what is appended to it. Otherwise the line goes to stderr, but from a notebook's kernel.
-    """
+    """Say `text` as one line, to the runner's file ``EMI_PROGRESS`` or stderr; rank 0 speaks."""
     if not cache.is_main():
         return
     if target := os.environ.get("EMI_PROGRESS"):

@@ -67,11 +67,7 @@ def table_of(source):
 
 
 def read_table(table, strict=False):
-    """The table of clips of one's own CSV, and findings: rows of `audit`.
-
-    Raises CorpusError, when strict also for a target that is not a number or is constant in
-    training, and for a file with two different rows.
-    """
+    """The table of one's own CSV, and findings; CorpusError, when strict also for odd targets."""
     folder, rows, findings = Path(table).parent, layout.read_rows(table), []
     if rows.empty:
         raise CorpusError(f"{table} names no clip; expected a row a clip.")

@@ -1,8 +1,4 @@
-"""The feature store: ragged arrays of many clips in memory-mapped safetensors shards.
-
-A shard, a step of the cache, holds the flat (ΣT, ...) values of some tens of clips, the lengths
-that cut them, and their ids.
-"""
+"""Ragged arrays of many clips in shards: flat values, the lengths that cut them, and ids."""
 
 import json
 from collections import UserDict

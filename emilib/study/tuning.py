@@ -39,11 +39,7 @@ def inner_splits(splits: FeatureSplits, people: pd.Series) -> FeatureSplits:
 
 
 def tune(experiments, features: Mapping, people, cache: Cache, **options) -> pd.DataFrame:
-    """ρ of each experiment at its points of `GRID`: columns experiment, those of the grid, rho.
-
-    features : FeatureSplits by `Experiment.features`; people : as of `inner_splits`
-    options : of `runs.run`, which trains what `cache` lacks
-    """
+    """ρ of each experiment at its points of `GRID`: columns experiment, those of the grid, rho."""
     inner = {kind: inner_splits(splits, people) for kind, splits in features.items()}
     experiments = list(experiments)
 

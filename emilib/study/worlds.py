@@ -1,8 +1,4 @@
-"""Small worlds with a dial: when does each mechanism of both papers pay, cost, or do nothing?
-
-A world draws features and one label a clip; its dial d, from 0 to 1, moves one thing that a
-mechanism is said to be good for. Dimension key: N clips, T steps, S seeds.
-"""
+"""Small worlds with a dial d, from 0 to 1: when does each mechanism pay, cost or do nothing?"""
 
 import dataclasses
 import functools

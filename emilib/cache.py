@@ -152,10 +152,7 @@ class Cache:
         return folder
 
     def step(self, kind: str, parts: dict, make: Callable[[Path], None]) -> Path:
-        """The finished folder of a step; ``make(folder)`` fills it where it is missing or spoilt.
-
-        Two processes may ask at once: both make the step, the first to finish is kept.
-        """
+        """The finished folder of a step; ``make(folder)`` fills it where missing or spoilt."""
         final = self.folder(kind, parts)
         if self.has(kind, parts):
             return final

@@ -51,20 +51,13 @@ def home() -> Path:
 
 
 def figures(profile: str, suffix: str, embedded: bool, home: Path) -> Path:
-    """Where figures and tables go: the project's own folder for the default run alone.
-
-    profile, suffix : name and suffix of a `Profile`
-    """
+    """Where figures and tables go: the project's own folder for the default run alone."""
     default = (profile, suffix) == ("embedded", "") and embedded and home == ROOT / "runs"
     return ROOT / "figures" if default else home / profile / f"figures{suffix}"
 
 
 def require_room(folder, need_gb: float = RUN_GB, what: str = "the run") -> float:
-    """Free GB (10^9 bytes) on the disk of a folder, which need not exist yet.
-
-    Raises OSError, with both numbers, where it is less than `need_gb`; the environment variable
-    EMI_MIN_FREE_GB replaces that.
-    """
+    """Free GB (10^9 bytes) on a folder's disk; OSError below `need_gb`, or EMI_MIN_FREE_GB."""
     need_gb = float(os.environ.get("EMI_MIN_FREE_GB") or need_gb)
     folder = Path(folder).absolute()
     existing = next(place for place in (folder, *folder.parents) if place.exists())

@@ -9,11 +9,7 @@ from emilib.predict.predictor import EmiPredictor
 
 
 def predictor_of(workspace, experiment: str, device=None) -> EmiPredictor:
-    """The models of an experiment on a workspace's corpus; trained first where missing.
-
-    Raises ValueError for an experiment that can't be used on a video: a mean of others, one on the
-    organisers' features, or one whose seeds train encoders of their own.
-    """
+    """The models of an experiment of a workspace, trained where missing, if it can read a video."""
     known, profile = workspace.experiments(), workspace.profile
     usable = [n for n, e in known.items() if e.model and e.features.startswith("ours")]
     if experiment not in usable:

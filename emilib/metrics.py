@@ -73,10 +73,7 @@ def summarise(per_seed: np.ndarray, resampled: np.ndarray, seed=0, bound=np.inf)
 
 
 def holm(p) -> np.ndarray:
-    """p-values of one family, corrected by Holm's method: ordered, times the tests that are left.
-
-    p : (T,), NaN where there is no test; returns (T,), at most 1
-    """
+    """p-values (T,) of a family, NaN for no test, by Holm: ordered, times the tests left."""
     p = np.asarray(p, float)
     order, tests = np.argsort(p), np.isfinite(p).sum()  # NaN comes last
     corrected = np.full(len(p), np.nan)
@@ -100,10 +97,7 @@ def verdict(values, p, claimed=np.nan) -> np.ndarray:
 
 
 def resample(target, predictions, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """ρ of each emotion on clips drawn with replacement, (R, S, E), the same clips for one `seed`.
-
-    A draw is the number of times each clip is in it: all draws are one matrix product.
-    """
+    """ρ of each emotion on clips drawn with replacement, (R, S, E), by one matrix product."""
     target, predictions = _checked(target, predictions)
     clips, y, p = len(target), _unit(target)[None], _unit(predictions)
     # Means of all products that ρ needs, of unit columns, which float64 can hold: (R, K, E).
@@ -142,11 +136,7 @@ def estimate(target, predictions, resamples: int = RESAMPLES, seed: int = 0) -> 
 
 
 def difference(target, first, second, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """Mean ρ of `first` minus that of `second`, paired over seeds and over clips.
-
-    Whether it is resolved is a question to all of its family, see `verdict`. Raises ValueError
-    when the numbers of seeds differ.
-    """
+    """Mean ρ of `first` minus that of `second`, paired over seeds, as many of both, and clips."""
     (a, a_drawn), (b, b_drawn) = (measure(target, p, resamples, seed) for p in (first, second))
     if len(a) != len(b):
         raise ValueError(f"expected the same seeds for both, got {len(a)} and {len(b)}")

@@ -1,7 +1,4 @@
-"""A profile at work on a corpus: `Workspace` hands out what each step makes, and keeps it.
-
-What is not there yet is made, and kept in the cache below ``runs/`` (or ``EMI_HOME``).
-"""
+"""A profile at work on a corpus: `Workspace` hands out what each step makes, and keeps it."""
 
 import dataclasses
 import functools
@@ -305,10 +302,7 @@ class Workspace:
         return tuning.tune(listed, features, people, self.cache, **settings)
 
     def plan(self) -> pd.DataFrame:
-        """What `results` goes through, in order, and how much of it is kept; makes nothing.
-
-        Columns step, done, all: numbers of parts.
-        """
+        """How much of what `results` goes through is kept: columns step, done, all."""
         columns = ["step", "done", "all"]
         if not self._is_made():
             size = sum(n for name, n in self.profile.corpus_size.items() if name != "seed")

@@ -66,10 +66,7 @@ class Profile:
         return f"-{seed}" if seed else ""
 
     def encoder_configs(self, stage="random") -> dict:
-        """Configuration of the encoder of each role before any training here.
-
-        Raises ValueError for the stage "paper_b" where the profile names no encoders of it.
-        """
+        """Configuration of the encoder of each role before any training here."""
         if stage != "paper_b":
             return {"vision": self.vision, "audio": self.audio, "text": self.text}
         if self.taemi_encoders is None:

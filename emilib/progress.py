@@ -13,11 +13,7 @@ from emilib import cache
 
 
 def report(text: str) -> None:
-    """Say `text` as one line; of several ranks only the first speaks.
-
-    A notebook run headless has no terminal: the runner names a file in ``EMI_PROGRESS`` and shows
-    what is appended to it. Otherwise the line goes to stderr, but from a notebook's kernel.
-    """
+    """Say `text` as one line, to the runner's file ``EMI_PROGRESS`` or stderr; rank 0 speaks."""
     if not cache.is_main():
         return
     if target := os.environ.get("EMI_PROGRESS"):
@@ -35,10 +31,7 @@ def quietly(function, *arguments, **options):
 
 @contextlib.contextmanager
 def epoch_bar(total: int):
-    """A callback that takes training records and draws a text bar on stderr: epoch, loss, ρ.
-
-    The bar is drawn in a terminal and in JupyterLab (which names its session), by the first rank.
-    """
+    """A callback that draws training records as a bar in a terminal and in JupyterLab."""
     watched = sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
     hidden = not watched or "EMI_PROGRESS" in os.environ or cache.rank() != 0
     with tqdm(total=total, disable=hidden, desc="training", unit="epoch", file=sys.stderr) as bar:

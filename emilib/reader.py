@@ -23,10 +23,7 @@ LEAST_CLIPS = {"train": 8, "validation": 4}  # a ridge, a quarter held out, an i
 
 
 class CorpusReader:
-    """The clips of a corpus folder: their table, words, lengths, and the key of all of it.
-
-    source : the folder, or the CSV in it; cache : keeps lengths, and the words Whisper hears
-    """
+    """The clips of a corpus folder: their table, words, lengths, and the key of all of it."""
 
     has_media, official_columns = True, tuple(OFFICIAL)
 

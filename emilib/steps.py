@@ -79,10 +79,7 @@ class Step:
 
 
 def finish(steps: Sequence[Step]) -> None:
-    """Make the steps that are missing, two at once where there are no GPU and ranks to share.
-
-    The small networks hardly gain from a second thread: a process for each does.
-    """
+    """Make the steps that are missing, two at once where there are no GPU and ranks to share."""
     missing = [step for step in steps if not step.cache.has(step.kind, step.parts)]
     for step in missing:
         finish(step.needs)

@@ -1,8 +1,4 @@
-"""Worker processes for what is made clip by clip or run by run.
-
-They import once and are reused, do not run the caller's script again, and are reported when they
-die (`BrokenProcessPool`). They end with the process that started them.
-"""
+"""Worker processes, imported once and reused; they end with the process that started them."""
 
 import os
 import signal

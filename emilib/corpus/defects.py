@@ -59,10 +59,7 @@ def report(table):
 
 
 def durations(clips, workers=None):
-    """Seconds of each clip of `emilib.corpus.read`, by id, from the time stamps of its packets.
-
-    The longest track of the video; without a video the sound file; NaN where neither opens.
-    """
+    """Seconds of each clip by id: the longest track of its video, else its sound; or NaN."""
     seconds = ordered_map(_seconds, zip(clips["video"], clips["audio"], strict=True), workers)
     return pd.Series(list(seconds), clips["id"], dtype=float, name="seconds")
 

@@ -1,7 +1,4 @@
-"""Faces in videos: crops of one person through the clip, in the form of the organisers' crops.
-
-The detector is YuNet (Wu, Peng & Yu 2023) as libfacedetection compiles it, weights included.
-"""
+"""Crops of one person's face through a video, found by YuNet (Wu, Peng & Yu 2023)."""
 
 import functools
 import os
@@ -27,10 +24,7 @@ THUMB = 8  # pixels, side at which crops are compared
 
 
 def find(image):
-    """Boxes of the faces in a picture (H, W, 3) uint8 RGB, from forehead to chin.
-
-    Returns (N, 4) float, a row a face: left, top, right, bottom in pixels of the picture.
-    """
+    """Boxes (N, 4) of faces in a picture (H, W, 3) uint8: left, top, right, bottom in pixels."""
     for longest in LONGEST:
         scale, picture = max(image.shape[:2]) / longest, Image.fromarray(image)
         size = [max(1, round(side / scale)) for side in picture.size]

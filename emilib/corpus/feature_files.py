@@ -53,10 +53,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def load_features(path):
-    """The organisers' features of one clip: a pickled array (T, D), or (D,) as (1, D), float32.
-
-    Raises MediaError for no such file, a damaged pickle, and one of anything but such an array.
-    """
+    """The organisers' features of a clip, (T, D) float32; MediaError for anything else."""
     array = _unpickled(path, MediaError)
     is_array = isinstance(array, np.ndarray)
     if not is_array or array.dtype.kind not in "fiub" or array.ndim not in (1, 2):

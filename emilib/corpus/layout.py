@@ -70,10 +70,7 @@ def read_layout(folder, strict):
 
 
 def finished(clips, folder, targets, findings, unlisted, table, strict):
-    """The table of clips in its final order with its `attrs`, and findings.
-
-    unlisted : {id: sentence} of files without a row; table : what names the clips, for the notes
-    """
+    """The table of clips in its final order with its `attrs`, and findings."""
     clips = clips.assign(split=pd.Categorical(clips["split"], SPLITS)).sort_values(["split", "id"])
     clips["split"] = clips["split"].astype(object)
     clips = clips[["id", "split", *FILE_COLUMNS, *targets]].reset_index(drop=True)

@@ -1,8 +1,4 @@
-"""Decoding: frames by presentation time stamp, a mono waveform, face crops.
-
-FFmpeg (through PyAV) marks the frames it could not decode cleanly; they are dropped and counted,
-and reading continues behind them.
-"""
+"""Decoding: frames by time stamp without those FFmpeg marks as damaged, a mono waveform, crops."""
 
 import math
 from collections import Counter

@@ -54,10 +54,7 @@ def read_with_findings(folder, strict=False):
 
 
 def table_of(source):
-    """The path of the CSV of an own data set, itself or its folder; None for the real layout.
-
-    Raises CorpusError for a folder with no CSV, or with several and none of the real layout.
-    """
+    """The CSV of an own data set; None for the real layout; CorpusError for none or several."""
     source = Path(source)
     if source.suffix.lower() == ".csv" and source.is_file():
         return source
@@ -72,12 +69,7 @@ def table_of(source):
 
 
 def read_table(table, strict=False):
-    """The table of clips of one's own CSV, and findings: rows of `audit`.
-
-    Raises CorpusError where the CSV can't be read or has no target, a file name is ambiguous, or a
-    split would be empty; when strict also for a target that is not a number, and for a file with
-    two different rows.
-    """
+    """The table of one's own CSV, and findings; CorpusError, when strict also for odd targets."""
     folder, rows, findings = Path(table).parent, layout.read_rows(table), []
     if rows.empty:
         raise CorpusError(f"{table} names no clip; expected a row a clip.")

@@ -28,10 +28,7 @@ def get(name: str):
 
 
 def folder(source: str) -> Path | None:
-    """The folder of a checkpoint: `source` itself, or below ``EMI_WEIGHTS`` its name or last part.
-
-    None where there is none; the Hugging Face cache is left to transformers.
-    """
+    """The folder `source`, or below ``EMI_WEIGHTS`` that of its name or its last part, or None."""
     home = os.environ.get(WEIGHTS)
     places = [Path(source)]
     if home and not Path(source).is_absolute():
@@ -40,10 +37,7 @@ def folder(source: str) -> Path | None:
 
 
 def whisper_file() -> Path | None:
-    """The file of Whisper turbo, None where this machine has none.
-
-    Looked for in the folder ``EMI_WEIGHTS``, its subfolder whisper, and Whisper's own cache.
-    """
+    """Whisper turbo in ``EMI_WEIGHTS``, its subfolder whisper, or Whisper's cache; or None."""
     home, own = os.environ.get(WEIGHTS), os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
     places = [Path(home), Path(home, "whisper")] if home else []
     files = (place / get("turbo").files for place in (*places, Path(own, "whisper")))
@@ -51,10 +45,7 @@ def whisper_file() -> Path | None:
 
 
 def locate(source: str, revision: str | None = None) -> tuple[str, str | None]:
-    """The arguments of ``from_pretrained``: a folder and None, or a hub name and its revision.
-
-    revision : None is that of the table, and the newest for a name the table lacks
-    """
+    """The arguments of ``from_pretrained``: a folder and None, or a hub name and its revision."""
     place, entry = folder(source), get(source)
     if place is not None:
         return str(place), None
@@ -62,10 +53,7 @@ def locate(source: str, revision: str | None = None) -> tuple[str, str | None]:
 
 
 def identity(source: str, revision: str | None = None) -> str:
-    """A name for the weights themselves, for the keys of what is computed with them.
-
-    A hub name without a known revision is assumed never to change.
-    """
+    """A name for the weights themselves, for the keys of what is computed with them."""
     place, revision = locate(source, revision)
     return f"{place}@{revision or 'main'}" if folder(source) is None else _content(place)
 

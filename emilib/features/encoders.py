@@ -53,10 +53,7 @@ class VisionEncoder(nn.Module):
 
 
 def resize(images: Tensor, size: tuple[int, int], resample="bicubic") -> Tensor:
-    """Pictures (B, 3, H, W) uint8 at another size, antialiased; whole numbers from 0 to 255.
-
-    On a CPU torch has a fast kernel for bytes; other devices get `resize_in_passes`.
-    """
+    """Pictures (B, 3, H, W) uint8 at another size, antialiased; whole numbers from 0 to 255."""
     if images.shape[-2:] == size:
         return images
     if images.device.type != "cpu":
@@ -105,10 +102,7 @@ class AudioEncoder(nn.Module):
         return self.model._get_feat_extract_output_lengths(samples)
 
     def forward(self, waveform: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """waveform (B, S) float, valid (B, S) bool; returns (B, T, D) and (B, T) bool.
-
-        Raises ValueError for a clip shorter than `shortest` samples.
-        """
+        """waveform (B, S) float, valid (B, S) bool → (B, T, D) and (B, T) bool; see `encode`."""
         return self.encode(self.normalised(waveform, valid), valid)
 
     def normalised(self, waveform: Tensor, valid: Tensor) -> Tensor:

@@ -182,10 +182,7 @@ class FeatureSet:
         return ((array - mean) / spread).astype(np.float32)
 
     def moments(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Mean and standard deviation (D,) of each modality's columns, over all real steps.
-
-        Of frames as they are relative to `frame_reference`.
-        """
+        """Mean and deviation (D,) of each modality's columns, over all real steps."""
         result = {}
         for name in self.dims:
             pieces = [self.text[self.present[:, 2]]] if name == "text" else getattr(self, name)
@@ -197,10 +194,7 @@ class FeatureSet:
         return result
 
     def standardised(self, moments: dict[str, tuple[np.ndarray, np.ndarray]]) -> "FeatureSet":
-        """Batches have each column minus a mean, over a standard deviation, of `moments`.
-
-        Take those of the training clips.
-        """
+        """Batches have `moments`, those of the training clips, taken out."""
         complete = set(self.dims) <= set(moments)
         _expect(complete, "moments", f"those of {sorted(self.dims)}", sorted(moments))
         return dataclasses.replace(self, scaling=moments)
@@ -294,10 +288,7 @@ class MediaBatch(Batch):
 
 @dataclasses.dataclass(repr=False, eq=False, kw_only=True)
 class MediaSet(FeatureSet):
-    """A `FeatureSet` of N clips with waveforms and tokens for the encoders that will be inside.
-
-    Targets, frames, and which clip has what are those of the features.
-    """
+    """A `FeatureSet` of N clips with waveforms and tokens for the encoders that will be inside."""
 
     waveforms: Sequence  # (S,) int16 at 16 kHz or None, one a clip
     input_ids: np.ndarray  # (N, L), L at least 1

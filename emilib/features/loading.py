@@ -1,8 +1,4 @@
-"""Encoders from nothing, from a folder, or from a published checkpoint, by Hugging Face networks.
-
-Every weight of a loaded network is the checkpoint's own: what is missing, damaged or of another
-family is refused. No code of a checkpoint runs.
-"""
+"""Encoders from nothing, a folder or a published checkpoint; no code of a checkpoint runs."""
 
 import contextlib
 import json
@@ -71,11 +67,7 @@ def small_text(config: dict, texts: Sequence[str], pool="cls", max_tokens=128) -
 
 
 def wordpiece(texts: Sequence[str], size: int, max_tokens=128) -> transformers.BertTokenizerFast:
-    """A lower-case WordPiece vocabulary of up to `size` pieces, the same for the same texts.
-
-    It holds every letter, as a word and within one, and then the most frequent words. (The
-    trainer of the tokenizers library breaks ties at random.)
-    """
+    """A lower-case WordPiece vocabulary: every letter, then the most frequent words."""
     normal, cut = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     split = (cut.pre_tokenize_str(normal.normalize_str(text)) for text in texts)
     counts = Counter(word for words in split for word, _ in words)
@@ -143,10 +135,7 @@ def pretrained(role: str, source: str, revision: str | None = None, **settings) 
 
 
 def check(role: str, source: str, revision: str | None = None) -> dict:
-    """The config.json of a checkpoint; ValueError where it is missing or of another family.
-
-    Nothing but this file is read or downloaded.
-    """
+    """The config.json of a checkpoint; ValueError where it is missing or of another family."""
     place, commit = checkpoints.locate(str(source), revision)
     with _one_sentence(source, revision):
         config = transformers.PreTrainedConfig.get_config_dict(place, revision=commit)[0]

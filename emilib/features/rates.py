@@ -19,11 +19,7 @@ CONFIGS = (CLIPVisionConfig(patch_size=16), WAV2VEC2, BertConfig())
 
 
 def throughput(repeats=3, device=None, scale=1.0, **fields) -> pd.DataFrame:
-    """Columns what, unit, rate (a second): extraction by the three encoders, batches full.
-
-    repeats : timed passes of each, after one that is not; scale : of the sizes of batches
-    fields : of `Batching`, in place of those for this device
-    """
+    """Columns what, unit, rate (a second) of the three encoders; `scale` is of the batches."""
     device = torch.device(device or workers.device())
     plan = extraction.Batching.on(device, **fields)
     frames, sounds = (max(1, round(scale * n)) for n in (plan.frames, plan.sounds))

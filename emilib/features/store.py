@@ -1,8 +1,4 @@
-"""The feature store: ragged arrays of many clips in memory-mapped safetensors shards.
-
-A shard, a step of the cache, holds the flat (ΣT, ...) values of some tens of clips, the lengths
-that cut them, and their ids.
-"""
+"""Ragged arrays of many clips in shards: flat values, the lengths that cut them, and ids."""
 
 import json
 from collections import UserDict
@@ -32,10 +28,7 @@ def write_shard(path, ids: Sequence[str], arrays: Sequence) -> None:
 
 
 class Store(UserDict):
-    """Shards, in the clips' order, as a mapping from id to a (T, ...) array; None: an empty slot.
-
-    Arrays are mapped into memory when they are looked at.
-    """
+    """Shards as a mapping from id to a memory-mapped (T, ...) array; None: an empty slot."""
 
     def __init__(self, paths: Sequence):
         super().__init__()  # `data`: the path, start and length of each clip

@@ -143,8 +143,5 @@ def recall_at(media: Tensor, text: Tensor, k: int, groups: Tensor | None = None)
 
 
 def sgdr(optimizer, steps_per_epoch: int, cycle_epochs: int = 10, lr_min: float = 1e-7):
-    """Cosine annealing with warm restarts (paper A, Eq. 10), to be stepped after every step.
-
-    η_max is the optimiser's learning rate, 1e-5 in the paper; T_cur counts steps in the cycle.
-    """
+    """Cosine annealing with warm restarts (A, Eq. 10), to be stepped after every step."""
     return CosineAnnealingWarmRestarts(optimizer, cycle_epochs * steps_per_epoch, eta_min=lr_min)

@@ -173,10 +173,7 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
 
 
 def present_softmax(scores: Tensor, real: Tensor) -> Tensor:
-    """Softmax over the last dimension among the real entries (paper A, Eq. 8).
-
-    scores (..., 3) float; real (..., 3) bool. Returns (..., 3): exactly 0 where not real.
-    """
+    """Softmax of scores (..., 3) among the real ones (A, Eq. 8); exactly 0 elsewhere."""
     lowest = torch.finfo(scores.dtype).min
     return torch.softmax(scores.masked_fill(~real, lowest), dim=-1).masked_fill(~real, 0.0)
 

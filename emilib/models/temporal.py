@@ -1,7 +1,4 @@
-"""Time inside a modality: TCN, segment pooling, bidirectional LSTM, difference gate (paper A).
-
-Padding never reaches a real step: a clip gives the same numbers alone and beside longer ones.
-"""
+"""Time inside a modality: TCN, segment pooling, bidirectional LSTM, difference gate (paper A)."""
 
 import math
 

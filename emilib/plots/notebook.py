@@ -98,10 +98,7 @@ def pick(groups: Mapping[str, Mapping], draw: Callable, play: Callable = lambda 
 
 
 def gap_groups(ids: Sequence[str], present) -> dict[str, dict[str, int]]:
-    """Rows by what the clips lack, complete ones first, as `pick` takes them.
-
-    present : (N, 3) bool, columns frames, audio and text
-    """
+    """Rows by what `present` (N, 3) says clips lack, complete ones first, as `pick` takes them."""
     groups = {"everything": {}}
     for row, (id_, exists) in enumerate(zip(ids, present, strict=True)):
         missing = zip(("no face", "no sound", "no words"), exists, strict=True)

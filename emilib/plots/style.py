@@ -128,10 +128,7 @@ def sound_wave(axes, waveform: np.ndarray | None, sample_rate: int, start: float
 
 @rc_context(STYLE)
 def differences(table: pd.DataFrame, corpus: str = "", title: str = "differences") -> Figure:
-    """Differences to a result table's reference row: the paper's, ours with the paired interval.
-
-    A hollow dot is not resolved; vertical lines are the table's lines to beat.
-    """
+    """Differences to a result table's reference row: the paper's, ours with the paired interval."""
     name, rows = table.attrs["name"], table[table["delta_here"].notna()]
     if rows.empty:
         raise ValueError(f"{name} has no differences to draw: train its rows first")

@@ -40,10 +40,7 @@ def of_worlds(folder) -> Figure:
 
 @rc_context(style.STYLE)
 def matrix(table: pd.DataFrame, title: str, corpus: str = "") -> Figure:
-    """Verdicts on claims, a row each, in groups of columns; an empty place was not asked.
-
-    table : "row", "group" and "column" place a cell, "value" stands in it, "verdict" colours it
-    """
+    """Verdicts: "row", "group" and "column" place a cell, "value" stands in it."""
     rows, cells = list(dict.fromkeys(table["row"])), table[["group", "column"]].drop_duplicates()
     columns = list(cells.itertuples(index=False, name=None))
     new = [0, *(a[0] != b[0] for a, b in itertools.pairwise(columns))]

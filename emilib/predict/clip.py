@@ -124,11 +124,7 @@ def clips_of(paths, text=None) -> list[Clip]:
 
 
 def read_clip(clip: Clip, settings: MediaSettings, emotions=EMOTIONS) -> Prediction:
-    """Decode a clip's files; a clip that can't be read has a `reason`.
-
-    It is in memory as a whole: frames take fps * seconds * P * P * 3 bytes, for a moment twice, and
-    sound 64 kB a second.
-    """
+    """Decode a clip's files, in memory as a whole; one that can't be read has a `reason`."""
     began, result = time.perf_counter(), Prediction(clip, emotions)
     try:
         _decode(result, settings)

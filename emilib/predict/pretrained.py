@@ -55,10 +55,7 @@ def save(predictor, folder: Path) -> Path:
 
 
 def load(source) -> dict:
-    """The arguments of `EmiPredictor` from a folder or a hub repository.
-
-    Raises ValueError as `EmiPredictor.from_pretrained` does.
-    """
+    """The arguments of `EmiPredictor` from a folder or a hub repository; else ValueError."""
     try:
         folder = Path(source).expanduser()
         if not folder.is_dir():

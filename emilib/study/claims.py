@@ -29,10 +29,7 @@ CLAIMS = tuple(_TABLE.itertuples(index=False, name="Claim"))
 
 
 def rows(table: str) -> tuple:
-    """The rows of a table in its order, the paper's before those beyond the paper (value NaN).
-
-    Raises ValueError for a table that is not in TABLES.
-    """
+    """The rows of one of TABLES in its order, those beyond the paper (value NaN) last."""
     if table not in TABLES:
         raise ValueError(f"expected a table among {', '.join(TABLES)}, got {table!r}")
     return tuple(c for c in CLAIMS if (c.paper, c.where) == (table[0], f"Table {table[1]}"))
@@ -72,10 +69,7 @@ def checks() -> pd.DataFrame:
 
 
 def ledger() -> pd.DataFrame:
-    """What does not add up, a row each: paper, title, places, text, here, stated, recomputed.
-
-    places : that disagree; text : what each says; here : what this project does about it
-    """
+    """What does not add up, a row each: paper, title, places, text, here, stated, recomputed."""
     table, numbers = _read("contradictions.csv"), checks().groupby("contradiction")
     for column, form in (("stated", "{:g}"), ("recomputed", "{:.5g}")):
         text = numbers[column].agg(lambda values, form=form: ", ".join(map(form.format, values)))

@@ -1,8 +1,4 @@
-"""The rows of the tables as data: experiments.csv lists them, an `Experiment` is one of them.
-
-One experiment may serve several rows (the full TAEMI stands in B2, B3 and B4) and is trained once,
-by `emilib.study.runs.run_one`.
-"""
+"""The rows of the tables as data: experiments.csv lists them; one may serve several rows."""
 
 import dataclasses
 import json
@@ -47,10 +43,7 @@ class Experiment:
 
 
 def all_experiments(profile) -> dict[str, Experiment]:
-    """Every row of A2, A3, A4, B2, B3 and B4, by name, with settings and recipes of a profile.
-
-    Raises ValueError where the profile is `tuned` and an experiment is not.
-    """
+    """Every row of A2, A3, A4, B2, B3 and B4, by name, with settings and recipes of a profile."""
     path = Path(__file__).with_name("experiments.csv")
     rows = pd.read_csv(path, dtype=str, keep_default_na=False).itertuples()
     listed = [_experiment(profile, row) for row in rows]

@@ -1,7 +1,4 @@
-"""Headline differences on several draws of the embedded corpus: which verdicts survive another?
-
-``replication.csv`` is what the command ``python -m emilib replicate`` wrote.
-"""
+"""Headline differences on several draws of the embedded corpus; see replication.csv."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,4 @@
-"""Input that is missing or corrupted on purpose: what it costs trained models, what papers claim.
-
-Dimension key: N clips, S seeds, E emotions, R resamples; T steps of frames or a waveform.
-"""
+"""Input missing or corrupted on purpose: what it costs models, what papers claim."""
 
 import dataclasses
 import functools
@@ -113,11 +110,7 @@ def corrupt(corruption: Corruption, id_: str, medium: np.ndarray, seed: int = 0)
 
 
 def corrupted(splits: FeatureSplits, corruption: Corruption, encode, seed: int = 0) -> FeatureSet:
-    """The validation clips with one modality corrupted, standardised as fusion models get them.
-
-    encode(modality, corrupt, parts) : encoded features by id of the clips whose media went through
-        ``corrupt(id, medium)``, which `parts` determine
-    """
+    """The validation clips with one modality corrupted before `encode`, then standardised."""
     clean, modality = splits.validation, corruption.modality
     if corruption.kind == "missing":
         return without(clean, modality, corruption.level, seed)
@@ -178,11 +171,7 @@ class Measurements:
 
 
 def measure(results: Results, queries: Mapping, validation: Callable, cache: Cache) -> Measurements:
-    """Run trained models on corrupted validation clips; kept in `cache`.
-
-    queries : corruption → names of experiments, None, the clean clips, first
-    validation(corruption, kind) : their FeatureSet, of the kind `Experiment.features`
-    """
+    """Run models on corrupted clips, by `queries` (corruption → names, None first); kept."""
 
     @functools.cache
     def trained(name: str) -> list[torch.nn.Module]:

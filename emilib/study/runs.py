@@ -145,11 +145,7 @@ def train_model(experiment: Experiment, train, valid, seed: int, checkpoint) -> 
 
 
 def run_one(experiment: Experiment, seed: int, splits: FeatureSplits, cache: Cache) -> Path:
-    """Train one experiment with one seed where `cache` has no result yet; returns its folder.
-
-    One torch thread on a CPU, for the same bits alone and beside others. A killed run goes on from
-    its last epoch.
-    """
+    """Train one experiment with one seed, on one thread, where `cache` lacks it; its folder."""
     parts = result_parts(experiment, seed, splits)
 
     def make(folder: Path) -> None:

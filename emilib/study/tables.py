@@ -1,7 +1,4 @@
-"""Tables of both papers, the paper's number beside the one trained here.
-
-`table` makes plain numbers of results, `display` the text a person reads, `write` keeps both.
-"""
+"""Tables of both papers, the paper's number beside the one trained here."""
 
 import math
 import textwrap
@@ -62,10 +59,7 @@ def table(name, results=None, corpus="the corpus at hand", partitions=None) -> p
 
 
 def sentiment(results: Results, corpus: str) -> pd.DataFrame | None:
-    """B2 by `metrics.sentiment`: means over seeds, on test clips where their labels are known.
-
-    None where the target is not one number from negative to positive.
-    """
+    """B2 by `metrics.sentiment`, on test clips if known; None for other targets."""
     one = next(iter(results.values()))
     if one.target.shape[1] > 1 or one.target.min() >= 0:
         return None

@@ -25,10 +25,7 @@ SEED = 0  # of the draw of people, and of the runs
 
 
 def inner_splits(splits: FeatureSplits, people: pd.Series) -> FeatureSplits:
-    """The training clips as training and validation clips of different people, 3 to 1; no test.
-
-    people : whose clip it is, by id
-    """
+    """Training clips as training and validation clips of different people, 3 to 1."""
     plain = dataclasses.replace(splits.train, scaling=None)
     own = people.loc[plain.ids]
     drawn = np.random.default_rng(SEED).permutation(np.unique(own))
@@ -42,11 +39,7 @@ def inner_splits(splits: FeatureSplits, people: pd.Series) -> FeatureSplits:
 
 
 def tune(experiments, features: Mapping, people, cache: Cache, **options) -> pd.DataFrame:
-    """ρ of each experiment at its points of `GRID`: columns experiment, those of the grid, rho.
-
-    features : FeatureSplits by `Experiment.features`; people : as of `inner_splits`
-    options : of `runs.run`, which trains what `cache` lacks
-    """
+    """ρ of each experiment at its points of `GRID`: columns experiment, those of the grid, rho."""
     inner = {kind: inner_splits(splits, people) for kind, splits in features.items()}
     experiments = list(experiments)
 

@@ -1,8 +1,4 @@
-"""Small worlds with a dial: when does each mechanism of both papers pay, cost, or do nothing?
-
-A world draws features and one label a clip; its dial d, from 0 to 1, moves one thing that a
-mechanism is said to be good for. Dimension key: N clips, T steps, S seeds.
-"""
+"""Small worlds with a dial d, from 0 to 1: when does each mechanism pay, cost or do nothing?"""
 
 import dataclasses
 import functools
@@ -59,10 +55,7 @@ def selection(draw: np.random.Generator, clips: int, dial: float) -> FeatureSet:
 
 
 def who_knows(draw: np.random.Generator, clips: int, dial: float) -> FeatureSet:
-    """One moment counts. In a share d of the clips the sound has its key, else the words have it.
-
-    The other of the two has the key of no frame.
-    """
+    """One moment counts. In a share d of the clips the sound has its key, else the words."""
     frames, key, moment = _moments(draw, clips, 1.0)
     heard, other = draw.random((clips, 1)) < dial, _keys(draw, clips)
     text, sound = np.where(heard, other, key), np.where(heard, key, other)
@@ -87,10 +80,7 @@ def reliability(draw: np.random.Generator, clips: int, dial: float) -> FeatureSe
 
 
 def missing(draw: np.random.Generator, clips: int, dial: float) -> FeatureSet:
-    """A share d of the clips lacks its words, its sound or its frames, one at random.
-
-    All show the same signal in noise of their own and a part that no other has.
-    """
+    """A share d of the clips lacks its words, its sound or its frames, one at random."""
     signal, own = draw.normal(size=(clips, 1)), draw.normal(size=(clips, 3))
     parts = [signal + draw.normal(0, 0.5, (clips, 1)) for _ in range(3)]
     parts = [np.hstack([part, own[:, [i]]]) for i, part in enumerate(parts)]

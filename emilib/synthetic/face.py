@@ -62,11 +62,7 @@ def appearance(rng: np.random.Generator) -> SimpleNamespace:
 
 
 def render(person: SimpleNamespace, motion, size: tuple[int, int], rng, empty=False) -> np.ndarray:
-    """Frames of a motion (T, 19): (T, height, width, 3) uint8 RGB.
-
-    person : of `appearance`; size : height and width in pixels
-    rng : of the camera's noise; empty : the room alone
-    """
+    """Frames of a motion (T, 19) of a person, or of the empty room: (T, height, width, 3) uint8."""
     p = {name: np.tile(value, (len(motion), 1)) for name, value in vars(person).items()}
     p |= dict(zip(MOTION, motion.T[..., None], strict=True))
     for turn in ("yaw", "pitch", "roll"):

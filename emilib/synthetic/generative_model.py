@@ -157,10 +157,7 @@ def _sparse(probability: np.ndarray) -> np.ndarray:
 
 
 def _perform(rng, count: int, allowed=DESIGN.seeds):
-    """Seeds (N,), contents c (3, N, 6), what annotators react to L (N, 6), and how many (N, 1).
-
-    allowed : the seeds below this number occur, of each clip or of all
-    """
+    """Seeds (N,), contents c (3, N, 6), what annotators react to L (N, 6), and how many (N, 1)."""
     # s: the same values in every corpus, in another order, so that corpora are alike.
     grid = (np.arange(DESIGN.seeds) + 0.5) / DESIGN.seeds
     shared = np.stack([_sparse(rng.permutation(grid)) for _ in EMOTIONS], axis=1)

@@ -47,10 +47,7 @@ def request(words: str, person, prosody: dict[str, float]) -> dict:
 
 
 def colour(samples: np.ndarray, prosody: dict[str, float], rng) -> np.ndarray:
-    """(S,) float32 with loudness, tremor, breath and brightness, which eSpeak NG does not have.
-
-    samples : (S,) at SAMPLE_RATE, in the range of int16
-    """
+    """int16 samples as float32 with loudness, tremor, breath, brightness, which eSpeak lacks."""
 
     def smooth(share: float, values):  # a one-pole low-pass
         return lfilter(np.array([share], np.float32), np.array([1, share - 1], np.float32), values)

@@ -1,8 +1,4 @@
-"""The training loop: any fusion model on any features, with the recipes of both papers.
-
-With a checkpoint folder, a killed run resumes after its last finished epoch, to the same bits on a
-CPU with the same number of threads.
-"""
+"""The training loop: any fusion model on any features, with the recipes of both papers."""
 
 import contextlib
 import dataclasses
@@ -284,11 +280,7 @@ def check_data(train: FeatureSet, valid: FeatureSet | None) -> None:
 
 
 def derived_seed(*numbers: int) -> int:
-    """A 63-bit seed from whole numbers, far from those of neighbouring numbers.
-
-    Epoch t, from 1, of seed s draws the order of its clips from ``derived_seed(s, t)`` and dropout
-    from ``derived_seed(s, t, 1)``.
-    """
+    """A 63-bit seed, e.g. of (seed, epoch) for the order of clips, (seed, epoch, 1) for dropout."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -317,10 +309,7 @@ def make_schedule(optimizer, recipe: Recipe, steps_per_epoch: int):
 
 
 def save_state(checkpoint, identity: str, parts: list, rest: tuple) -> None:
-    """Write an unfinished run into the folder `checkpoint`, where there is one, on the first rank.
-
-    parts : all with a `state_dict`; rest : plain data and tensors
-    """
+    """Write an unfinished run into the folder `checkpoint`, where there is one, on rank 0."""
     if checkpoint is None or rank() != 0:
         return
     stream = io.BytesIO()
@@ -331,10 +320,7 @@ def save_state(checkpoint, identity: str, parts: list, rest: tuple) -> None:
 
 
 def load_state(checkpoint, identity: str, parts: list) -> tuple | None:
-    """Bring `parts` to what `save_state` wrote, and return the rest; None where nothing is intact.
-
-    Raises ValueError for the checkpoint of another run.
-    """
+    """Bring `parts` to what `save_state` wrote and return the rest; None for nothing intact."""
     if checkpoint is None or not (path := Path(checkpoint) / "epoch.pt").exists():
         return None
     content = path.read_bytes()

@@ -55,10 +55,7 @@ def warm_vision(encoder: VisionEncoder, clips, plan: WarmStart, seed: int, progr
 
 
 def log_mel(waveform: Tensor, hop: int, bands: int) -> Tensor:
-    """(B, S) at 16 kHz → (B, S // hop, bands): log energies of mel bands, one row a hop.
-
-    Triangular filters on the HTK mel scale from 50 to 7,600 Hz over a Hann window of 64 ms.
-    """
+    """(B, S) at 16 kHz → (B, S // hop, bands): log energies of HTK mel bands, 50 to 7,600 Hz."""
     size = 1024
     padded = F.pad(waveform, (size // 2, size // 2))
     window = torch.hann_window(size)
@@ -74,10 +71,7 @@ def log_mel(waveform: Tensor, hop: int, bands: int) -> Tensor:
 
 
 def warm_audio(encoder: AudioEncoder, clips, plan: WarmStart, seed: int, progress=None):
-    """Learn to hear: predict the log-mel energies of every step from sound with masked stretches.
-
-    clips : (S,) float waveforms, none shorter than `encoder.shortest`; returns as `warm_vision`
-    """
+    """Learn to hear: the log-mel energies of every step from sound with masked stretches."""
     generator = torch.Generator().manual_seed(seed)
     decoder, model = nn.Linear(encoder.dim, plan.mel_bands), encoder.model
     blank = nn.Parameter(torch.zeros(encoder.dim))  # what a masked step holds

@@ -120,7 +120,8 @@ def folded(cell) -> str:
     if 2 * len(imports) > len(lines) or "\nws = Workspace(" in source:
         return "Set-up"
     lists = source.startswith(("show_table(", "show(")) or "remove-input" in tags
-    return "Code" if lists or any(map(picture, cell.outputs)) else ""
+    draws = "plots.canvas(" in source or re.search(r"\baxes\.\w+\(", source)
+    return "Code" if lists or draws or any(map(picture, cell.outputs)) else ""
 
 
 def video(id_: str, videos: Path | None) -> str:

@@ -219,6 +219,7 @@ def test_what_is_folded():
         "import a\n\nx = a.b()": "",
         "# NBVAL_CHECK_OUTPUT\nprint(1)": "Check",
         "show_table(rows)": "Code",
+        "def draw(axes):\n    axes.plot([1, 2])": "Code",
         "def show(x):\n    return x": "",
     }
     for source, word in cases.items():

@@ -50,12 +50,6 @@ def home() -> Path:
     return Path(os.environ.get("EMI_HOME") or ROOT / "runs").resolve()
 
 
-def figures(profile: str, suffix: str, embedded: bool, home: Path) -> Path:
-    """Where figures and tables go: the project's own folder for the default run alone."""
-    default = (profile, suffix) == ("embedded", "") and embedded and home == ROOT / "runs"
-    return ROOT / "figures" if default else home / profile / f"figures{suffix}"
-
-
 def require_room(folder, need_gb: float = RUN_GB, what: str = "the run") -> float:
     """Free GB (10^9 bytes) on a folder's disk; OSError below `need_gb`, or EMI_MIN_FREE_GB."""
     need_gb = float(os.environ.get("EMI_MIN_FREE_GB") or need_gb)

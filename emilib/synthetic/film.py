@@ -24,7 +24,7 @@ from scipy.signal import resample_poly
 from threadpoolctl import threadpool_limits
 
 from emilib import EMOTIONS, SAMPLE_RATE
-from emilib.cache import atomic_write
+from emilib.cache import atomic_write, file_sum, key, locked, sweep
 from emilib.corpus.layout import CorpusError
 from emilib.synthetic import face, generative_model, voice
 from emilib.workers import ordered_map
@@ -49,9 +49,9 @@ def make(
     workers : processes; None = one a core, 1 = this process
     progress : called as progress(done, total) in clips
 
-    Only what is missing of a corpus with the same parameters is made. `synthetic.json` has the
-    parameters, the hidden `.synthetic/` facts, defects, persons and clean signals of the clips, and
-    the labels of the test clips, which are nowhere else.
+    Only what is missing or damaged of a corpus with the same parameters is made. `synthetic.json`
+    has the parameters, the hidden `.synthetic/` facts, defects, persons and clean signals of the
+    clips, and the labels of the test clips, which are nowhere else.
     Raises CorpusError when the folder holds anything else than this corpus.
     """
     folder = Path(folder)
@@ -61,21 +61,26 @@ def make(
     design = vars(generative_model.DESIGN)
     parameters = {"statement": STATEMENT, **counts, "seed": seed, "design": design}
     parameters |= {"filming": FILMING, "generator": GENERATOR}
-    note, text = folder / "synthetic.json", json.dumps(parameters, indent=2) + "\n"
-    same = note.exists() and note.read_text() == text
+    notes = [folder / "synthetic.json", folder / ".synthetic" / "parameters.json"]
+    text = json.dumps(parameters, indent=2) + "\n"
+    same = any(note.is_file() and note.read_bytes() == text.encode() for note in notes)
     if not same and folder.exists() and (folder.is_file() or any(folder.iterdir())):
         wanted = "expected a new folder, or one whose synthetic.json has the same parameters"
         raise CorpusError(f"{folder}: {wanted}, got something else; name another or delete it")
-    atomic_write(note, text)
+    for note in notes:  # two, so that a damaged one does not turn the folder into a foreign one
+        atomic_write(note, text)
     drawn = generative_model.draw(**counts, seed=seed)
-    clips = generative_model.clips(drawn)
-    missing = [clip for clip in clips if not _is_finished(folder, _note(folder, clip))]
-    takes = [missing[i : i + TAKE] for i in range(0, len(missing), TAKE)]
-    done = len(drawn.id) - len(missing)
-    progress(done, len(drawn.id))
-    for filmed in ordered_map(functools.partial(film_clips, folder, seed), takes, workers):
-        done += filmed
+    with locked(folder / ".synthetic" / ".lock"):  # another run may be at work here
+        sweep(folder, folder / ".synthetic", folder / ".synthetic" / "notes")
+        every = list(generative_model.clips(drawn))
+        intact = ordered_map(functools.partial(_is_finished, folder), every, workers)
+        missing = [clip for clip, is_intact in zip(every, intact, strict=True) if not is_intact]
+        takes = [missing[i : i + TAKE] for i in range(0, len(missing), TAKE)]
+        done = len(drawn.id) - len(missing)
         progress(done, len(drawn.id))
+        for filmed in ordered_map(functools.partial(film_clips, folder, seed), takes, workers):
+            done += filmed
+            progress(done, len(drawn.id))
     tables = {".synthetic/signals.csv": generative_model.signals(drawn)}
     tables[".synthetic/people.csv"] = generative_model.people(drawn)
     for split, name in LABELS.items():
@@ -91,10 +96,20 @@ def _note(folder: Path, clip) -> Path:
     return folder / ".synthetic" / "notes" / f"{clip.id}.json"
 
 
-def _is_finished(folder: Path, note: Path) -> bool:
-    """True when the clip was finished and everything it wrote is still there."""
-    files = json.loads(note.read_text())["files"] if note.exists() else [note]
-    return all((folder / name).exists() for name in files)
+def _is_finished(folder: Path, clip) -> bool:
+    """True when the clip was finished and its note and files are what was written."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        facts = json.loads(_note(folder, clip).read_bytes())
+        sums = {name: _sum(folder / name) for name in facts["files"]}
+        return facts.pop("sum") == key(**facts) and facts["files"] == sums
+    return False
+
+
+def _sum(path: Path) -> str:
+    """SHA-256 of a file, or of all that a folder holds."""
+    if path.is_file():
+        return file_sum(path)
+    return key(files={p.name: file_sum(p) for p in path.iterdir()})
 
 
 def film_clips(folder: Path, seed: int, clips: list) -> int:
@@ -151,10 +166,11 @@ def _film_clip(folder: Path, seed: int, clip, rng, person, words, prosody, spoke
     if clip.defect != "no_audio_track":
         files["text"].write_text(transcript)
     _write_faces(files, clip, frames, face.boxes(motion, size), thumbs, rng)
-    written = [str(path.relative_to(folder)) for path in files.values() if path.exists()]
+    written = {str(p.relative_to(folder)): _sum(p) for p in files.values() if p.exists()}
     facts = {"id": clip.id, "split": clip.split, "defect": clip.defect, "words": words, "fps": fps}
     facts |= {"size": size, "seconds": seconds, "frames": len(frames), "thumbs_db": thumbs}
-    atomic_write(_note(folder, clip), json.dumps({**facts, "files": written}))
+    facts["files"] = written
+    atomic_write(_note(folder, clip), json.dumps({**facts, "sum": key(**facts)}))
 
 
 def _person(seed: int, number: int) -> SimpleNamespace:

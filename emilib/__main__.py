@@ -8,6 +8,7 @@ says why), 2 the command was not understood.
 """
 
 import dataclasses
+import functools
 import math
 import os
 import sys
@@ -201,7 +202,12 @@ def predict(
     """
     from emilib.predict.report import predict_files
 
-    predict_files(clips, model, text, window, step, json, csv, picture)
+    draw = None
+    if picture is not None:
+        from emilib.predict import pictures
+
+        draw = functools.partial(pictures.draw, folder=picture)
+    predict_files(clips, model, text, window, step, json, csv, draw)
 
 
 def export(name: Positional[str], folder: Positional[Path], source: Source = DEFAULT) -> None:

@@ -92,7 +92,7 @@ class EmiPredictor:
 
         No code of it runs and no pickle is read. Raises ValueError where it holds no predictor.
         """
-        return cls(**pretrained.load(source), device=device)
+        return pretrained.load(source, functools.partial(cls, device=device))
 
     def predict(self, paths, text=None, window=None, step=None) -> pd.DataFrame:
         """Intensities of clips; a row a clip in the order of `paths`.

@@ -109,7 +109,9 @@ def face_paths(folder):
     """Face crops in a folder (or None), 2.jpg before 10.jpg; names that are no number left out."""
     if folder is None or not Path(folder).is_dir():
         return []
-    faces = [path for path in Path(folder).iterdir() if FACE_NAME.fullmatch(path.name)]
+    faces = [
+        Path(e.path) for e in os.scandir(folder) if FACE_NAME.fullmatch(e.name) and e.is_file()
+    ]
     return sorted(faces, key=lambda path: (int(path.stem), path.name))
 
 
@@ -117,9 +119,10 @@ def entries(folder, suffixes):
     """{id: path} of one folder; of two files with one id the more usual suffix wins."""
     if not folder.is_dir():
         return {}
-    paths = [path for path in folder.iterdir() if path.name[0] != "."]
+    kind = os.DirEntry.is_dir if suffixes is None else os.DirEntry.is_file  # no pipe, no dead link
+    paths = [Path(e.path) for e in os.scandir(folder) if e.name[0] != "." and kind(e)]
     if suffixes is None:
-        return {path.name: str(path) for path in paths if path.is_dir()}
+        return {path.name: str(path) for path in paths}
     rank = {suffix: n for n, suffix in enumerate(reversed(suffixes))}  # the last one stays
     paths = [path for path in paths if path.suffix.lower() in rank]
     paths.sort(key=lambda path: (rank[path.suffix.lower()], path.name))

@@ -139,10 +139,16 @@ def read_clip(clip: Clip, settings: MediaSettings, emotions=EMOTIONS) -> Predict
     began, result = time.perf_counter(), Prediction(clip, emotions)
     try:
         _decode(result, settings)
-    except (ValueError, OSError) as error:
-        result.reason = str(error)
+    except Exception as error:  # whatever it is, the other clips go on
+        result.reason = reason_of(clip, error)
     result.seconds = time.perf_counter() - began
     return result
+
+
+def reason_of(clip: Clip, error: Exception) -> str:
+    """An error as a sentence that names the clip."""
+    text = str(error) if isinstance(error, ValueError | OSError) else repr(error)
+    return text if clip.name in text else f"{clip.name}: {text}"
 
 
 def _decode(result: Prediction, settings: MediaSettings) -> None:

@@ -40,14 +40,19 @@ class _Array(np.ndarray):
         super().__setstate__(state)
 
 
-# What NumPy's own pickles name (its modules moved). Real ones reconstruct from an empty array, and
-# call nothing without its content: memory is claimed for what is in the file.
+def _reconstruct(name, shape, kind):
+    if shape != (0,):  # NumPy's own pickles begin with an empty array
+        raise pickle.UnpicklingError(f"it begins with an array of shape {shape}")
+    return _Array(0)
+
+
+# What NumPy's own pickles name (its modules moved): it takes memory for what is in the file alone.
 _frombuffer = np.zeros(1).__reduce_ex__(5)[0]
 _scalar = np.float64(0).__reduce__()[0]
 _ALLOWED = {
     "ndarray": "ndarray",  # named, not called
     "dtype": np.dtype,
-    "_reconstruct": lambda name, shape, kind: _Array(0),
+    "_reconstruct": _reconstruct,
     "_frombuffer": _frombuffer,
     "scalar": lambda dtype, content: _scalar(dtype, content),
 }

@@ -109,9 +109,8 @@ def face_paths(folder):
     """Face crops in a folder (or None), 2.jpg before 10.jpg; names that are no number left out."""
     if folder is None or not Path(folder).is_dir():
         return []
-    faces = [
-        Path(e.path) for e in os.scandir(folder) if FACE_NAME.fullmatch(e.name) and e.is_file()
-    ]
+    paths = filter(os.path.isfile, Path(folder).iterdir())  # no pipe, no link to itself
+    faces = [path for path in paths if FACE_NAME.fullmatch(path.name)]
     return sorted(faces, key=lambda path: (int(path.stem), path.name))
 
 
@@ -119,8 +118,8 @@ def entries(folder, suffixes):
     """{id: path} of one folder; of two files with one id the more usual suffix wins."""
     if not folder.is_dir():
         return {}
-    kind = os.DirEntry.is_dir if suffixes is None else os.DirEntry.is_file  # no pipe, no dead link
-    paths = [Path(e.path) for e in os.scandir(folder) if e.name[0] != "." and kind(e)]
+    kind = os.path.isdir if suffixes is None else os.path.isfile
+    paths = [path for path in folder.iterdir() if path.name[0] != "." and kind(path)]
     if suffixes is None:
         return {path.name: str(path) for path in paths}
     rank = {suffix: n for n, suffix in enumerate(reversed(suffixes))}  # the last one stays

@@ -110,7 +110,8 @@ class EmiPredictor:
         text : the words of the clip; for several clips a list, None where they are not known.
             Without, Whisper listens where its weights are on this machine, else there are none
         window, step : s; the mean over windows, one every `step` s, the last one up to the clip's
-            end. None: a clip up to 30 s is taken whole, a longer one in windows as by 12 and 6 s
+            end, but those without anything. None: a clip up to 30 s is taken whole, a longer one
+            in windows as by 12 and 6 s
 
         Columns: clip, status ("ok" or "failed"), each emotion in [0, 1] (mean over the seeds and
         windows, clipped) and "Joy sd" and so on (over seeds), missing, damaged, problems, notes,
@@ -163,7 +164,8 @@ class EmiPredictor:
         for name, exists in zip(MODALITIES, data.present.any(axis=0), strict=True):
             if exists:
                 rows[f"without {name}"] = self._run(data, name)[1]
-        means = {name: prediction.over_seeds(values.mean(axis=1)) for name, values in rows.items()}
+        some = data.present.any(axis=1)  # windows with anything in them
+        means = {n: prediction.over_seeds(x[:, some].mean(axis=1)) for n, x in rows.items()}
         return pd.DataFrame.from_dict(means, orient="index", columns=list(self.emotions))
 
     def look(self, path, text: str | None = None, start: float = 0.0) -> Explanation:
@@ -213,7 +215,8 @@ class EmiPredictor:
         texts, source = self._words(prediction.clip.text, sounds)
         data = self._encode(prediction.frames, rows, sounds, texts)
         prediction.start, prediction.end, prediction.present = starts, ends, data.present
-        outputs, prediction.intensity = self._run(data)
+        outputs, intensity = self._run(data)
+        prediction.intensity = np.where(data.present.any(axis=1)[:, None], intensity, np.nan)
         prediction.text = " ".join(dict.fromkeys(filter(None, texts))) or None
         prediction.notes.append(source)
         if len(rows) > 1:
@@ -256,6 +259,8 @@ class EmiPredictor:
                 known = dict(zip(distinct, extraction.encode_texts(encoder, distinct), strict=True))
                 known[""] = np.full((1, encoder.dim), np.nan)
                 text = np.concatenate([known[words] for words in texts]).astype(np.float32)
+        if images is None and text is None and not any(steps is not None for steps in audio or ()):
+            raise MediaError(f"expected {' or '.join(self.modalities)} for this model, got none")
         settings = {"frame_reference": self.settings.frame_reference}
         data = FeatureSet.from_arrays(range(len(rows)), images, audio, text, **settings)
         return data.standardised(self.moments)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 from huggingface_hub import ModelCard, ModelCardData, snapshot_download
@@ -99,9 +100,8 @@ def load(source, make):
     except Exception as error:  # of many kinds, by what the folder lacks
         wanted = "expected the folder of a complete predictor, or a model on the Hugging Face hub"
         how = "make one with `python -m emilib export taemi FOLDER`"
-        raise ValueError(
-            f"{wanted}, got {source}: {str(error).partition(chr(10))[0]}; {how}"
-        ) from error
+        reason = shorten(str(error), 300)
+        raise ValueError(f"{wanted}, got {source}: {reason}; {how}") from error
 
 
 def _encoder(folder: Path, role: str):

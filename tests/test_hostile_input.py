@@ -395,12 +395,10 @@ def test_a_clip_without_anything_that_the_model_reads_has_a_reason(predictor, tm
 
 
 def reading(clip, settings, emotions):
-    """`read_clip`, but for files that end the process, or are unlike any other."""
+    """`read_clip`, but for files that end the process, or provoke an error of no usual kind."""
     if "lethal" in clip.name:
         os.kill(os.getpid(), signal.SIGSEGV)
-    if "odd" in clip.name:
-        raise KeyError("never thought of")
-    return read_clip(clip, settings, emotions)
+    return read_clip(clip, None if "odd" in clip.name else settings, emotions)
 
 
 def test_a_clip_that_ends_its_worker_takes_no_other_with_it(predictor, tmp_path, monkeypatch):
@@ -415,6 +413,7 @@ def test_a_clip_that_ends_its_worker_takes_no_other_with_it(predictor, tmp_path,
     np.testing.assert_array_equal(table.loc[good, list(EMOTIONS)], alone.loc[good, list(EMOTIONS)])
     for name in ("lethal", "lethal2"):
         assert re.search(rf"{name}\.mp4.*ends the process", table.loc[name, "reason"])
+    assert "odd.mp4: AttributeError" in table.loc["odd", "reason"]
     assert (table["status"] == "failed").sum() == 3
 
 
@@ -485,6 +484,31 @@ def test_many_targets(tmp_path):
     clips = bounded(read, folder)
     assert clips.attrs["targets"] == names
     assert bounded(audit, folder, 1).empty
+
+
+def test_a_row_without_its_file_is_missing_and_the_closest_name_is_told(tmp_path):
+    folder = own_corpus(tmp_path / "own")
+    (folder / "raw/a.mp4").rename(folder / "raw/Clip_A1.mp4")
+    table = (folder / "labels.csv").read_text().splitlines()
+    words = [f"{line},well" if number else f"{line},text" for number, line in enumerate(table)]
+    (folder / "labels.csv").write_text("\n".join(words).replace("\na,", "\nclip_a,"))
+    defects = audit(folder, 1)
+    assert defects["defect"].tolist() == ["missing id"] * 2
+    details = defects.set_index("id")["detail"]
+    assert details["clip_a"] == "no file of any kind; the closest file without a row: raw/Clip_A1"
+    assert any("without any file (1): clip_a" in note for note in read(folder).attrs["notes"])
+
+
+def test_two_files_of_one_id_are_refused(tmp_path):
+    folder = own_corpus(tmp_path / "own", names=("a", "b", "c"))
+    film(folder / "raw/a.mkv")
+    with open(folder / "labels.csv", "a") as table:
+        table.write("a.mkv,4,train\n")
+    text = (folder / "labels.csv").read_text().replace("\na,", "\na.mp4,")
+    (folder / "labels.csv").write_text(text)
+    with pytest.raises(CorpusError, match=r"a stands twice, .*line 2 .*line 5"):
+        read(folder)
+    assert set(audit(folder, 1)["defect"]) == {"duplicate id"}
 
 
 MEMO = b"\x80\x04N" + b"r" + struct.pack("<I", 2**30) + b"."

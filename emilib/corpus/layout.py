@@ -7,6 +7,7 @@ text/ID.txt                                            transcripts made by parti
 test_data/...                                          the same folders for the test clips
 """
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -40,6 +41,9 @@ SOURCES = {
 }
 FILE_COLUMNS = tuple(SOURCES)
 FACE_NAME = re.compile(r"(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
+
+
+MOST_PAIRS = 10**6  # of names that are compared to guess which was meant
 
 
 class CorpusError(ValueError):
@@ -80,9 +84,10 @@ def finished(clips, folder, targets, findings, unlisted, table, strict):
     clips = clips.assign(split=pd.Categorical(clips["split"], SPLITS)).sort_values(["split", "id"])
     clips["split"] = clips["split"].astype(object)
     clips = clips[["id", "split", *FILE_COLUMNS, *targets]].reset_index(drop=True)
-    bare = clips[clips[list(FILE_COLUMNS)].isna().all(axis=1)]
+    bare = clips[clips[[c for c in FILE_COLUMNS if c != "transcript"]].isna().all(axis=1)]
     for split, rows in clips.groupby("split"):
-        if strict and split != "test" and rows["id"].isin(bare["id"]).all():
+        wordless = rows["id"].isin(bare["id"]) & rows["transcript"].isna()
+        if strict and split != "test" and wordless.all():
             raise CorpusError(
                 f"None of the {len(rows)} {split} clips in {table} of {folder} has a file; "
                 f"expected for example {folder / 'raw' / rows['id'].iloc[0]}.mp4."
@@ -94,7 +99,13 @@ def finished(clips, folder, targets, findings, unlisted, table, strict):
     }
     notes = [f"{what} ({len(ids)}): {shortened(ids)}." for what, ids in notes.items() if ids]
     clips.attrs.update(folder=str(folder), targets=list(targets), notes=notes)
-    clues = [(i, s, "no file of any kind") for i, s in bare[["id", "split"]].to_numpy()]
+    near = {re.split(r"[\\/]", name)[-1].lower(): name for name in unlisted}
+    few = near if len(near) * len(bare) < MOST_PAIRS else ()
+    clues = []
+    for id_, split in bare[["id", "split"]].to_numpy():
+        close = difflib.get_close_matches(id_.rpartition("/")[2].lower(), few, 1)
+        hint = f"; the closest file without a row: {near[close[0]]}" if close else ""
+        clues.append((id_, split, f"no file of any kind{hint}"))
     clues += [(id_, "", f"no row: {text}") for id_, text in unlisted.items()]
     findings += [(id_, split, "missing id", detail) for id_, split, detail in clues]
     return clips, findings

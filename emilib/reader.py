@@ -19,6 +19,7 @@ from emilib.features import transcripts as speech
 from emilib.progress import Counter
 
 OFFICIAL = {"frames": "official_vision", "audio": "official_audio"}
+_DECODED = ("frames", "waveform", "seen")  # of `decode`
 LEAST_CLIPS = {"train": 8, "validation": 4}  # a ridge, a quarter held out, an interval
 
 
@@ -140,7 +141,8 @@ class CorpusReader:
         files = self.table.set_index("id")[["video", "audio", "faces"]].loc[list(ids)]
         rows = files.astype(object).where(files.notna(), None).to_dict("records")
         settings["looked"] = bool(self.table["faces"].notna().any())
-        return workers.ordered_map(functools.partial(decode, **settings), rows, self.processes)
+        work, lethal = functools.partial(decode, **settings), dict.fromkeys(_DECODED)
+        return workers.ordered_map(work, rows, self.processes, lambda row: lethal)
 
     def official(self, ids: Sequence[str]) -> Iterator[dict]:
         """Frames and audio (T, D) float16 of the organisers' pickles.
@@ -249,7 +251,7 @@ def decode(files: dict, looked: bool, profile, kept: int | None, sound=True) -> 
     if waveform is not None:
         waveform = media.as_int16(waveform)
     seen = None if seen is None else seen.astype(np.uint8)
-    return {"frames": frames, "waveform": waveform, "seen": seen}
+    return dict(zip(_DECODED, (frames, waveform, seen), strict=True))
 
 
 def _readable(function: Callable, path, **options):

@@ -1,5 +1,14 @@
+<<<<<<< HEAD
 """Worker processes, imported once and reused; they end with the process that started them."""
+=======
+"""Worker processes for what is made clip by clip or run by run.
 
+They import once and are reused, do not run the caller's script again, and end with the process that
+started them.
+"""
+>>>>>>> i16-predict
+
+import functools
 import os
 import signal
 import threading
@@ -7,6 +16,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 
 import loky
@@ -32,10 +42,18 @@ def device():
     return torch.device("cuda", number % gpus) if gpus else torch.device("cpu")
 
 
-def ordered_map(function: Callable, items: Iterable, workers: int | None = None) -> Iterator:
+def ordered_map(
+    function: Callable, items: Iterable, workers: int | None = None, died: Callable | None = None
+) -> Iterator:
     """``function(item)`` of each item, in order; items are read four a worker ahead, no further.
 
     workers : processes, None for `count`; with 1, or within a worker, nothing leaves this process
+<<<<<<< HEAD
+=======
+    died : item → the result of one that ends its worker, also when it is tried again, alone; the
+        others are not touched. None raises BrokenProcessPool
+
+>>>>>>> i16-predict
     Raises what `function` raised, when that item's turn comes; what has not begun is cancelled.
     """
     workers = count() if workers is None else workers
@@ -44,18 +62,36 @@ def ordered_map(function: Callable, items: Iterable, workers: int | None = None)
         return
     settings = {"timeout": None, "env": {"OMP_NUM_THREADS": "1"}}
     settings |= {"initializer": _start, "initargs": (os.getpid(),)}
-    remaining, executor = iter(items), loky.get_reusable_executor(workers, **settings)
-    waiting = deque(executor.submit(function, item) for item in islice(remaining, 4 * workers))
+    pool = functools.partial(loky.get_reusable_executor, workers, **settings)  # anew after a death
+    remaining, waiting, alone = iter(items), deque(), 0
+
+    def submit() -> None:
+        for item in islice(remaining, 0 if alone else 4 * workers - len(waiting)):
+            waiting.append((item, pool().submit(function, item)))
+
     try:
+        submit()
         while waiting:
-            result = waiting.popleft().result()
-            waiting.extend(executor.submit(function, item) for item in islice(remaining, 1))
+            item, future = waiting.popleft()
+            alone = max(0, alone - 1)
+            try:
+                result = future.result()
+            except BrokenProcessPool:
+                if died is None:
+                    raise
+                # Which of those in work it was is not known: one by one they are tried again.
+                alone = len(waiting)
+                try:
+                    result = pool().submit(function, item).result()
+                except BrokenProcessPool:
+                    result = died(item)
+            submit()
             yield result
     except KeyboardInterrupt:
-        executor.shutdown(wait=False, kill_workers=True)
+        pool().shutdown(wait=False, kill_workers=True)
         raise
     finally:
-        for future in waiting:
+        for _, future in waiting:
             future.cancel()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 
 import av
@@ -22,6 +23,7 @@ from emilib.predict import Clip, EmiPredictor
 from emilib.predict import predictor as predictor_module
 from emilib.predict.clip import windows_of
 from emilib.predict.report import words_of
+from emilib.runner import ROOT
 from emilib.training.loop import predict as predict_features
 
 E, SPREADS = list(EMOTIONS), [f"{e} sd" for e in EMOTIONS]
@@ -153,9 +155,6 @@ SPOILT = {
 @pytest.mark.parametrize("message", SPOILT)
 def test_folders_that_are_no_plain_whole_predictor_are_refused(folder, tmp_path, message):
     copy = shutil.copytree(folder, tmp_path / "copy")
-    for role in ("vision", "text"):  # no code of a folder runs
-        (copy / role / "own.py").write_text("raise SystemExit('code of the folder ran')")
-        edit(copy / role / "config.json", auto_map={"AutoModel": "own.Model"})
     assert list(EmiPredictor.from_pretrained(copy).models) == [0, 1]
     SPOILT[message](copy)
     with pytest.raises(ValueError, match=message):
@@ -184,6 +183,24 @@ def test_order_company_and_workers_change_no_number(predictor, mixed, monkeypatc
     second = predictor.predict(paths[::-1]).set_index("clip")
     columns = [*E, *SPREADS, "missing", "problems", "reason"]
     assert first[columns].equals(second.loc[first.index, columns])
+
+
+SLOW = ("transformers", "torch._dynamo", "matplotlib", "numba", "sklearn", "scipy", "whisper")
+COMMAND = """
+import sys
+from emilib.__main__ import main
+code = main()
+print(*(name for name in {SLOW} if name in sys.modules), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def test_a_clip_from_the_shell_waits_for_no_library_that_it_does_not_need(folder, video):
+    command = [sys.executable, "-c", COMMAND.replace("{SLOW}", str(SLOW))]
+    command += ["predict", video, "--model", folder]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stderr.splitlines()[1:] == [""]
+    assert "Empathic Pain" in result.stdout
 
 
 def test_arguments_that_make_no_sense_are_refused(workspace, predictor):

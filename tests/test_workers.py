@@ -68,6 +68,9 @@ def test_a_worker_that_dies_is_reported_and_replaced():
     with pytest.raises(BrokenProcessPool):
         list(workers.ordered_map(invert, range(1, 8), 2))
     assert list(workers.ordered_map(invert, [1, 2], 2)) == [1, 0.5]
+    numbers = [1, 3, 2, 4, 3, *range(4, 30)]
+    results = workers.ordered_map(invert, numbers, 2, lambda number: f"{number} died")
+    assert list(results) == ["3 died" if number == 3 else 1 / number for number in numbers]
 
 
 ENDLESS = """

@@ -37,7 +37,7 @@ def audit(folder, workers=None):
             rows.append((*clip, "label out of range", f"{emotion} is {value:g}"))
     usual = clips[list(layout.FILE_COLUMNS)].notna().groupby(clips["split"]).any()
     jobs = [(clip, usual.loc[clip["split"]]) for clip in clips.to_dict("records")]
-    clip_rows, widths = zip(*ordered_map(_audit_clip, jobs, workers), strict=True)
+    clip_rows, widths = zip(*ordered_map(_audit_clip, jobs, workers, _lethal), strict=True)
     rows += chain.from_iterable(clip_rows)
     rows += _odd_widths(clips, pd.DataFrame(widths, columns=OFFICIAL, dtype=float))
     splits = [*layout.SPLITS, ""]
@@ -60,7 +60,8 @@ def report(table):
 
 def durations(clips, workers=None):
     """Seconds of each clip by id: the longest track of its video, else its sound; or NaN."""
-    seconds = ordered_map(_seconds, zip(clips["video"], clips["audio"], strict=True), workers)
+    pairs = zip(clips["video"], clips["audio"], strict=True)
+    seconds = ordered_map(_seconds, pairs, workers, lambda pair: math.nan)
     return pd.Series(list(seconds), clips["id"], dtype=float, name="seconds")
 
 
@@ -69,6 +70,12 @@ def _seconds(paths):
         with suppress(media.MediaError):  # `audit` has a row for it
             return media.timing(path)["seconds"]
     return math.nan
+
+
+def _lethal(job):
+    clip = job[0]
+    detail = "reading it ends the process; leave the clip out"
+    return [(clip["id"], clip["split"], "unreadable", detail)], {}
 
 
 def _audit_clip(job):

@@ -114,7 +114,7 @@ def write(clips, workers=None):
         raise CorpusError(f"expected one clip of a name, got two of {twice.iloc[0]}; rename one")
     jobs = zip(clips["video"], map(partial.joinpath, names), strict=True)
     rows, count = [], Counter("face crops: clips")
-    for row in ordered_map(_write, jobs, workers):
+    for row in ordered_map(_write, jobs, workers, lambda job: (0, np.nan)):
         rows.append(row)
         count(len(rows), len(clips))
     partial.mkdir(parents=True, exist_ok=True)

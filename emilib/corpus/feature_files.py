@@ -13,8 +13,11 @@ features in place of media:
 
 import codecs
 import json
+import math
+import mmap
 import os
 import pickle
+import pickletools
 from collections import Counter
 from pathlib import Path
 
@@ -26,13 +29,32 @@ from emilib.corpus import layout, user_dataset
 from emilib.corpus.layout import CorpusError
 from emilib.corpus.media import MediaError
 
-# The functions NumPy's own pickles name, taken from NumPy itself: they moved between its modules.
+
+class _Array(np.ndarray):
+    """An array that takes no state larger than the bytes that came with it."""
+
+    def __setstate__(self, state):
+        shape, dtype, _, content = state[1:]
+        if math.prod(shape) * (1 if dtype.hasobject else dtype.itemsize) != len(content):
+            raise pickle.UnpicklingError(f"it states {shape} for {len(content)} bytes or objects")
+        super().__setstate__(state)
+
+
+def _reconstruct(name, shape, kind):
+    if shape != (0,):  # NumPy's own pickles begin with an empty array
+        raise pickle.UnpicklingError(f"it begins with an array of shape {shape}")
+    return _Array(0)
+
+
+# What NumPy's own pickles name (its modules moved): it takes memory for what is in the file alone.
+_frombuffer = np.zeros(1).__reduce_ex__(5)[0]
+_scalar = np.float64(0).__reduce__()[0]
 _ALLOWED = {
-    "ndarray": np.ndarray,
+    "ndarray": "ndarray",  # named, not called
     "dtype": np.dtype,
-    "_reconstruct": np.zeros(1).__reduce__()[0],
-    "_frombuffer": np.zeros(1).__reduce_ex__(5)[0],
-    "scalar": np.float64(0).__reduce__()[0],
+    "_reconstruct": _reconstruct,
+    "_frombuffer": _frombuffer,
+    "scalar": lambda dtype, content: _scalar(dtype, content),
 }
 NAMES = {"frames": ("vision", "frames"), "audio": ("audio",), "text": ("text",)}
 LABELS = ("regression_labels", "labels", "target")
@@ -115,8 +137,14 @@ def read_features(source, pool="mean"):
 
 def _unpickled(path, error_class):
     try:
-        with open(path, "rb") as file:
-            return _ArrayUnpickler(file, encoding="latin1").load()  # Python 2 wrote some
+        if not os.path.isfile(path):
+            raise FileNotFoundError("No such file")
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for code, value, _ in pickletools.genops(data):  # also finds claims beyond the file
+                if code.name.endswith("PUT") and value > len(data):
+                    raise pickle.UnpicklingError(f"it numbers an object {value}")
+            data.seek(0)
+            return _ArrayUnpickler(data, encoding="latin1").load()  # Python 2 wrote some
     except Exception as error:  # no such file; and damaged bytes raise almost anything
         raise error_class(f"{path} is no readable pickle of arrays: {error}.") from error
 
@@ -202,9 +230,10 @@ def _joined(source, parts, names):
 
 def _array(stem):
     """The array in STEM.npy, or the first one in STEM.npz; None where there is neither."""
-    path = next(filter(os.path.exists, (f"{stem}.npy", f"{stem}.npz")), None)
+    path = next(filter(os.path.isfile, (f"{stem}.npy", f"{stem}.npz")), None)
     try:
-        array = None if path is None else np.load(path, allow_pickle=False)
+        # mapped: a header may claim any shape
+        array = None if path is None else np.load(path, mmap_mode="r", allow_pickle=False)
         return array[array.files[0]] if hasattr(array, "files") else array
     except (OSError, ValueError, IndexError) as error:
         raise CorpusError(f"{path} is no readable array: {error}.") from error

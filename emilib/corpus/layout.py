@@ -7,6 +7,7 @@ text/ID.txt                                            transcripts made by parti
 test_data/...                                          the same folders for the test clips
 """
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -37,6 +38,9 @@ SOURCES = {
 }
 FILE_COLUMNS = tuple(SOURCES)
 FACE_NAME = re.compile(r"(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
+
+
+MOST_PAIRS = 10**6  # of names that are compared to guess which was meant
 
 
 class CorpusError(ValueError):
@@ -74,9 +78,10 @@ def finished(clips, folder, targets, findings, unlisted, table, strict):
     clips = clips.assign(split=pd.Categorical(clips["split"], SPLITS)).sort_values(["split", "id"])
     clips["split"] = clips["split"].astype(object)
     clips = clips[["id", "split", *FILE_COLUMNS, *targets]].reset_index(drop=True)
-    bare = clips[clips[list(FILE_COLUMNS)].isna().all(axis=1)]
+    bare = clips[clips[[c for c in FILE_COLUMNS if c != "transcript"]].isna().all(axis=1)]
     for split, rows in clips.groupby("split"):
-        if strict and split != "test" and rows["id"].isin(bare["id"]).all():
+        wordless = rows["id"].isin(bare["id"]) & rows["transcript"].isna()
+        if strict and split != "test" and wordless.all():
             what = f"None of the {len(rows)} {split} clips in {table} of {folder} has a file"
             example = folder / "raw" / rows["id"].iloc[0]
             raise CorpusError(f"{what}; expected for example {example}.mp4.")
@@ -87,7 +92,13 @@ def finished(clips, folder, targets, findings, unlisted, table, strict):
     }
     notes = [f"{what} ({len(ids)}): {shortened(ids)}." for what, ids in notes.items() if ids]
     clips.attrs.update(folder=str(folder), targets=list(targets), notes=notes)
-    clues = [(i, s, "no file of any kind") for i, s in bare[["id", "split"]].to_numpy()]
+    near = {re.split(r"[\\/]", name)[-1].lower(): name for name in unlisted}
+    few = near if len(near) * len(bare) < MOST_PAIRS else ()
+    clues = []
+    for id_, split in bare[["id", "split"]].to_numpy():
+        close = difflib.get_close_matches(id_.rpartition("/")[2].lower(), few, 1)
+        hint = f"; the closest file without a row: {near[close[0]]}" if close else ""
+        clues.append((id_, split, f"no file of any kind{hint}"))
     clues += [(id_, "", f"no row: {text}") for id_, text in unlisted.items()]
     findings += [(id_, split, "missing id", detail) for id_, split, detail in clues]
     return clips, findings
@@ -102,7 +113,8 @@ def face_paths(folder):
     """Face crops in a folder (or None), 2.jpg before 10.jpg; names that are no number left out."""
     if folder is None or not Path(folder).is_dir():
         return []
-    faces = (path for path in Path(folder).iterdir() if FACE_NAME.fullmatch(path.name))
+    paths = filter(os.path.isfile, Path(folder).iterdir())  # no pipe, no link to itself
+    faces = [path for path in paths if FACE_NAME.fullmatch(path.name)]
     return sorted(faces, key=lambda path: (int(path.stem), path.name))
 
 
@@ -110,9 +122,10 @@ def entries(folder, suffixes):
     """{id: path} of one folder; of two files with one id the more usual suffix wins."""
     if not folder.is_dir():
         return {}
-    paths = [path for path in folder.iterdir() if path.name[0] != "."]
+    kind = os.path.isdir if suffixes is None else os.path.isfile
+    paths = [path for path in folder.iterdir() if path.name[0] != "." and kind(path)]
     if suffixes is None:
-        return {path.name: str(path) for path in paths if path.is_dir()}
+        return {path.name: str(path) for path in paths}
     rank = {suffix: n for n, suffix in enumerate(reversed(suffixes))}  # the last one stays
     paths = [path for path in paths if path.suffix.lower() in rank]
     paths.sort(key=lambda path: (rank[path.suffix.lower()], path.name))

@@ -19,7 +19,14 @@ READ_ERRORS = 100  # unreadable places of a file before the rest is given up
 FACE_RATE = 30.0  # face crops a second in Hume-Vidmimic2
 TIME_TOLERANCE = 0.001  # s early still counts as on time: a clock in milliseconds rounds down
 SOUND_GAP = 0.1  # s; a shorter hole in the sound is rounding of time stamps
-LONGEST_GAP = 600.0  # s; beyond it the time stamp is damaged, not the sound
+LONGEST_GAP = 600.0  # s, of all holes in the sound, and between pictures; more is a damaged stamp
+MOST_PIXELS = 2**26  # of a picture, twice those of 8K; a header may claim any number
+NARROWEST = 32  # longer side over shorter: pictures are resized by the shorter
+# A text, a playlist or a script is no film, whatever its name: FFmpeg would draw it, or follow it.
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,ivf,flv,asf,"
+    "mp3,wav,w64,flac,aac,ogg,amr,aiff,caf,au,ac3,eac3,dv,gif,mxf,nut,rm"
+)
 FALLBACK_FPS = 25.0  # where neither time stamps nor a rate are in the file
 UPRIGHT = (1, 0, 0, 1)
 
@@ -93,7 +100,8 @@ def _decode_pictures(media, container, stream, fps, size, limit, each):
     reformatter, shape, images, times, shown, slot = VideoReformatter(), None, [], [], [], -math.inf
     for frame in _frames(container, stream, counts):
         time = None if frame.time is None else frame.time - origin
-        if time is None or (shown and time <= shown[-1]):
+        last = shown[-1] if shown else -math.inf
+        if time is None or time <= last or abs(time - max(last, 0)) > LONGEST_GAP:
             counts["made up"] += 1
             time = shown[-1] + step if shown else 0.0
         if time >= limit:
@@ -102,6 +110,7 @@ def _decode_pictures(media, container, stream, fps, size, limit, each):
         if frame.is_corrupt:
             counts["damaged"] += 1
             continue
+        check_size(container.name, frame.width, frame.height)
         here = len(shown) if fps is None else math.floor((time + TIME_TOLERANCE) * fps)
         if here <= slot:
             continue
@@ -182,7 +191,7 @@ def _decode_sound(media, container, stream, limit):
             as_it_is = form in (("flt", "mono", SAMPLE_RATE), ("fltp", "mono", SAMPLE_RATE))
             resampler = None if as_it_is else av.AudioResampler("flt", frame.layout, SAMPLE_RATE)
         gap = 0.0 if frame.time is None else frame.time - origin - expected
-        if SOUND_GAP < gap < LONGEST_GAP:
+        if SOUND_GAP < gap < LONGEST_GAP - filled:
             pieces.append(np.zeros(round(gap * SAMPLE_RATE), np.float32))
             filled, expected = filled + gap, frame.time - origin
         expected += frame.samples / frame.sample_rate
@@ -197,6 +206,9 @@ def _decode_sound(media, container, stream, limit):
     if pieces:
         waveform = np.concatenate(pieces)
         media.waveform = waveform[: int(min(limit * SAMPLE_RATE, len(waveform)))]
+        if count := np.count_nonzero(~np.isfinite(media.waveform)):
+            media.waveform = np.nan_to_num(media.waveform, posinf=0, neginf=0)
+            media.problems.append(f"{count} samples of the sound that are no numbers set to 0")
         media.duration = max(media.duration, len(media.waveform) / SAMPLE_RATE)
     media.damaged += counts["damaged"]
     sentences = {
@@ -236,13 +248,15 @@ def face_frames(folder, seconds, fps=5.0, size=None):
     images = []
     for k in range(count):
         try:
-            with Image.open(paths[k * len(paths) // count]) as picture:
+            path = paths[k * len(paths) // count]
+            with Image.open(path) as picture:
+                check_size(path, *picture.size)
                 if size is not None:
                     picture.draft("RGB", (size, size))  # decodes a JPEG at a lower size if it can
                 picture = picture.convert("RGB")
                 size = size or picture.size[0]
                 images.append(np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)))
-        except (OSError, SyntaxError):  # Pillow's errors for broken pictures
+        except Exception:  # damaged bytes raise almost anything in Pillow
             continue
     return np.stack(images) if images else None
 
@@ -268,7 +282,8 @@ def open_media(path):
         raise MediaError(f"{path} is empty (0 bytes); expected a video or sound file.")
     try:
         # "file:" keeps a name with a colon in it from being taken for a network address
-        container = av.open(f"file:{path}", metadata_errors="replace")
+        options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+        container = av.open(f"file:{path}", metadata_errors="replace", options=options)
     except (av.FFmpegError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise MediaError(f"{path} is no media file that FFmpeg can open: {reason}.") from error
@@ -280,7 +295,21 @@ def open_media(path):
         audio = next((s for s in known if s.type == "audio"), None)
         if video is None and audio is None:
             raise MediaError(f"{path} holds neither picture nor sound; expected a media file.")
-        yield container, video, audio
+        try:
+            yield container, video, audio
+        except MediaError:
+            raise
+        except Exception as error:  # whatever a damaged file provokes
+            reason = f"{type(error).__name__}: {error}"
+            raise MediaError(f"{path} can't be decoded ({reason}).") from error
+
+
+def check_size(path, width, height):
+    """Raise MediaError for a picture that is too large, or too narrow, for any film."""
+    low, high = sorted((width, height))
+    if width * height > MOST_PIXELS or high > NARROWEST * max(low, 1):
+        expected = f"expected at most {MOST_PIXELS} pixels, and sides within 1 to {NARROWEST}"
+        raise MediaError(f"{path}: {expected}, got {width} x {height}.")
 
 
 def packets(container, streams, counts):
@@ -316,7 +345,9 @@ def stated_rate(video):
 def stated_seconds(path):
     """Seconds a file claims to last, nothing decoded; NaN for no claim. Raises MediaError."""
     with open_media(path) as (container, _, _):
-        return math.nan if container.duration is None else container.duration / av.time_base
+        seconds = math.nan if container.duration is None else container.duration / av.time_base
+    # No film needs less than a byte a second: its header is damaged.
+    return seconds if 0 <= seconds <= Path(path).stat().st_size else math.nan
 
 
 def timing(path):

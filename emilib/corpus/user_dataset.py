@@ -15,6 +15,7 @@ faces are searched in the videos, see `emilib.corpus.faces`. Notebook 08 says mo
 import os
 import random
 from collections import Counter, defaultdict
+from itertools import compress
 from pathlib import Path
 
 import pandas as pd
@@ -82,7 +83,9 @@ def read_table(table, strict=False):
     unused = sorted(every - {path.as_posix() for path in clips["path"].dropna()})
     keys = clips["path"].where(clips["path"].notna(), clips["id"])
     first = layout.first_rows(clips, keys, rows.iloc[:, 1:], places, findings, strict)
-    rows, clips = rows[first], clips[first].copy()
+    rows, clips, places = rows[first], clips[first], list(compress(places, first))
+    first = layout.first_rows(clips, clips["id"], clips[["path"]], places, findings, strict)
+    rows, clips = rows[first], clips[first].copy()  # a.mp4 and a.mov are one id
     stems = clips["id"].str.rsplit("/", n=1).str[-1]
     # Two clips of one name in two folders: nothing tells whose the files beside are.
     stems = stems.mask(stems.duplicated(keep=False), "")

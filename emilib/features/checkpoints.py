@@ -8,7 +8,9 @@ have not been loaded here.
 """
 
 import functools
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -34,6 +36,32 @@ def folder(source: str) -> Path | None:
     if home and not Path(source).is_absolute():
         places += [Path(home) / source, Path(home) / Path(source).name]
     return next((place for place in places if place.is_dir()), None)
+
+
+def strings(value) -> Iterator[str]:
+    """Every string within JSON, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value if isinstance(value, list) else (*value, *value.values()):
+            yield from strings(part)
+
+
+def plain_json(folder) -> dict[str, object]:
+    """The JSON files at the top of a folder, by name.
+
+    Raises ValueError where anything below the folder is no file (a pipe would keep its reader
+    waiting), or a JSON file names code of its own (`auto_map`), which is never run.
+    """
+    contents = {}
+    for path in sorted(Path(folder).rglob("*")):
+        if not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path}: expected a file, got a pipe, a device or a broken link")
+        if path.suffix == ".json" and path.is_file():
+            contents[path] = json.loads(path.read_text("utf-8"))
+            if "auto_map" in strings(contents[path]):
+                raise ValueError(f"{path}: expected no code, got auto_map; code is never run")
+    return {path.name: value for path, value in contents.items() if path.parent == Path(folder)}
 
 
 def whisper_file() -> Path | None:

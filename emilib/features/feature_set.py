@@ -108,9 +108,10 @@ class FeatureSet:
         frame_reference : "none", "first" or "mean", as of the class
 
         Raises ValueError when the numbers of clips or the widths disagree, when all modalities
-        are missing, or when a feature or target is not finite.
+        are missing, two ids are the same, or a feature or target is not finite.
         """
         ids, widths = [str(i) for i in ids], dict(dims or {})
+        _expect(len(set(ids)) == len(ids), "ids", "a name of its own for each clip", "duplicates")
         columns = {
             "frames": _sequences("frames", frames, frames_valid, len(ids), widths),
             "audio": _sequences("audio", audio, audio_valid, len(ids), widths),

@@ -137,11 +137,13 @@ def pretrained(role: str, source: str, revision: str | None = None, **settings) 
 def check(role: str, source: str, revision: str | None = None) -> dict:
     """The config.json of a checkpoint; ValueError where it is missing or of another family."""
     place, commit = checkpoints.locate(str(source), revision)
+    if checkpoints.folder(str(source)) is not None:
+        checkpoints.plain_json(place)
     with _one_sentence(source, revision):
         config = transformers.PreTrainedConfig.get_config_dict(place, revision=commit)[0]
     model_type = config.get("model_type")
-    if ROLES.get(model_type) != role:
-        remote = "; it needs code of its own, which is never run" if "auto_map" in config else ""
+    if ROLES.get(model_type) != role or "auto_map" in checkpoints.strings(config):
+        remote = "; code of a checkpoint is never run" if "auto_map" in config else ""
         wanted = ", ".join(name for name in ROLES if ROLES[name] == role)
         got = f"got a checkpoint of type {model_type!r}{remote}"
         raise ValueError(f"{source}: expected weights for {role} ({wanted}), {got}")

@@ -52,7 +52,7 @@ def transcripts(clips, decode, cache: Cache, workers=1, progress=None) -> tuple[
     def produce(ids) -> Iterator[dict]:
         model = load_whisper(path)
         rows = paths.loc[list(ids)].itertuples(index=False, name=None)
-        waveforms = ordered_map(decode, rows, workers)
+        waveforms = ordered_map(decode, rows, workers, lambda row: None)
         # No batch has windows of two shards: one of them may come from an earlier run.
         while shard := list(islice(waveforms, store.SHARD)):
             for text in transcribe(model, shard):

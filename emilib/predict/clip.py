@@ -64,7 +64,7 @@ class Prediction:
     text: str | None = None  # the words of the clip, None where none are known
     start: np.ndarray | tuple = ()  # (W,) s
     end: np.ndarray | tuple = ()  # (W,) s
-    intensity: np.ndarray | None = None  # (S, W, E) as the models give it, not clipped
+    intensity: np.ndarray | None = None  # (S, W, E) not clipped; NaN in windows without anything
     present: np.ndarray | tuple = ()  # (W, 3) bool
 
     @property
@@ -74,8 +74,12 @@ class Prediction:
 
     @property
     def missing(self) -> list[str]:
-        """Modalities of which the clip has nothing in any window; [] where it failed."""
-        return [] if self.reason else list(compress(MODALITIES, ~self.present.any(axis=0)))
+        """Modalities of which the clip has nothing, and how many windows have none of them."""
+        if self.reason:
+            return []
+        lacking = list(compress(MODALITIES, ~self.present.any(axis=0)))
+        empty = np.count_nonzero(~self.present.any(axis=1))
+        return [*lacking, f"all in {empty} of {len(self.present)} windows"] if empty else lacking
 
     def over_seeds(self, intensity: np.ndarray) -> dict[str, float]:
         """(S, E) → mean over seeds of each emotion, clipped if bounded, and sd (NaN for one)."""
@@ -87,7 +91,7 @@ class Prediction:
     def row(self) -> dict:
         """One row of `EmiPredictor.predict`."""
         nothing = np.full((1, 1, len(self.emotions)), math.nan)
-        intensity = nothing if self.reason else self.intensity
+        intensity = nothing if self.reason else self.intensity[:, self.present.any(axis=1)]
         return {
             "clip": self.clip.name,
             "status": "failed" if self.reason else "ok",
@@ -128,10 +132,16 @@ def read_clip(clip: Clip, settings: MediaSettings, emotions=EMOTIONS) -> Predict
     began, result = time.perf_counter(), Prediction(clip, emotions)
     try:
         _decode(result, settings)
-    except (ValueError, OSError) as error:
-        result.reason = str(error)
+    except Exception as error:  # whatever it is, the other clips go on
+        result.reason = reason_of(clip, error)
     result.seconds = time.perf_counter() - began
     return result
+
+
+def reason_of(clip: Clip, error: Exception) -> str:
+    """An error as a sentence that names the clip."""
+    text = str(error) if isinstance(error, ValueError | OSError) else repr(error)
+    return text if clip.name in text else f"{clip.name}: {text}"
 
 
 def _decode(result: Prediction, settings: MediaSettings) -> None:

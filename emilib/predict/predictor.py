@@ -22,7 +22,16 @@ from emilib.corpus.media import MediaError
 from emilib.features import checkpoints, extraction, transcripts
 from emilib.features.feature_set import FeatureSet
 from emilib.predict import pretrained
-from emilib.predict.clip import LONGEST, WINDOW, Prediction, clips_of, read_clip, windows_of
+from emilib.predict.clip import (
+    LONGEST,
+    WINDOW,
+    Clip,
+    Prediction,
+    clips_of,
+    read_clip,
+    reason_of,
+    windows_of,
+)
 from emilib.training.loop import no_denormals, one_thread
 from emilib.workers import ordered_map
 
@@ -90,7 +99,7 @@ class EmiPredictor:
 
         No code of it runs and no pickle is read. Raises ValueError where it holds no predictor.
         """
-        return cls(**pretrained.load(source), device=device)
+        return pretrained.load(source, functools.partial(cls, device=device))
 
     def predict(self, paths, text=None, window=None, step=None) -> pd.DataFrame:
         """Intensities of clips; a row a clip in the order of `paths`.
@@ -99,7 +108,8 @@ class EmiPredictor:
         text : the words of the clip; for several clips a list, None where they are not known.
             Without, Whisper listens where its weights are on this machine, else there are none
         window, step : s; the mean over windows, one every `step` s, the last one up to the clip's
-            end. None: a clip up to 30 s is taken whole, a longer one in windows as by 12 and 6 s
+            end, but those without anything. None: a clip up to 30 s is taken whole, a longer one
+            in windows as by 12 and 6 s
 
         Columns: clip, status ("ok" or "failed"), each emotion in [0, 1] (mean over the seeds and
         windows, clipped) and "Joy sd" and so on (over seeds), missing, damaged, problems, notes,
@@ -115,15 +125,20 @@ class EmiPredictor:
         """`predict` one clip at a time: `Prediction`s in the order of `paths`."""
         clips, _ = clips_of(paths, text), windows_of(0.0, window, step)  # both refuse nonsense
         read = functools.partial(read_clip, settings=self.settings, emotions=self.emotions)
-        for prediction in ordered_map(read, clips, 1 if len(clips) <= FEW else None):
+        processes = 1 if len(clips) <= FEW else None
+        for prediction in ordered_map(read, clips, processes, self._lethal):
             began = time.perf_counter()
             try:
                 self._predict(prediction, *windows_of(prediction.duration, window, step))
-            except (ValueError, OSError) as error:
-                prediction.reason = str(error)
+            except Exception as error:  # whatever it is, the other clips go on
+                prediction.reason = prediction.reason or reason_of(prediction.clip, error)
             prediction.frames = prediction.waveform = None
             prediction.seconds += time.perf_counter() - began
             yield prediction
+
+    def _lethal(self, clip: Clip) -> Prediction:
+        reason = f"{clip.name}: reading it ends the process; leave it out"
+        return Prediction(clip, self.emotions, reason)
 
     def over_time(self, path, text: str | None = None, window=WINDOW, step=None) -> pd.DataFrame:
         """`Prediction.windows` of one clip; MediaError for a file that can't be read."""
@@ -146,7 +161,8 @@ class EmiPredictor:
         for name, exists in zip(MODALITIES, data.present.any(axis=0), strict=True):
             if exists:
                 rows[f"without {name}"] = self._run(data, name)[1]
-        means = {name: prediction.over_seeds(values.mean(axis=1)) for name, values in rows.items()}
+        some = data.present.any(axis=1)  # windows with anything in them
+        means = {n: prediction.over_seeds(x[:, some].mean(axis=1)) for n, x in rows.items()}
         return pd.DataFrame.from_dict(means, orient="index", columns=list(self.emotions))
 
     def look(self, path, text: str | None = None, start: float = 0.0) -> Explanation:
@@ -196,7 +212,8 @@ class EmiPredictor:
         texts, source = self._words(prediction.clip.text, sounds)
         data = self._encode(prediction.frames, rows, sounds, texts)
         prediction.start, prediction.end, prediction.present = starts, ends, data.present
-        outputs, prediction.intensity = self._run(data)
+        outputs, intensity = self._run(data)
+        prediction.intensity = np.where(data.present.any(axis=1)[:, None], intensity, np.nan)
         prediction.text = " ".join(dict.fromkeys(filter(None, texts))) or None
         prediction.notes.append(source)
         if len(rows) > 1:

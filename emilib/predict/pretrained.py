@@ -2,14 +2,19 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
+from textwrap import shorten
 
+import numpy as np
 from huggingface_hub import ModelCard, ModelCardData, snapshot_download
 from safetensors.numpy import load_file, save_file
 
 from emilib import EMOTIONS, models
 from emilib.cache import atomic_write
-from emilib.features.loading import load_encoder, save_encoder
+from emilib.features import light
+from emilib.features.checkpoints import plain_json, strings
+from emilib.features.feature_set import FeatureSet
 from emilib.predict.clip import MediaSettings
 from emilib.progress import quietly
 from emilib.training.loop import TargetScale
@@ -29,6 +34,11 @@ LIMITS = {  # what the models can't know, by whether their corpus is synthetic
 def save(predictor, folder: Path) -> Path:
     """Write an `EmiPredictor`; `config.json` last, so that a folder with it is complete."""
     for role, encoder in predictor.encoders.items():
+        if isinstance(encoder.model, light.Network):
+            shutil.copytree(encoder.model.folder, folder / role, dirs_exist_ok=True)
+            continue
+        from emilib.features.loading import save_encoder
+
         (folder / role).mkdir(parents=True, exist_ok=True)
         save_encoder(encoder, folder / role)
     for seed, model in predictor.models.items():
@@ -54,13 +64,21 @@ def save(predictor, folder: Path) -> Path:
     return folder
 
 
+<<<<<<< HEAD
 def load(source) -> dict:
     """The arguments of `EmiPredictor` from a folder or a hub repository; else ValueError."""
+=======
+def load(source, make):
+    """`make`, an `EmiPredictor` or its like, of what is in a folder or a hub repository.
+
+    Raises ValueError as `EmiPredictor.from_pretrained` does.
+    """
+>>>>>>> i16-predict
     try:
         folder = Path(source).expanduser()
         if not folder.is_dir():
             folder = Path(snapshot_download(str(source), allow_patterns=FILES))
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config = plain_json(folder)["config.json"]
         if stated := {key: config.get(key) for key in STATED if config.get(key) != STATED[key]}:
             raise ValueError(f"config.json: expected {STATED}, got {stated}")
         for role in ROLES:  # without them transformers would take a pickle
@@ -68,6 +86,7 @@ def load(source) -> dict:
                 raise ValueError(f"expected *.safetensors in {role}, got none")
         fusion, arrays = getattr(models, config["model"]), load_file(folder / "moments.safetensors")
         parts = {seed: str(folder / f"seed-{seed}") for seed in config["seeds"]}
+<<<<<<< HEAD
         return {
             "encoders": {role: load_encoder(folder / role) for role in ROLES},
             "models": {s: quietly(fusion.from_pretrained, path) for s, path in parts.items()},
@@ -83,6 +102,55 @@ def load(source) -> dict:
         how = "make one with `python -m emilib export taemi FOLDER`"
         got = f"{source}: {str(error).partition(chr(10))[0]}"
         raise ValueError(f"{wanted}, got {got}; {how}") from error
+=======
+        predictor = make(
+            encoders={role: _encoder(folder / role, role) for role in ROLES},
+            models={s: quietly(fusion.from_pretrained, p, strict=True) for s, p in parts.items()},
+            moments={m: (arrays[f"{m}.mean"], arrays[f"{m}.sd"]) for m in ROLES.values()},
+            settings=MediaSettings(**config["media"]),
+            facts=config["facts"],
+            modalities=tuple(config["modalities"]),
+            emotions=tuple(config["emotions"]),
+            scale=TargetScale.from_dict(config["scale"]),
+        )
+        _try(predictor)
+        if hidden := [
+            text for text in (predictor.note, *strings(config)) if not text.isprintable()
+        ]:
+            raise ValueError(f"config.json: expected printable text, got {hidden[0]!a}")
+        return predictor
+    except Exception as error:  # of many kinds, by what the folder lacks
+        wanted = "expected the folder of a complete predictor, or a model on the Hugging Face hub"
+        how = "make one with `python -m emilib export taemi FOLDER`"
+        reason = shorten(str(error), 300)
+        raise ValueError(f"{wanted}, got {source}: {reason}; {how}") from error
+
+
+def _encoder(folder: Path, role: str):
+    """The encoder of this role; by transformers where it is none of `light`."""
+    encoder = light.load(folder)
+    if encoder is None:
+        from emilib.features.loading import load_encoder
+
+        encoder = load_encoder(folder)
+    if not type(encoder).__name__.lower().startswith(role):
+        raise ValueError(f"{folder}: expected an encoder for {role}, got {type(encoder).__name__}")
+    return encoder
+
+
+def _try(predictor) -> None:
+    """Refuse parts that do not fit each other, and weights that are not finite."""
+    for part in (*predictor.encoders.values(), *predictor.models.values()):
+        if bad := [name for name, x in part.state_dict().items() if not x.isfinite().all()]:
+            raise ValueError(f"expected finite weights, got NaN or infinity in {bad[0]}")
+    frames, audio, text = (np.zeros((2, predictor.encoders[r].dim), np.float32) for r in ROLES)
+    data = FeatureSet.from_arrays(["trial"], [frames], [audio], text[:1])
+    _, intensity = predictor._run(data.standardised(predictor.moments))
+    shape = (len(predictor.models), 1, len(predictor.emotions))
+    if intensity.shape != shape or not np.isfinite(intensity).all():
+        got = f"{intensity.shape} with {np.isfinite(intensity).mean():.0%} of them finite"
+        raise ValueError(f"expected finite intensities of shape {shape}, got {got}")
+>>>>>>> i16-predict
 
 
 def _card(config: dict) -> ModelCard:

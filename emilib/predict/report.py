@@ -1,4 +1,4 @@
-"""What the command `predict` writes: a table for the terminal, CSV, JSON and pictures."""
+"""What the command `predict` writes: a table for the terminal, CSV and JSON."""
 
 import os
 from collections.abc import Sequence
@@ -7,15 +7,17 @@ from pathlib import Path
 import pandas as pd
 
 from emilib.cache import atomic_write
-from emilib.plots import clip_plots, style
 from emilib.predict.predictor import EmiPredictor
 from emilib.progress import report
 
 
 def predict_files(
-    paths: Sequence[Path], model, text, window, step, json_file, csv_file, pictures
+    paths: Sequence[Path], model, text, window, step, json_file, csv_file, draw=None
 ) -> None:
-    """The command: ValueError at the end, all being written, where a file could not be read."""
+    """The command: ValueError at the end, all being written, where a file could not be read.
+
+    draw : what makes pictures, as `pictures.draw` but of its folder; None for none
+    """
     texts = words_of(paths, text)
     predictor, predictions = EmiPredictor.from_pretrained(model), []
     for prediction in predictor.predictions(paths, texts, window, step):
@@ -48,8 +50,8 @@ def predict_files(
         # pandas writes null for NaN
         text = pd.Series(document).to_json(double_precision=15, force_ascii=False, indent=1)
         atomic_write(json_file, text + "\n")
-    if pictures is not None:
-        draw(predictor, predictions, pictures)
+    if draw is not None:
+        draw(predictor, predictions)
     failed = table.loc[table["status"] == "failed", "clip"]
     if len(failed):
         count = f"{len(failed)} of {len(clips)}"
@@ -68,21 +70,3 @@ def words_of(paths: Sequence[Path], text: str | None) -> list[str | None]:
     if text is not None and len(paths) > 1:
         raise ValueError(f"--text: expected a folder, got one text for {len(paths)} clips")
     return [Path(text).read_text("utf-8") if text and text.endswith(".txt") else text] * len(paths)
-
-
-def draw(predictor: EmiPredictor, predictions: Sequence, folder: Path) -> None:
-    """NAME.png of each clip, and NAME-over-time.png of windows; a second NAME is NAME-2."""
-    stems = [Path(prediction.clip.name).stem for prediction in predictions]
-    for place, prediction in enumerate(predictions):
-        if prediction.reason is not None:
-            continue
-        name, before = stems[place], stems[:place].count(stems[place])
-        name = f"{name}-{before + 1}" if before else name
-        look = predictor.look(prediction.clip)
-        figures = {name: clip_plots.explained(look, predictor.note)}
-        if len(prediction.start) > 1:
-            about = predictor.emotions, prediction.clip.name, predictor.note
-            figures[f"{name}-over-time"] = clip_plots.over_time(prediction.windows(), *about)
-        for file, figure in figures.items():
-            atomic_write(folder / f"{file}.png", style.png(figure))
-            report(f"wrote {folder / file}.png")

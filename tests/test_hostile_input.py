@@ -1,0 +1,548 @@
+"""What somebody else made: model folders, media, pickles and tables that are damaged or a trap.
+
+Each case runs in a process of its own with a limit on memory and time: what it takes is bounded by
+what is in the file, not by what the file claims.
+"""
+
+import json
+import os
+import pickle
+import re
+import resource
+import shutil
+import signal
+import struct
+import zlib
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from conftest import noise, sine, write_media
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from emilib import EMOTIONS
+from emilib.corpus import CorpusError, audit, feature_files, media, read
+from emilib.features import loading
+from emilib.models import TAEMI
+from emilib.predict import Clip, EmiPredictor
+from emilib.predict.clip import MediaSettings, read_clip
+from emilib.profiles import SMALL_AUDIO, SMALL_TEXT, SMALL_VISION
+
+MEMORY = 1 << 30  # bytes beyond what the tests have
+SECONDS = 20
+
+
+def bounded(function, *arguments):
+    """``function(*arguments)`` in a fork with little memory and time; its error is raised here."""
+
+    def work(pipe):
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY,) * 2)
+        signal.alarm(SECONDS)
+        torch.set_num_threads(1)
+        try:
+            pipe.send((function(*arguments), None))
+        except Exception as error:
+            pipe.send((None, error))
+
+    ours, theirs = get_context("fork").Pipe()
+    process = get_context("fork").Process(target=work, args=(theirs,))
+    process.start()
+    theirs.close()
+    try:
+        result, error = ours.recv()
+    except EOFError:
+        process.join()
+        pytest.fail(f"the process ended with {process.exitcode}")
+    process.join()
+    if error is not None:
+        raise error
+    return result
+
+
+# ---- model folders ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A predictor of random weights, as `export` writes it."""
+    torch.manual_seed(0)
+    words = ["well that was fun", "no"]
+    encoders = {
+        "vision": loading.small_vision(SMALL_VISION),
+        "audio": loading.small_audio(SMALL_AUDIO),
+        "text": loading.small_text(SMALL_TEXT, words, max_tokens=64),
+    }
+    widths = {"frames": 96, "audio": 64, "text": 128}
+    settings = {f"{name}_dim": width for name, width in widths.items()}
+    models = {seed: TAEMI(**settings, width=16) for seed in (0, 1)}
+    moments = {m: (np.zeros(width), np.ones(width)) for m, width in widths.items()}
+    licences = {role: {"source": "here", "licence": "MIT"} for role in encoders}
+    facts = {"experiment": "taemi", "corpus": "nothing", "synthetic": True, "profile": "none"}
+    facts |= {"clips": {"train": 0}, "words": "None.", "selected": False, "rho": 0.0}
+    facts |= {"rho_sd": 0.1, "rho_of_each": dict.fromkeys(EMOTIONS, 0.0), "version": "0"}
+    facts["encoders"] = licences
+    media_settings = MediaSettings(5.0, 64, "video", 2)
+    predictor = EmiPredictor(encoders, models, moments, media_settings, facts)
+    return predictor.save_pretrained(tmp_path_factory.mktemp("model") / "taemi")
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def weights(path, change):
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def pipe_for(path):
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def nan(tensors, name):
+    tensors[name].view(-1)[0] = torch.nan
+
+
+def escaped(folder):
+    """`auto_map` in other letters, deep inside."""
+    path = folder / "text/config.json"
+    text = json.dumps({**json.loads(path.read_text()), "more": [{"auto_map": {"A": "own.M"}}]})
+    path.write_text(text.replace("auto_map", "\\u0061uto_map"))
+
+
+SEED, VISION, TEXT = "seed-1/model.safetensors", "vision/model.safetensors", "text/tokenizer.json"
+MODELS = {  # what is done to the folder, and words of the sentence that refuses it
+    "code": (escaped, "auto_map"),
+    "code of a tokenizer": (
+        lambda f: edit(
+            f / "text/tokenizer_config.json", auto_map={"AutoTokenizer": ["own.T", None]}
+        ),
+        "auto_map",
+    ),
+    "code, another network": (
+        lambda f: edit(f / "text/config.json", model_type="own", auto_map={"AutoModel": "own.M"}),
+        "auto_map",
+    ),
+    "a pipe for the config": (lambda f: pipe_for(f / "config.json"), "pipe"),
+    "a pipe for weights": (lambda f: pipe_for(f / SEED), "pipe"),
+    "a pipe for words": (lambda f: pipe_for(f / TEXT), "pipe"),
+    "no tokenizer": (lambda f: (f / TEXT).unlink(), "tokenizer"),
+    "a tensor too few": (
+        lambda f: weights(f / SEED, lambda t: t.pop(next(iter(t)))),
+        "Missing key.* in state_dict",
+    ),
+    "a tensor too many": (lambda f: weights(f / SEED, lambda t: t.update(x=torch.ones(1))), "x"),
+    "an encoder's tensor too few": (
+        lambda f: weights(f / VISION, lambda t: t.pop("layernorm.weight")),
+        "layernorm.weight",
+    ),
+    "an encoder's layer too many": (
+        lambda f: edit(f / "vision/config.json", num_hidden_layers=2),
+        "encoder.layer.2",
+    ),
+    "another encoder's weights": (
+        lambda f: shutil.copy(f / "audio/model.safetensors", f / VISION),
+        "embeddings",
+    ),
+    "another encoder": (
+        lambda f: shutil.copytree(f / "audio", f / "vision", dirs_exist_ok=True),
+        "for vision",
+    ),
+    "another model's name": (lambda f: edit(f / "config.json", model="DualStage"), "fusion"),
+    "no model's name": (lambda f: edit(f / "config.json", model="MODALITIES"), "from_pretrained"),
+    "NaN in weights": (lambda f: weights(f / SEED, lambda t: nan(t, next(iter(t)))), "NaN"),
+    "NaN in an encoder": (lambda f: weights(f / VISION, lambda t: nan(t, "layernorm.bias")), "NaN"),
+    "NaN in the moments": (
+        lambda f: weights(f / "moments.safetensors", lambda t: nan(t, "audio.sd")),
+        "finite",
+    ),
+    "NaN in the scale": (
+        lambda f: edit(f / "config.json", scale={"shift": [np.nan] * 6, "factor": [1.0] * 6}),
+        "finite",
+    ),
+    "a scale of two": (
+        lambda f: edit(f / "config.json", scale={"shift": [0.0] * 2, "factor": [1.0] * 2}),
+        "shape|broadcast",
+    ),
+    "a target too few": (lambda f: edit(f / "config.json", emotions=["Joy"]), "shape"),
+    "escapes in its facts": (
+        lambda f: edit(f / "config.json", facts={"corpus": "\x1b]0;owned\x07"}),
+        "",
+    ),
+    "10,000 seeds": (lambda f: edit(f / "config.json", seeds=list(range(10000))), "seed-2"),
+    "deep JSON": (lambda f: (f / "config.json").write_text("[" * 10**6), "recursion"),
+}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_a_model_folder_that_is_not_what_it_seems_is_refused(model, tmp_path, case):
+    spoil, words = MODELS[case]
+    folder = shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "model/text/own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    spoil(folder)
+    with pytest.raises(ValueError, match=f"(?s)expected the folder .*{words}") as caught:
+        bounded(EmiPredictor.from_pretrained, folder)
+    assert str(caught.value).isprintable()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_facts_are_printed_as_text_or_not_at_all(model, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "model")
+    facts = json.loads((folder / "config.json").read_text())["facts"]
+    for corpus in ("\x1b[2Jmine", "\x9b2Jmine", "mine\rtheirs"):
+        edit(folder / "config.json", facts={**facts, "corpus": corpus})
+        with pytest.raises(ValueError, match="printable"):
+            EmiPredictor.from_pretrained(folder)
+
+
+# ---- clips --------------------------------------------------------------------------------------
+
+
+def png(width, height, chunk=b""):
+    """A PNG that claims a size, and holds a few rows at most."""
+
+    def part(kind, content):
+        check = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(bytes(3 * min(width, 10**5) + 1))
+    parts = [part(b"IHDR", head), chunk, part(b"IDAT", rows), part(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def text_chunk():
+    """A text of a PNG that unpacks to much more than it is."""
+    content = b"Comment\0\0" + zlib.compress(bytes(1 << 24), 9)
+    check = zlib.crc32(b"zTXt" + content)
+    return struct.pack(">I", len(content)) + b"zTXt" + content + struct.pack(">I", check)
+
+
+def film(path, **options):
+    options = {"codec": "mpeg4", "rate": 10, "options": {}, **options}
+    return write_media(path, np.arange(20) / 10, sine(300, 2), **options)
+
+
+def huge_box(path):
+    """A film whose index states 2^63 bytes."""
+    data = film(path).read_bytes()
+    place = data.index(b"moov") - 4
+    path.write_bytes(data[:place] + struct.pack(">I4sQ", 1, b"moov", 2**63) + data[place + 8 :])
+
+
+def shifted(path, seconds, every=False):
+    """A film whose second half comes so many seconds late; `every`: each packet after the last."""
+    count = 0
+    with av.open(str(film(path.with_name("plain.mkv")))) as old, av.open(str(path), "w") as new:
+        streams = {stream: new.add_stream_from_template(stream) for stream in old.streams}
+        for packet in old.demux():
+            if packet.dts is not None:
+                count += every or packet.pts * packet.time_base == 1
+                packet.pts += round(seconds * count / packet.time_base)
+                packet.dts = packet.pts
+                packet.stream = streams[packet.stream]
+                new.mux(packet)
+
+
+def pixels(path, kind, codec="ffv1", width=96, height=64):
+    """A film of one picture in any pixel format."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=5)
+        stream.width, stream.height, stream.pix_fmt = width, height, kind
+        grey = av.VideoFrame.from_ndarray(np.full((height, width), 90, np.uint8), format="gray")
+        for packet in (*stream.encode(grey.reformat(format=kind)), *stream.encode()):
+            out.mux(packet)
+
+
+def broken_sound(path):
+    sound = sine(300, 1)
+    sound[0, 100:200], sound[0, 300] = np.nan, np.inf
+    write_media(path, sound=sound, sound_codec="pcm_f32le")
+
+
+FILMS = {  # ending, how it is made, words of the reason: None where there is a result
+    "a box of 2^63 bytes": ("mp4", huge_box, "FFmpeg|decoded"),
+    "a picture after 10^12 s": ("mkv", lambda p: shifted(p, 10**12), None),
+    "pauses of hours": ("mkv", lambda p: shifted(p, 599, every=True), None),
+    "a pause of hours": ("mkv", lambda p: shifted(p, 30000), None),
+    "notes": ("txt", lambda p: p.write_text("Dear diary, " * 999), "no media file"),
+    "notes called a film": ("mp4", lambda p: p.write_text("Dear diary, " * 999), "no media file"),
+    "art": ("ans", lambda p: p.write_text("\x1b[1mDear diary, " * 999), "no media file"),
+    "subtitles": (
+        "mp4",
+        lambda p: p.write_text("1\n00:00:00,000 --> 00:00:01,000\nwords\n"),
+        "no media file",
+    ),
+    "a script that names its neighbour": (
+        "mp4",
+        lambda p: p.write_text(f"ffconcat version 1.0\nfile {film(p.with_name('b.mp4')).name}\n"),
+        "no media file",
+    ),
+    "a playlist": (
+        "mp4",
+        lambda p: p.write_text(f"#EXTM3U\n#EXTINF:2,\n{film(p.with_name('b.mp4')).name}\n"),
+        "no media file",
+    ),
+    "a picture of 2.5 billion pixels": (
+        "mp4",
+        lambda p: p.write_bytes(png(50000, 50000)),
+        "no media file",
+    ),
+    "a film of 72 million pixels": (
+        "mov",
+        lambda p: pixels(p, "gray", "png", 9000, 8000),
+        "pixels",
+    ),
+    "10^5 x 1": ("mkv", lambda p: pixels(p, "gray", "ffv1", 100_000, 1), "100000 x 1"),
+    "NaN in the sound": ("wav", broken_sound, None),
+    "a pipe": ("mp4", pipe_for, "no file"),
+}
+for codec, ending, kinds in (
+    ("ffv1", "mkv", ("gray10le", "yuva444p16le", "gbrp12le", "bgra", "yuv411p", "ya8")),
+    ("png", "mov", ("monob", "rgba64be", "ya16be")),
+    ("rawvideo", "mkv", ("uyvy422", "nv12")),
+):
+    for kind in kinds:
+        FILMS[f"pixels {kind}"] = (ending, partial(pixels, kind=kind, codec=codec), None)
+
+
+@pytest.mark.parametrize("case", FILMS)
+def test_a_film_takes_what_is_in_it_or_has_a_reason(tmp_path, case):
+    ending, make, words = FILMS[case]
+    make(path := tmp_path / f"clip.{ending}")
+    result = bounded(read_clip, Clip(path), MediaSettings(5.0, 64, "video", 2))
+    if words is not None:
+        assert result.reason is not None
+        assert str(path) in result.reason
+        assert re.search(words, result.reason)
+        return
+    assert result.reason is None
+    assert 0 < result.duration < 2000
+    assert result.frames is None or result.frames.shape[1:] == (3, 64, 64)
+    assert result.waveform is None or len(result.waveform) < 2000 * 16000
+    if "NaN" in case:
+        assert "101 samples" in " ".join(result.problems)
+        assert (result.waveform[100:200] == 0).all()
+        assert result.waveform.max() > 10000
+
+
+CROPS = {
+    "2.5 billion pixels": lambda p: p.write_bytes(png(50000, 50000)),
+    "169 million pixels": lambda p: p.write_bytes(png(13000, 13000)),
+    "10^5 x 1": lambda p: p.write_bytes(png(100_000, 1)),
+    "a text that unpacks to 16 MB": lambda p: p.write_bytes(png(8, 8, text_chunk())),
+    "a broken chunk": lambda p: p.write_bytes(png(8, 8).replace(b"IDAT", b"IDA1")),
+    "nothing": lambda p: p.write_bytes(b""),
+    "a link to itself": lambda p: p.symlink_to(p),
+    "a pipe": pipe_for,
+    "a folder": Path.mkdir,
+    "words": lambda p: p.write_text("no picture"),
+}
+
+
+@pytest.mark.parametrize("case", CROPS)
+@pytest.mark.filterwarnings("error")
+def test_a_bad_crop_is_left_out(tmp_path, case):
+    (tmp_path / "crops").mkdir()
+    video = film(tmp_path / "clip.mp4")
+    Image.new("RGB", (20, 20), (200, 0, 0)).save(tmp_path / "crops/1.png")
+    CROPS[case](tmp_path / "crops/2.png")
+    settings = MediaSettings(5.0, 64, "faces", 2)
+    result = bounded(read_clip, Clip(video, faces=tmp_path / "crops"), settings)
+    assert result.reason is None
+    assert len(result.frames) == 1
+    assert (result.frames[0, 0] == 200).all()
+
+
+@pytest.fixture(scope="module")
+def predictor(model):
+    return EmiPredictor.from_pretrained(model)
+
+
+def test_windows_without_anything_do_not_count(predictor, tmp_path):
+    times = np.append(np.arange(20) / 10, 40 + np.arange(20) / 10)
+    options = {"codec": "mpeg4", "rate": 10, "options": {}, "make": noise}
+    path = write_media(tmp_path / "a.mkv", times, **options)
+    table = predictor.over_time(path, window=1, step=0.5)
+    empty = table["missing"] == "frames, audio, text"
+    assert empty.sum() > 64  # whole batches of them
+    assert empty.sum() < len(table) - 6
+    emotions = list(EMOTIONS)
+    assert (table[emotions].isna().all(axis=1) == empty).all()
+    row = predictor.predict(path, window=1, step=0.5).iloc[0]
+    assert row["missing"] == f"audio, text, all in {empty.sum()} of {len(table)} windows"
+    expected = table.loc[~empty, emotions].mean()
+    np.testing.assert_allclose(row[emotions].astype(float), expected, atol=1e-6)
+    # The first two seconds are a clip of their own.
+    alone = write_media(tmp_path / "b.mkv", times[:20], **options)
+    alone = predictor.over_time(alone, window=1, step=0.5).loc[:1, emotions]
+    np.testing.assert_allclose(table.loc[:1, emotions], alone, atol=1e-6)
+
+
+def test_a_clip_without_anything_that_the_model_reads_has_a_reason(predictor, tmp_path):
+    heard = write_media(tmp_path / "a.wav", sound=sine(300, 0.01), sound_codec="pcm_s16le")
+    row = predictor.predict(heard).iloc[0]
+    assert row["status"] == "failed"
+    assert "a.wav: expected frames or audio or text" in row["reason"]
+
+
+def reading(clip, settings, emotions):
+    """`read_clip`, but for files that end the process, or provoke an error of no usual kind."""
+    if "lethal" in clip.name:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return read_clip(clip, None if "odd" in clip.name else settings, emotions)
+
+
+def test_a_clip_that_ends_its_worker_takes_no_other_with_it(predictor, tmp_path, monkeypatch):
+    names = ["a", "lethal", "b", "odd", "c", "lethal2", "d"]
+    paths = [film(tmp_path / f"{name}.mp4") for name in names]
+    alone = predictor.predict(paths).set_index(np.array(names))
+    monkeypatch.setattr("emilib.predict.predictor.FEW", 1)
+    monkeypatch.setattr("emilib.workers.count", lambda: 2)
+    monkeypatch.setattr("emilib.predict.predictor.read_clip", reading)
+    table = predictor.predict(paths).set_index(np.array(names))
+    good = ["a", "b", "c", "d"]
+    np.testing.assert_array_equal(table.loc[good, list(EMOTIONS)], alone.loc[good, list(EMOTIONS)])
+    for name in ("lethal", "lethal2"):
+        assert re.search(rf"{name}\.mp4.*ends the process", table.loc[name, "reason"])
+    assert "odd.mp4: AttributeError" in table.loc["odd", "reason"]
+    assert (table["status"] == "failed").sum() == 3
+
+
+# ---- corpora and pickles ------------------------------------------------------------------------
+
+
+def own_corpus(folder, columns="x", names=("a", "b", "c")):
+    """Films, sound and crops of three people, and a CSV with a target."""
+    count = len(columns.split(","))
+    (folder / "raw").mkdir(parents=True)
+    for name in names:
+        film(folder / f"raw/{name}.mp4")
+    rows = [
+        f"{name},{','.join([str(n)] * count)},{s}"
+        for n, (name, s) in enumerate(zip(names, ("train", "train", "val"), strict=True))
+    ]
+    (folder / "labels.csv").write_text("\n".join([f"file,{columns},split", *rows]) + "\n")
+    return folder
+
+
+def bad_text(folder):
+    (folder / "text").mkdir()
+    pipe_for(folder / "text/a.txt")
+    (folder / "text/b.txt").write_text("well")
+
+
+def bad_crop(folder):
+    for name in "abc":
+        (folder / "face_images" / name).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(folder / "face_images" / name / "1.jpg")
+    (folder / "face_images/a/1.jpg").unlink()
+    (folder / "face_images/a/1.jpg").symlink_to("1.jpg")
+
+
+def bad_features(folder):
+    for name in "abc":
+        (folder / "vit").mkdir(exist_ok=True)
+        (folder / f"vit/{name}.pkl").write_bytes(pickle.dumps(np.zeros((3, 4))))
+    (folder / "vit/a.pkl").write_bytes(PICKLES["a memo of 2^30"])
+
+
+CORPORA = {  # what is done to clip a, and the defect that the audit names
+    "a pipe for words": (bad_text, "no transcript"),
+    "a crop that links to itself": (bad_crop, "no face"),
+    "a pickle that claims memory": (bad_features, "bad features"),
+    "narrow": (lambda f: pixels(f / "raw/a.mp4", "yuv420p", "mpeg4", 4000, 2), "unreadable"),
+    "notes": (lambda f: (f / "raw/a.mp4").write_text("Dear diary"), "unreadable"),
+    "a pipe for a film": (lambda f: pipe_for(f / "raw/a.mp4"), "unreadable"),
+    "NaN in the sound": (lambda f: (f / "audio").mkdir() or broken_sound(f / "audio/a.wav"), None),
+}
+
+
+@pytest.mark.parametrize("case", CORPORA)
+def test_the_audit_names_the_clip_and_goes_on(tmp_path, case):
+    spoil, defect = CORPORA[case]
+    spoil(own_corpus(tmp_path / "own"))
+    table = bounded(audit, tmp_path / "own", 1)
+    assert table.attrs["clips"] == 3
+    rows = table[table["id"] == "a"]
+    assert (defect is None) == rows.empty
+    assert defect is None or defect in set(rows["defect"])
+    assert set(table.loc[table["id"] != "a", "defect"]) <= {"no face", "no transcript"}
+
+
+def test_many_targets(tmp_path):
+    names = [f"t{n}" for n in range(300)]
+    folder = own_corpus(tmp_path / "own", ",".join(names))
+    clips = bounded(read, folder)
+    assert clips.attrs["targets"] == names
+    assert bounded(audit, folder, 1).empty
+
+
+def test_a_row_without_its_file_is_missing_and_the_closest_name_is_told(tmp_path):
+    folder = own_corpus(tmp_path / "own")
+    (folder / "raw/a.mp4").rename(folder / "raw/Clip_A1.mp4")
+    table = (folder / "labels.csv").read_text().splitlines()
+    words = [f"{line},well" if number else f"{line},text" for number, line in enumerate(table)]
+    (folder / "labels.csv").write_text("\n".join(words).replace("\na,", "\nclip_a,"))
+    defects = audit(folder, 1)
+    assert defects["defect"].tolist() == ["missing id"] * 2
+    details = defects.set_index("id")["detail"]
+    assert details["clip_a"] == "no file of any kind; the closest file without a row: raw/Clip_A1"
+    assert any("without any file (1): clip_a" in note for note in read(folder).attrs["notes"])
+
+
+def test_two_files_of_one_id_are_refused(tmp_path):
+    folder = own_corpus(tmp_path / "own", names=("a", "b", "c"))
+    film(folder / "raw/a.mkv")
+    with open(folder / "labels.csv", "a") as table:
+        table.write("a.mkv,4,train\n")
+    text = (folder / "labels.csv").read_text().replace("\na,", "\na.mp4,")
+    (folder / "labels.csv").write_text(text)
+    with pytest.raises(CorpusError, match=r"a stands twice, .*line 2 .*line 5"):
+        read(folder)
+    assert set(audit(folder, 1)["defect"]) == {"duplicate id"}
+
+
+MEMO = b"\x80\x04N" + b"r" + struct.pack("<I", 2**30) + b"."
+_RECONSTRUCT = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+_FLOAT = b"cnumpy\ndtype\nX\x02\x00\x00\x00f8\x85R"
+_OBJECT = b"cnumpy\ndtype\nX\x02\x00\x00\x00O8\x85R"
+_MANY = b"J" + struct.pack("<i", 2**29)
+_EMPTY = _RECONSTRUCT + b"K\x00\x85C\x01b\x87R"
+PICKLES = {
+    "a memo of 2^30": MEMO,
+    "an array never filled": b"\x80\x03cnumpy\nndarray\n" + _MANY + b"\x85\x85R.",
+    "reconstructed and never filled": _RECONSTRUCT + _MANY + b"\x85C\x01d\x87R.",
+    "a shape without bytes": _EMPTY + b"(K\x01" + _MANY + b"\x85" + _FLOAT + b"\x89C\x00tb.",
+    "a shape without objects": _EMPTY + b"(K\x01" + _MANY + b"\x85" + _OBJECT + b"\x89]tb.",
+    "a scalar of 2^31": b"\x80\x02cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n"
+    b"X\x0b\x00\x00\x00V2147483647\x85R\x85R.",
+    "2^40 bytes": b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b".",
+    "a text of 2^40": b"\x80\x05\x8d" + struct.pack("<Q", 2**40) + b".",
+}
+
+
+@pytest.mark.parametrize("case", PICKLES)
+def test_a_pickle_takes_no_more_than_it_holds(tmp_path, case):
+    (path := tmp_path / "a.pkl").write_bytes(PICKLES[case])
+    for reader, error in (
+        (feature_files.load_features, media.MediaError),
+        (feature_files.read_features, CorpusError),
+    ):
+        with pytest.raises(error, match=r"a\.pkl is no readable pickle") as caught:
+            bounded(reader, path)
+        assert "memory" not in str(caught.value).lower()
+
+
+def test_a_pipe_is_no_pickle(tmp_path):
+    pipe_for(tmp_path / "a.pkl")
+    with pytest.raises(media.MediaError, match="No such file"):
+        bounded(feature_files.load_features, tmp_path / "a.pkl")

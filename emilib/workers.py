@@ -1,12 +1,4 @@
-<<<<<<< HEAD
 """Worker processes, imported once and reused; they end with the process that started them."""
-=======
-"""Worker processes for what is made clip by clip or run by run.
-
-They import once and are reused, do not run the caller's script again, and end with the process that
-started them.
-"""
->>>>>>> i16-predict
 
 import functools
 import os
@@ -48,12 +40,9 @@ def ordered_map(
     """``function(item)`` of each item, in order; items are read four a worker ahead, no further.
 
     workers : processes, None for `count`; with 1, or within a worker, nothing leaves this process
-<<<<<<< HEAD
-=======
     died : item → the result of one that ends its worker, also when it is tried again, alone; the
         others are not touched. None raises BrokenProcessPool
 
->>>>>>> i16-predict
     Raises what `function` raised, when that item's turn comes; what has not begun is cancelled.
     """
     workers = count() if workers is None else workers

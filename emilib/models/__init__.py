@@ -1,6 +1,7 @@
 """Fusion models of both papers and the solutions before them, as plain `nn.Module`s."""
 
 import inspect
+import math
 
 from emilib import MODALITIES
 from emilib.models.dual_stage import DualStage
@@ -29,9 +30,10 @@ def for_features(name: str, data, **settings):
     """The model of this name for the widths, modalities and targets of `data`.
 
     name : a fusion model, baseline or earlier solution of `emilib.models`, such as "MulT"
-    data : FeatureSet with targets; only its `dims` and `num_targets` are read
+    data : FeatureSet with targets; only its `dims`, `num_targets` and number of clips are read
     settings : of the class, beside widths and number of targets: `width=32`; `modality="audio"`
-        where a class reads one of them
+        where a class reads one of them. TAEMI and DualStage without a `width` get the one of
+        `width_for`, and of their other widths the same share
 
     A class that reads modalities which the data lack gets a width of 1 for them, and treats them
     as missing; DualStage leaves them out. Weights are drawn from torch's generator.
@@ -42,6 +44,10 @@ def for_features(name: str, data, **settings):
     if not data.num_targets:
         raise ValueError(f"{name}: expected clips with targets, got none; set target")
     accepted = inspect.signature(MODELS[name]).parameters
+    if name in ("TAEMI", "DualStage") and "width" not in settings:
+        paper, width = accepted["width"].default, width_for(len(data))
+        inner = [n for n in ("width", "tcn_width", "audio_hidden") if n in accepted]
+        settings = {n: min(width, paper) * accepted[n].default // paper for n in inner} | settings
     has = tuple(m for m in MODALITIES if m in data.dims)
     reads = [m for m in MODALITIES if f"{m}_dim" in accepted]
     reads = MODELS[name].reads if issubclass(MODELS[name], Trimodal) else reads
@@ -54,3 +60,8 @@ def for_features(name: str, data, **settings):
         settings.setdefault("modalities", has)
     dims = {"dim" if one else f"{m}_dim": data.dims.get(m, 1) for m in reads}
     return MODELS[name](num_targets=data.num_targets, **settings, **dims)
+
+
+def width_for(clips: int) -> int:
+    """The power of two nearest to √(2 clips), at least 32: 64 for 1,300, 512 for 130,000."""
+    return max(32, 2 ** round(math.log2(2 * max(clips, 1)) / 2))

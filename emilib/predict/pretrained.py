@@ -64,16 +64,8 @@ def save(predictor, folder: Path) -> Path:
     return folder
 
 
-<<<<<<< HEAD
-def load(source) -> dict:
-    """The arguments of `EmiPredictor` from a folder or a hub repository; else ValueError."""
-=======
 def load(source, make):
-    """`make`, an `EmiPredictor` or its like, of what is in a folder or a hub repository.
-
-    Raises ValueError as `EmiPredictor.from_pretrained` does.
-    """
->>>>>>> i16-predict
+    """`make` of what is in a folder or a hub repository; else ValueError."""
     try:
         folder = Path(source).expanduser()
         if not folder.is_dir():
@@ -86,27 +78,10 @@ def load(source, make):
                 raise ValueError(f"expected *.safetensors in {role}, got none")
         fusion, arrays = getattr(models, config["model"]), load_file(folder / "moments.safetensors")
         parts = {seed: str(folder / f"seed-{seed}") for seed in config["seeds"]}
-<<<<<<< HEAD
-        return {
-            "encoders": {role: load_encoder(folder / role) for role in ROLES},
-            "models": {s: quietly(fusion.from_pretrained, path) for s, path in parts.items()},
-            "moments": {m: (arrays[f"{m}.mean"], arrays[f"{m}.sd"]) for m in config["modalities"]},
-            "settings": MediaSettings(**config["media"]),
-            "facts": config["facts"],
-            "modalities": tuple(config["modalities"]),
-            "emotions": tuple(config["emotions"]),
-            "scale": TargetScale.from_dict(config["scale"]),
-        }
-    except Exception as error:  # of many kinds, by what the folder lacks
-        wanted = "expected the folder of a complete predictor, or a model on the Hugging Face hub"
-        how = "make one with `python -m emilib export taemi FOLDER`"
-        got = f"{source}: {str(error).partition(chr(10))[0]}"
-        raise ValueError(f"{wanted}, got {got}; {how}") from error
-=======
         predictor = make(
             encoders={role: _encoder(folder / role, role) for role in ROLES},
             models={s: quietly(fusion.from_pretrained, p, strict=True) for s, p in parts.items()},
-            moments={m: (arrays[f"{m}.mean"], arrays[f"{m}.sd"]) for m in ROLES.values()},
+            moments={m: (arrays[f"{m}.mean"], arrays[f"{m}.sd"]) for m in config["modalities"]},
             settings=MediaSettings(**config["media"]),
             facts=config["facts"],
             modalities=tuple(config["modalities"]),
@@ -143,14 +118,15 @@ def _try(predictor) -> None:
     for part in (*predictor.encoders.values(), *predictor.models.values()):
         if bad := [name for name, x in part.state_dict().items() if not x.isfinite().all()]:
             raise ValueError(f"expected finite weights, got NaN or infinity in {bad[0]}")
-    frames, audio, text = (np.zeros((2, predictor.encoders[r].dim), np.float32) for r in ROLES)
-    data = FeatureSet.from_arrays(["trial"], [frames], [audio], text[:1])
+    known = {m: r for r, m in ROLES.items() if m in predictor.modalities}
+    zeros = {m: np.zeros((2, predictor.encoders[r].dim), np.float32) for m, r in known.items()}
+    arrays = {m: x[:1] if m == "text" else [x] for m, x in zeros.items()}
+    data = FeatureSet.from_arrays(["trial"], **arrays)
     _, intensity = predictor._run(data.standardised(predictor.moments))
     shape = (len(predictor.models), 1, len(predictor.emotions))
     if intensity.shape != shape or not np.isfinite(intensity).all():
         got = f"{intensity.shape} with {np.isfinite(intensity).mean():.0%} of them finite"
         raise ValueError(f"expected finite intensities of shape {shape}, got {got}")
->>>>>>> i16-predict
 
 
 def _card(config: dict) -> ModelCard:

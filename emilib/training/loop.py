@@ -86,10 +86,11 @@ class Result:
     seconds: float  # of all parts of a resumed run
     parameters: int  # that are trained
     scale: TargetScale | None = None  # turns outputs into targets; None where they are targets
+    moments: dict | None = None  # the training clips', where the recipe standardised features
 
     def predict(self, data: FeatureSet, batch_size: int = 64) -> np.ndarray:
         """(N, E) predictions in the order of `data` and the range of the targets: not clipped."""
-        output = predict(self.model, data, batch_size)
+        output = predict(self.model, standardised(data, self.moments), batch_size)
         return output if self.scale is None else self.scale.inverse_transform(output)
 
 
@@ -100,7 +101,8 @@ def fit(
 
     model : an initialised nn.Module; `seed` draws the order of the clips and the dropout
     train, valid : FeatureSet; `valid` is for the history, early stopping and the best epoch, None
-        trains all epochs and keeps the last weights; recipe : Recipe, None takes its defaults
+        trains all epochs and keeps the last weights
+    recipe : Recipe; None takes `Recipe.auto` of the training clips
     checkpoint : folder; a killed run resumes after its last finished epoch
     device : None is the first GPU where there is one, else the CPU
     progress : True draws a bar with loss and ρ; a function is called with each epoch's record,
@@ -114,7 +116,9 @@ def fit(
     check_data(train, valid)
     bounded = any(getattr(module, "sigmoid", False) for module in model.modules())
     scale = TargetScale.of(train.target, "range" if bounded else "sd")
-    recipe = recipe or Recipe()
+    recipe = recipe or Recipe.auto(train)
+    moments = train.moments() if recipe.standardise and train.scaling is None else None
+    train, valid = standardised(train, moments), standardised(valid, moments)
     scaled = train if scale is None else train.with_target(scale.transform(train.target))
     device = torch.device(workers.device() if device is None else device)
     gpus = [device.index or 0] if device.type == "cuda" else []
@@ -176,7 +180,7 @@ def fit(
     table = pd.DataFrame(history)
     epoch = len(table) if best is None else best_epoch
     size, seconds = sum(p.numel() for p in trained), float(table["seconds"].sum())
-    return Result(model.eval(), table, epoch, seconds, size, scale)
+    return Result(model.eval(), table, epoch, seconds, size, scale, moments)
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
@@ -267,6 +271,12 @@ def one_thread():
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def standardised(data: FeatureSet | None, moments: dict | None) -> FeatureSet | None:
+    """`data` standardised by these moments, if there are any and it is not standardised yet."""
+    as_it_is = data is None or moments is None or data.scaling is not None
+    return data if as_it_is else data.standardised(moments)
 
 
 def check_data(train: FeatureSet, valid: FeatureSet | None) -> None:

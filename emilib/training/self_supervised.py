@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from emilib.features.encoders import SAMPLE_RATE, AudioEncoder, TextEncoder, VisionEncoder
+from emilib import SAMPLE_RATE
+from emilib.features.encoders import AudioEncoder, TextEncoder, VisionEncoder
 from emilib.training.recipes import WarmStart
 
 

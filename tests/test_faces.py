@@ -76,7 +76,8 @@ def test_crops_of_own_clips_reach_the_store_prediction_and_face_images(tmp_path)
     assert (len(clip.times), clip.notes) == (5, ["A face was found in 5 of 10 frames."])
 
     shares = faces.write(read(tmp_path), workers=1).set_index("id")["share"]
-    assert shares[ids].to_list() == [1, 0.5, 0] and not shares[others].any()
+    assert shares[ids].to_list() == [1, 0.5, 0]
+    assert not shares[others].any()
     pictures = media.face_frames(read(tmp_path).set_index("id")["faces"]["half"], 1.0, None)
     direct = faces.decode(tmp_path / "half.mp4", None).images
     assert pictures.shape == (5, 160, 160, 3)

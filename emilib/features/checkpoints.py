@@ -59,7 +59,13 @@ def refuse_traps(folder) -> None:
     for path in sorted(Path(folder).rglob("*")):
         if not (path.is_file() or path.is_dir()):
             raise ValueError(f"{path}: expected a file, got a pipe, a device or a broken link")
-        if path.suffix == ".json" and "auto_map" in strings(json.loads(path.read_text("utf-8"))):
+        if path.suffix != ".json":
+            continue
+        try:
+            code = "auto_map" in strings(json.loads(path.read_text("utf-8")))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: expected JSON, got {error}; fetch it again") from error
+        if code:
             raise ValueError(f"{path}: expected no code, got auto_map; code is never run")
 
 

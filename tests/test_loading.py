@@ -209,6 +209,10 @@ def test_missing_damaged_and_incomplete_files_are_refused(tmp_path):
     path.unlink()
     refused("vision", tmp_path, "missing")
     refused("vision", tmp_path / "nothing", "name the folder of a checkpoint")
+    config = (tmp_path / "config.json").read_bytes()
+    for damaged in (config[:-9], b"\xff" + config[1:], b"[" * 10**6):
+        (tmp_path / "config.json").write_bytes(damaged)
+        refused("vision", tmp_path, r"config\.json: expected JSON")
     small.text_folder(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).unlink()

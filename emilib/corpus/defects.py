@@ -37,7 +37,11 @@ def audit(folder, workers=None):
             rows.append((*clip, "label out of range", f"{emotion} is {value:g}"))
     usual = clips[list(layout.FILE_COLUMNS)].notna().groupby(clips["split"]).any()
     jobs = [(clip, usual.loc[clip["split"]]) for clip in clips.to_dict("records")]
-    clip_rows, widths = zip(*ordered_map(_audit_clip, jobs, workers, _lethal), strict=True)
+    lethal = "unreadable", "reading it ends the process; leave the clip out"
+    results = ordered_map(
+        _audit_clip, jobs, workers, lambda job: ([(job[0]["id"], job[0]["split"], *lethal)], {})
+    )
+    clip_rows, widths = zip(*results, strict=True)
     rows += chain.from_iterable(clip_rows)
     rows += _odd_widths(clips, pd.DataFrame(widths, columns=OFFICIAL, dtype=float))
     splits = [*layout.SPLITS, ""]
@@ -70,12 +74,6 @@ def _seconds(paths):
         with suppress(media.MediaError):  # `audit` has a row for it
             return media.timing(path)["seconds"]
     return math.nan
-
-
-def _lethal(job):
-    clip = job[0]
-    detail = "reading it ends the process; leave the clip out"
-    return [(clip["id"], clip["split"], "unreadable", detail)], {}
 
 
 def _audit_clip(job):

@@ -110,7 +110,7 @@ def _decode_pictures(media, container, stream, fps, size, limit, each):
         if frame.is_corrupt:
             counts["damaged"] += 1
             continue
-        check_size(container.name, frame.width, frame.height)
+        check_size(container.name.removeprefix("file:"), frame.width, frame.height)
         here = len(shown) if fps is None else math.floor((time + TIME_TOLERANCE) * fps)
         if here <= slot:
             continue

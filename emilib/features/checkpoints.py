@@ -40,28 +40,28 @@ def folder(source: str) -> Path | None:
 
 def strings(value) -> Iterator[str]:
     """Every string within JSON, keys included."""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict | list):
-        for part in value if isinstance(value, list) else (*value, *value.values()):
-            yield from strings(part)
+    for part in value if isinstance(value, list) else ():
+        yield from strings(part)
 
 
-def plain_json(folder) -> dict[str, object]:
-    """The JSON files at the top of a folder, by name.
-
-    Raises ValueError where anything below the folder is no file (a pipe would keep its reader
-    waiting), or a JSON file names code of its own (`auto_map`), which is never run.
-    """
-    contents = {}
+def refuse_traps(folder) -> None:
+    """ValueError for a JSON file that names code (`auto_map`), and for what is no file: a pipe
+    would keep its reader waiting."""
     for path in sorted(Path(folder).rglob("*")):
         if not (path.is_file() or path.is_dir()):
             raise ValueError(f"{path}: expected a file, got a pipe, a device or a broken link")
-        if path.suffix == ".json" and path.is_file():
-            contents[path] = json.loads(path.read_text("utf-8"))
-            if "auto_map" in strings(contents[path]):
-                raise ValueError(f"{path}: expected no code, got auto_map; code is never run")
-    return {path.name: value for path, value in contents.items() if path.parent == Path(folder)}
+        if path.suffix != ".json":
+            continue
+        try:
+            code = "auto_map" in strings(json.loads(path.read_text("utf-8")))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: expected JSON, got {error}; fetch it again") from error
+        if code:
+            raise ValueError(f"{path}: expected no code, got auto_map; code is never run")
 
 
 def whisper_file() -> Path | None:

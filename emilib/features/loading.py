@@ -138,7 +138,7 @@ def check(role: str, source: str, revision: str | None = None) -> dict:
     """The config.json of a checkpoint; ValueError where it is missing or of another family."""
     place, commit = checkpoints.locate(str(source), revision)
     if checkpoints.folder(str(source)) is not None:
-        checkpoints.plain_json(place)
+        checkpoints.refuse_traps(place)
     with _one_sentence(source, revision):
         config = transformers.PreTrainedConfig.get_config_dict(place, revision=commit)[0]
     model_type = config.get("model_type")

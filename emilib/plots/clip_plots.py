@@ -246,7 +246,7 @@ def over_time(windows: pd.DataFrame, emotions: Sequence[str], name: str, note: s
         color = f"C{number}"  # of the cycle in STYLE
         values, spread = windows[emotion].to_numpy(), windows[f"{emotion} sd"].fillna(0).to_numpy()
         low, high = np.clip([values - spread, values + spread], *limits)
-        axes.axhline(values.mean(), color=color, linewidth=0.9, linestyle="--")
+        axes.axhline(np.nanmean(values), color=color, linewidth=0.9, linestyle="--")
         axes.fill_between(middle, low, high, color=color, alpha=0.22, linewidth=0)
         axes.plot(middle, values, ".-", color=color)
         axes.set_ylabel(emotion.replace(" ", "\n"), rotation=0, ha="right", va="center")

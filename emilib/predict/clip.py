@@ -81,6 +81,12 @@ class Prediction:
         empty = np.count_nonzero(~self.present.any(axis=1))
         return [*lacking, f"all in {empty} of {len(self.present)} windows"] if empty else lacking
 
+    def fail(self, error: Exception) -> None:
+        """Keep an error as the reason, in a sentence that names the clip."""
+        text = str(error) if isinstance(error, ValueError | OSError) else repr(error)
+        name = self.clip.name
+        self.reason = self.reason or (text if name in text else f"{name}: {text}")
+
     def over_seeds(self, intensity: np.ndarray) -> dict[str, float]:
         """(S, E) → mean over seeds of each emotion, clipped if bounded, and sd (NaN for one)."""
         mean = intensity.mean(axis=0).clip(0, 1) if self.bounded else intensity.mean(axis=0)
@@ -133,15 +139,9 @@ def read_clip(clip: Clip, settings: MediaSettings, emotions=EMOTIONS) -> Predict
     try:
         _decode(result, settings)
     except Exception as error:  # whatever it is, the other clips go on
-        result.reason = reason_of(clip, error)
+        result.fail(error)
     result.seconds = time.perf_counter() - began
     return result
-
-
-def reason_of(clip: Clip, error: Exception) -> str:
-    """An error as a sentence that names the clip."""
-    text = str(error) if isinstance(error, ValueError | OSError) else repr(error)
-    return text if clip.name in text else f"{clip.name}: {text}"
 
 
 def _decode(result: Prediction, settings: MediaSettings) -> None:

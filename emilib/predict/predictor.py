@@ -22,20 +22,12 @@ from emilib.corpus.media import MediaError
 from emilib.features import checkpoints, extraction, transcripts
 from emilib.features.feature_set import FeatureSet
 from emilib.predict import pretrained
-from emilib.predict.clip import (
-    LONGEST,
-    WINDOW,
-    Clip,
-    Prediction,
-    clips_of,
-    read_clip,
-    reason_of,
-    windows_of,
-)
+from emilib.predict.clip import LONGEST, WINDOW, Prediction, clips_of, read_clip, windows_of
 from emilib.training.loop import no_denormals, one_thread
 from emilib.workers import ordered_map
 
 FEW = 16  # clips that are decoded faster than worker processes start
+ENDS = "reading it ends the process; leave it out"
 TOGETHER = 32  # windows in a batch of the fusion models
 SMALL = 10_000_000  # parameters in all up to which a second thread gains nothing
 
@@ -126,19 +118,19 @@ class EmiPredictor:
         clips, _ = clips_of(paths, text), windows_of(0.0, window, step)  # both refuse nonsense
         read = functools.partial(read_clip, settings=self.settings, emotions=self.emotions)
         processes = 1 if len(clips) <= FEW else None
-        for prediction in ordered_map(read, clips, processes, self._lethal):
+
+        def died(clip) -> Prediction:
+            return Prediction(clip, self.emotions, f"{clip.name}: {ENDS}")
+
+        for prediction in ordered_map(read, clips, processes, died):
             began = time.perf_counter()
             try:
                 self._predict(prediction, *windows_of(prediction.duration, window, step))
             except Exception as error:  # whatever it is, the other clips go on
-                prediction.reason = prediction.reason or reason_of(prediction.clip, error)
+                prediction.fail(error)
             prediction.frames = prediction.waveform = None
             prediction.seconds += time.perf_counter() - began
             yield prediction
-
-    def _lethal(self, clip: Clip) -> Prediction:
-        reason = f"{clip.name}: reading it ends the process; leave it out"
-        return Prediction(clip, self.emotions, reason)
 
     def over_time(self, path, text: str | None = None, window=WINDOW, step=None) -> pd.DataFrame:
         """`Prediction.windows` of one clip; MediaError for a file that can't be read."""

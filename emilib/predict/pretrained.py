@@ -10,11 +10,10 @@ import numpy as np
 from huggingface_hub import ModelCard, ModelCardData, snapshot_download
 from safetensors.numpy import load_file, save_file
 
-from emilib import EMOTIONS, models
+from emilib import EMOTIONS, SAMPLE_RATE, models
 from emilib.cache import atomic_write
 from emilib.features import light
-from emilib.features.checkpoints import plain_json, strings
-from emilib.features.feature_set import FeatureSet
+from emilib.features.checkpoints import refuse_traps, strings
 from emilib.predict.clip import MediaSettings
 from emilib.progress import quietly
 from emilib.training.loop import TargetScale
@@ -70,7 +69,8 @@ def load(source, make):
         folder = Path(source).expanduser()
         if not folder.is_dir():
             folder = Path(snapshot_download(str(source), allow_patterns=FILES))
-        config = plain_json(folder)["config.json"]
+        refuse_traps(folder)
+        config = json.loads((folder / "config.json").read_text("utf-8"))
         if stated := {key: config.get(key) for key in STATED if config.get(key) != STATED[key]}:
             raise ValueError(f"config.json: expected {STATED}, got {stated}")
         for role in ROLES:  # without them transformers would take a pickle
@@ -89,10 +89,8 @@ def load(source, make):
             scale=TargetScale.from_dict(config["scale"]),
         )
         _try(predictor)
-        if hidden := [
-            text for text in (predictor.note, *strings(config)) if not text.isprintable()
-        ]:
-            raise ValueError(f"config.json: expected printable text, got {hidden[0]!a}")
+        if not (text := "".join([predictor.note, *strings(config)])).isprintable():
+            raise ValueError(f"config.json: expected printable text, got {text!a}")
         return predictor
     except Exception as error:  # of many kinds, by what the folder lacks
         wanted = "expected the folder of a complete predictor, or a model on the Hugging Face hub"
@@ -118,11 +116,13 @@ def _try(predictor) -> None:
     for part in (*predictor.encoders.values(), *predictor.models.values()):
         if bad := [name for name, x in part.state_dict().items() if not x.isfinite().all()]:
             raise ValueError(f"expected finite weights, got NaN or infinity in {bad[0]}")
-    known = {m: r for r, m in ROLES.items() if m in predictor.modalities}
-    zeros = {m: np.zeros((2, predictor.encoders[r].dim), np.float32) for m, r in known.items()}
-    arrays = {m: x[:1] if m == "text" else [x] for m, x in zeros.items()}
-    data = FeatureSet.from_arrays(["trial"], **arrays)
-    _, intensity = predictor._run(data.standardised(predictor.moments))
+    side = min(predictor.settings.image_size, 256)
+    frames, sound = np.zeros((1, 3, side, side), np.uint8), np.zeros(SAMPLE_RATE, np.int16)
+    _, intensity = predictor._run(predictor._encode(frames, [slice(0, 1)], [sound], ["well"]))
+    for role, encoder in predictor.encoders.items():
+        spare = getattr(encoder.model, "unread", set()) - set(light.UNREAD)
+        if spare and ROLES[role] in predictor.modalities:
+            raise ValueError(f"expected the weights of {role}/config.json, got also {min(spare)}")
     shape = (len(predictor.models), 1, len(predictor.emotions))
     if intensity.shape != shape or not np.isfinite(intensity).all():
         got = f"{intensity.shape} with {np.isfinite(intensity).mean():.0%} of them finite"

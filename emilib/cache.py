@@ -2,7 +2,8 @@
 
 A finished step is a folder. It is made under another name and renamed when complete, so a kill
 leaves the whole step or none of it; SHA-256 sums of its files stand inside, because neither
-safetensors nor ``torch.load`` notices a flipped bit.
+safetensors nor ``torch.load`` notices a flipped bit. Of two runs that want a step the second
+waits for the first.
 
 Several processes at one job (ranks), as ``accelerate launch`` starts them, share what is costly
 through the cache, which lies on a disk they all see. Divisible work is dealt out by `share`;
@@ -12,18 +13,23 @@ indivisible steps run on rank 0, and the others wait for the cached result. Noth
 import ast
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import json
 import os
+import platform
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import psutil
+
 SUMS = "SHA256SUMS.json"
 RANK_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 _single = False
 
 
@@ -112,9 +118,40 @@ def atomic_write(path, content: str | bytes) -> None:
     """Write `content` so that a reader finds the old file or the new one, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
+    temporary = path.with_name(temporary_name(path.name))
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_name(name: str) -> str:
+    """Of what is not finished yet, and says whose it is, for `sweep`."""
+    return f".{name}.{uuid.uuid4().hex[:8]}.{os.getpid()}@{HOST}"
+
+
+def sweep(*folders) -> None:
+    """Remove from folders what processes that were killed on this machine left unfinished."""
+    for path in (path for folder in folders for path in Path(folder).glob(f".*@{HOST}")):
+        pid = path.name.rpartition("@")[0].rpartition(".")[2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):  # gone by now, or another user's
+                path.unlink()
+
+
+@contextlib.contextmanager
+def locked(path) -> Iterator[None]:
+    """One process at a time is in this block, the others wait; who dies is out of it."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as stream:
+        with contextlib.suppress(OSError):  # a disk that has no locks
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def _sums(folder: Path) -> dict[str, str]:
@@ -141,7 +178,7 @@ class Cache:
         """Whether the step is finished and its files are what was written."""
         folder = self.folder(kind, parts)
         if folder not in self._checked:
-            with contextlib.suppress(OSError, json.JSONDecodeError):
+            with contextlib.suppress(OSError, ValueError):  # not JSON, not UTF-8
                 if json.loads((folder / SUMS).read_text()) == _sums(folder):
                     self._checked.add(folder)
         return folder in self._checked and folder.exists()
@@ -155,25 +192,37 @@ class Cache:
     def step(self, kind: str, parts: dict, make: Callable[[Path], None]) -> Path:
         """The finished folder of a step; ``make(folder)`` fills it where it is missing or spoilt.
 
-        Two processes may ask at once: both make the step, the first to finish is kept.
+        Two processes may ask at once: the second waits for the first.
         """
         final = self.folder(kind, parts)
-        if self.has(kind, parts):
-            return final
+        # Ranks make some steps together.
+        alone = world_size() == 1 and not self.has(kind, parts)
+        lock = self.root / ".locks" / f"{kind}-{final.name}"
+        with locked(lock) if alone else contextlib.nullcontext():
+            if not self.has(kind, parts):
+                self._make(final, parts, make)
+        return final
+
+    def _make(self, final: Path, parts: dict, make: Callable[[Path], None]) -> None:
         shutil.rmtree(final, ignore_errors=True)
-        temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
+        temporary = final.with_name(temporary_name(final.name))
         temporary.mkdir(parents=True)
         try:
             make(temporary)
             (temporary / "parts.json").write_text(_text(parts), encoding="utf-8")
             (temporary / SUMS).write_text(json.dumps(_sums(temporary)))
-            with contextlib.suppress(OSError):  # another process was first: its folder stays
+            for path in filter(Path.is_file, temporary.rglob("*")):
+                with open(path, "rb") as stream:
+                    os.fsync(stream.fileno())
+            try:
                 os.replace(temporary, final)
+            except OSError:
+                if not final.exists():  # else another process was first: its folder stays
+                    raise
             self._checked.add(final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(final.with_suffix(".unfinished"), ignore_errors=True)
-        return final
 
     def shared_step(self, kind: str, parts: dict, make: Callable[[Path], None]) -> Path:
         """`step` on rank 0; the other ranks wait for the result."""

@@ -50,15 +50,6 @@ def home() -> Path:
     return Path(os.environ.get("EMI_HOME") or ROOT / "runs").resolve()
 
 
-def figures(profile: str, suffix: str, embedded: bool, home: Path) -> Path:
-    """Where figures and tables go: the project's own folder for the default run alone.
-
-    profile, suffix : name and suffix of a `Profile`
-    """
-    default = (profile, suffix) == ("embedded", "") and embedded and home == ROOT / "runs"
-    return ROOT / "figures" if default else home / profile / f"figures{suffix}"
-
-
 def require_room(folder, need_gb: float = RUN_GB, what: str = "the run") -> float:
     """Free GB (10^9 bytes) on the disk of a folder, which need not exist yet.
 

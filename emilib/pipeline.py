@@ -65,8 +65,7 @@ class Workspace:
         folder = self.home / self.profile.name
         self.source = Path(corpus).resolve() if corpus else folder / f"corpus{self.profile.suffix}"
         self.cache = Cache(folder / "cache")
-        names = (self.profile.name, self.profile.suffix)
-        self.figures = environment.figures(*names, self.embedded, self.home)
+        self.figures = folder / f"figures{self.profile.suffix}"
         self.workers = self.profile.workers or workers.count()
         self._note = {"size": self.profile.corpus_size, "code": code_version("synthetic")}
 
@@ -77,15 +76,19 @@ class Workspace:
     def reader(self) -> CorpusReader:
         """The clips; the embedded corpus is made, or finished, when first asked for."""
         if rank() == 0 and not self._is_made():
-            from emilib.synthetic import film  # its drawing and sound take seconds to import
-
-            size, progress = self.profile.corpus_size, Counter("embedded corpus: clips made")
-            film.make(self.source, **size, workers=self.workers, progress=progress)
-            self.cache.step("corpus", self._note, lambda folder: None)
+            self.film()
         wait_until(self._is_made)
         if not self.has_media:
             return FeatureReader(self.source, self.cache, self.profile.text_pool)
         return CorpusReader(self.source, self.cache, self.workers)
+
+    def film(self) -> None:
+        """Make the embedded corpus; where it is made, only what is damaged."""
+        from emilib.synthetic import film  # its drawing and sound take seconds to import
+
+        size, progress = self.profile.corpus_size, Counter("embedded corpus: clips made")
+        film.make(self.source, **size, workers=self.workers, progress=progress)
+        self.cache.step("corpus", self._note, lambda folder: None)
 
     def _is_made(self) -> bool:
         noted = self.source.exists() and self.cache.exists("corpus", self._note)
@@ -126,10 +129,13 @@ class Workspace:
     def require(self) -> None:
         """Look for what a long run would miss in the end: words, weights of the right kind, room.
 
-        Raises ValueError or OSError, one sentence.
+        Raises ValueError or OSError, one sentence. What is damaged of the embedded corpus is made
+        again.
         """
         from emilib.features import loading
 
+        if self.embedded and self._is_made():
+            self.film()
         if not self.has_media:
             self.reader.table  # noqa: B018 - refuses too few clips; nothing else is needed
             return
@@ -231,7 +237,7 @@ class Workspace:
         if self._tuning is None:
             return all_experiments(self.profile)
         listed = all_experiments(dataclasses.replace(self.profile, tuned=False))
-        if not self.cache.exists("tuning", self._tuning):
+        if not self.cache.has("tuning", self._tuning):
             scores, about = self.tune(), self.corpus_name  # all ranks share its runs
             write = lambda folder: tuning.write(scores, about, folder / "tuning.csv")  # noqa: E731
             self.cache.shared_step("tuning", self._tuning, write)

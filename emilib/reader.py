@@ -93,23 +93,31 @@ class CorpusReader:
 
     @functools.cached_property
     def key(self) -> str:
-        """Hex digest that changes when a CSV, a transcript, or a file's name or size does.
+        """Hex digest that changes when the content of a CSV, a transcript or a file does.
 
-        Of face crops, millions of files, it only counts which clips have a folder of them. The
-        embedded corpus is known by its parameters: its files may differ in bytes.
+        A file is read again when its size or age changes. Of face crops, millions of files, it only
+        counts which clips have a folder of them. The embedded corpus is known by its parameters:
+        its files may differ in bytes.
         """
         heard = speech.heard_key(self.table)
         if self.is_synthetic:
-            return key(heard=heard, synthetic=(self.folder / "synthetic.json").read_text())
+            return key(heard=heard, synthetic=file_sum(self.folder / "synthetic.json"))
         table = own.table_of(self.source)
         texts = [*self.folder.glob("*.csv"), *self.folder.rglob("text/*.txt")]
-        files = self.table[["video", "audio", *OFFICIAL.values()]]
-        sizes = files.map(lambda path: os.path.getsize(path) if isinstance(path, str) else -1)
+        files = self.table.set_index("id")[["video", "audio", *OFFICIAL.values()]].stack().dropna()
+        stats = ((path, os.stat(path)) for path in files)
+        parts = {"files": [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]}
+
+        def make(folder: Path) -> None:
+            sums = workers.ordered_map(file_sum, files, self.processes)
+            (folder / "sums.json").write_text(json.dumps(list(sums)))
+
         return key(
             heard=heard,
             table=None if table is None else table.name,
             texts={p.relative_to(self.folder).as_posix(): file_sum(p) for p in texts},
-            sizes=dict(zip(self.table["id"], sizes.to_numpy().tolist(), strict=True)),
+            files=list(files.index),
+            sums=file_sum(self.cache.shared_step("sums", parts, make) / "sums.json"),
             faces=self.table["faces"].notna().tolist(),
         )
 

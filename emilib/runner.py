@@ -35,6 +35,7 @@ ROOT = environment.ROOT
 QUIET_S = 30.0  # after so long without a line, say that it still runs
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 OF_FEATURES = ("04", "05", "06", "07")  # the notebooks that a feature file goes through
+FULL = re.compile("No space left|quota exceeded|File too large", re.I)
 MEDIA_TAG, SKIP_TAG = "media", "skip-execution"  # of cells that read media; nbclient's
 NO_MEDIA = "This cell reads media, and a feature file has none. Below: the embedded corpus.\n"
 METADATA = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
@@ -62,19 +63,40 @@ def keys(paths: Iterable[Path], **parts) -> dict[Path, str]:
     """The key of each notebook: its cells, `parts`, and the keys of the notebooks before it."""
     result, previous = {}, ""
     for path in paths:
-        cells = [(cell.cell_type, cell.source) for cell in nbformat.read(path, 4).cells]
+        cells = [(cell.cell_type, cell.source) for cell in read_notebook(path).cells]
         previous = result[path] = cache.key(cells=cells, parts=parts, previous=previous)
     return result
 
 
-def up_to_date(executed: Path, key: str, figures: Path | None = None) -> bool:
-    """Whether an executed copy has this key and the figures it wrote still exist."""
+def read_notebook(path: Path):
+    """A notebook of the project. Raises ValueError, one sentence, for a damaged one."""
     try:
-        record = nbformat.read(executed, 4).metadata.get("emi", {})
-    except (FileNotFoundError, nbformat.reader.NotJSONError):
-        return False
-    names = record.get("figures", []) if figures else []
-    return record.get("key") == key and all((figures / name).exists() for name in names)
+        return nbformat.read(path, 4)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"expected a notebook, got a damaged file ({str(error).splitlines()[0][:100]})"
+        raise ValueError(f"{path}: {what}; restore it: git checkout -- {path}") from error
+
+
+def record_of(executed: Path) -> dict:
+    """What is noted in an executed copy; {} for one that is missing or not as it was written."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        notebook = json.loads(executed.read_bytes())
+        record = notebook["metadata"]["emi"]
+        if record.pop("sum") == cache.key(**notebook):
+            return record
+    return {}
+
+
+def sums(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 by name of those files of a folder that exist."""
+    return {name: cache.file_sum(folder / name) for name in names if (folder / name).is_file()}
+
+
+def up_to_date(executed: Path, key: str, figures: Path | None = None) -> bool:
+    """Whether an executed copy has this key, and it and its figures are as they were written."""
+    record = record_of(executed)
+    noted = record.get("figures", {}) if figures else {}
+    return record.get("key") == key and sums(figures, noted) == noted
 
 
 def run_notebooks(
@@ -88,33 +110,35 @@ def run_notebooks(
     figures : folder whose files a notebook makes; one that lost such a file is executed again
     media : False leaves out the cells that read media, which keep the outputs they have
 
-    Raises NotebookFailed; the notebooks before the failing one stay finished.
+    Of two runs the second waits for each notebook. Raises NotebookFailed; the notebooks before the
+    failing one stay finished.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     for number, path in enumerate(paths, 1):
         label, executed = f"[{number}/{len(paths)}] {path.stem} …", out / path.name
-        if up_to_date(executed, made_from[path], figures):
-            say(f"{label} up to date")
-            continue
-        say(label)
-        started = time.time()
-        result = execute(path, out, parameters, label, media)
-        files = [p for p in sorted(figures.rglob("*")) if p.is_file()] if figures else []
-        # A file system may count in whole seconds.
-        written = [p for p in files if p.stat().st_mtime >= started - 1]
-        names = [p.relative_to(figures).as_posix() for p in written]
-        result.metadata["emi"] = {"key": made_from[path], "figures": names}
-        cache.atomic_write(executed, nbformat.writes(result))
-        say(f"{label} done, {time.time() - started:.0f} s")
+        with cache.locked(out.with_name(".locks") / f"{out.name}-{path.stem}"):
+            if up_to_date(executed, made_from[path], figures):
+                say(f"{label} up to date")
+                continue
+            say(label)
+            started = time.time()
+            notebook = json.loads(nbformat.writes(execute(path, out, parameters, label, media)))
+            files = [p for p in sorted(figures.rglob("*")) if p.is_file()] if figures else []
+            # A file system may count in whole seconds.
+            written = [p for p in files if p.stat().st_mtime >= started - 1]
+            names = [p.relative_to(figures).as_posix() for p in written]
+            record = {"key": made_from[path], "figures": sums(figures, names)}
+            notebook["metadata"]["emi"] = record
+            record["sum"] = cache.key(**notebook)
+            cache.atomic_write(executed, json.dumps(notebook, indent=1, ensure_ascii=False))
+            say(f"{label} done, {time.time() - started:.0f} s")
 
 
 def execute(path: Path, out: Path, parameters: dict, label: str, media=True):
     """The executed notebook. Raises NotebookFailed and keeps what was executed."""
     import papermill
 
-    running, failed = out / f".{path.stem}.running.ipynb", out / f"{path.stem}.failed.ipynb"
-    source, left_out = nbformat.read(path, 4), {}
+    failed, source, left_out = out / f"{path.stem}.failed.ipynb", read_notebook(path), {}
     for cell in source.cells:
         if not media and MEDIA_TAG in cell.metadata.get("tags", []):
             cell.metadata.tags.append(SKIP_TAG)
@@ -123,14 +147,15 @@ def execute(path: Path, out: Path, parameters: dict, label: str, media=True):
     settings = {"kernel_name": "python3", "language": "python", "cwd": str(path.parent)}
     # Kernels are interrupted before they are asked to end, and would say so.
     settings |= {"progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=50"]}
-    target = str(running).replace("{", "{{").replace("}", "}}")  # papermill formats paths
-    with tempfile.TemporaryDirectory(prefix="emi-") as folder, progress_lines(folder, label):
-        # No open TCP ports.
-        settings["config"] = Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
+    with kernel_folder(label) as folder:
+        # No open TCP ports, and all files of a kernel in one folder.
+        kernel = {"connection_file": f"{folder}/kernel.json", "ip": f"{folder}/kernel"}
+        settings["config"] = Config(KernelManager={"transport": "ipc", **kernel})
+        running = folder / path.name
+        target = str(running).replace("{", "{{").replace("}", "}}")  # papermill formats paths
         try:
             notebook = papermill.execute_notebook(source, target, parameters, **settings)
         except Exception as error:
-            os.replace(running, failed)
             where, what = path.name, f"{type(error).__name__}: {error}"
             if isinstance(error, papermill.exceptions.PapermillExecutionError):
                 where += f", In [{error.exec_count}] ({error.source.strip().splitlines()[0][:80]})"
@@ -138,18 +163,28 @@ def execute(path: Path, out: Path, parameters: dict, label: str, media=True):
             elif "Kernel died" in what:
                 what += ": its Python process ended by itself, most often for want of memory"
             what = f"failed with {what.splitlines()[0][:300].rstrip('. ')}"
-            raise NotebookFailed(f"{where} {what}. The executed copy is {failed}.") from error
+            if FULL.search(what) or shutil.disk_usage(folder).free < 1e6:
+                what += "; the disk is full: free some room, or set EMI_HOME and TMPDIR to another"
+            try:
+                cache.atomic_write(failed, running.read_bytes())
+                what += f". The executed copy is {failed}"
+            except OSError as full:
+                what += f". The executed copy could not be kept ({full.strerror})"
+            raise NotebookFailed(f"{where} {what}.") from error
     failed.unlink(missing_ok=True)
-    running.unlink()
     for cell in notebook.cells:
         cell.outputs = left_out.get(cell.id, cell.get("outputs"))
     return notebook
 
 
 @contextlib.contextmanager
-def progress_lines(folder: str, label: str):
-    """Shows what kernels append to the file named in ``EMI_PROGRESS``, which they inherit."""
-    path, ended, start = Path(folder) / "progress", threading.Event(), time.monotonic()
+def kernel_folder(label: str):
+    """A folder for the temporary files of a kernel, which `cache.sweep` knows.
+
+    What kernels append to the file in it that ``EMI_PROGRESS`` names, which they inherit, is shown.
+    """
+    folder = Path(tempfile.gettempdir(), cache.temporary_name("emi"))
+    path, ended, start = folder / "progress", threading.Event(), time.monotonic()
 
     def follow():
         spoke = start
@@ -160,14 +195,19 @@ def progress_lines(folder: str, label: str):
                     say(f"{label} {now - start:.0f} s  {line}".rstrip())
                     spoke = now
 
+    folder.mkdir(mode=0o700)
     path.touch()
-    os.environ["EMI_PROGRESS"] = str(path)
+    before = {name: os.environ.get(name) for name in ("EMI_PROGRESS", "TMPDIR")}
+    os.environ |= {"EMI_PROGRESS": str(path), "TMPDIR": str(folder)}
     threading.Thread(target=follow, daemon=True).start()
     try:
-        yield
+        yield folder
     finally:
         ended.set()
-        del os.environ["EMI_PROGRESS"]
+        for name, value in before.items():
+            os.environ.pop(name)
+            os.environ |= {name: value} if value is not None else {}
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def update_notebooks(folder, out) -> list[Path]:
@@ -194,6 +234,16 @@ def update_notebooks(folder, out) -> list[Path]:
         if text != path.read_text(encoding="utf-8"):
             cache.atomic_write(path, text)
             changed.append(path)
+    return changed
+
+
+def update_figures(folder: Path, figures: Path) -> list[Path]:
+    """Bring `folder` to the figures and tables of a run. Returns what has changed."""
+    new = {p.relative_to(figures): p.read_bytes() for p in figures.rglob("*.*") if p.is_file()}
+    changed = [folder / name for name in new]
+    changed = [p for p in changed if not p.exists() or p.read_bytes() != new[p.relative_to(folder)]]
+    for path in changed:
+        cache.atomic_write(path, new[path.relative_to(folder)])
     return changed
 
 
@@ -234,6 +284,8 @@ def run(options, profile, home: Path, figures: Path) -> None:
     start, notebooks = time.monotonic(), ROOT / "notebooks"
     out = home / profile.name / f"notebooks{profile.suffix}"
     media = not (options.corpus and feature_files.holds_features(options.corpus))
+    if options.update and (profile.name, profile.suffix, options.corpus) != ("embedded", "", None):
+        raise ValueError("--update is for the default run: what is committed is of no other")
     if options.features and media:
         raise ValueError(f"{options.features}: expected a file or folder of features, got another")
     if not media:
@@ -250,6 +302,8 @@ def run(options, profile, home: Path, figures: Path) -> None:
         shutil.rmtree(out.parent)
         say(f"Removed: {out.parent}.")
     environment.require_room(home)
+    places = (out, figures, figures / "tables", *(out.parent / "cache").glob("*"))
+    cache.sweep(tempfile.gettempdir(), *places)
     parts = {"package": cache.code_version("."), "dependencies": environment.requirements()}
     parts |= {"python": sys.version, "profile": profile, "corpus": corpus_state(options.corpus)}
     made_from = keys(discover(notebooks), **parts)
@@ -262,9 +316,9 @@ def run(options, profile, home: Path, figures: Path) -> None:
         return
     parameters = {"profile": profile.name, "corpus": options.corpus}
     run_notebooks(paths, out, parameters, made_from, figures, media)
-    if options.update_notebooks:
-        changed = update_notebooks(notebooks, out)
-        say(f"Notebooks with new outputs: {', '.join(p.name for p in changed) or 'none'}.")
+    if options.update:
+        changed = [*update_notebooks(notebooks, out), *update_figures(ROOT / "figures", figures)]
+        say(f"Written into the checkout: {', '.join(p.name for p in changed) or 'nothing'}.")
     if options.only is None:
         for path in sorted(figures.glob("tables/*.txt")):
             say(f"\n{path.read_text(encoding='utf-8').rstrip()}")
@@ -315,7 +369,7 @@ def parse(arguments=None):
     add("--only", metavar="NN", help="the number of one notebook")
     add("--fresh", action="store_true", help="remove this profile's results first")
     add("--check", action="store_true", help="are the tables complete?")
-    add("--update-notebooks", action="store_true", help="then write outputs into notebooks/")
+    add("--update", action="store_true", help="then write into notebooks/ and figures/")
     options = parser.parse_args(arguments)
     corpus = options.features or options.corpus or os.environ.get("EMI_CORPUS")
     options.corpus = str(Path(corpus).absolute()) if corpus else None
@@ -333,8 +387,7 @@ def main(arguments=None) -> int:
     home = environment.home()
     try:
         profile = profiles.get(options.profile)
-        names = (profile.name, profile.suffix)
-        figures = environment.figures(*names, options.corpus is None, home)
+        figures = home / profile.name / f"figures{profile.suffix}"
         if not options.check:
             run(options, profile, home, figures)
         elif rows := unfinished_rows(figures):

@@ -8,6 +8,7 @@ change makes anew what depends on it, and nothing else. Indivisible steps run on
 wait for the cached result. All ranks share Stage I's batches and the shards of feature stores.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -27,6 +28,7 @@ from emilib.features.store import Rows
 from emilib.progress import Counter
 from emilib.reader import CorpusReader
 from emilib.training import contrastive_pretraining, self_supervised
+from emilib.training.loop import one_thread
 
 ROLES = ("vision", "audio", "text")
 STAGES = ("random", "start", "aligned", "one_way", "paper_b")  # of the encoders
@@ -64,10 +66,14 @@ class Step:
         return f"{self.name} ({self.kind}/{self.key[:8]}), from {[s.name for s in self.needs]}"
 
     def folder(self) -> Path:
-        """The finished folder; made where it is missing."""
+        """The finished folder; made where it is missing.
+
+        One torch thread on a CPU: a step made alone and made beside another have the same bits.
+        """
         # All ranks work on Stage I together.
         run = self.cache.step if self.kind == STAGE_ONE else self.cache.shared_step
-        return run(self.kind, self.parts, functools.partial(self.make, self))
+        with contextlib.nullcontext() if torch.cuda.is_available() else one_thread():
+            return run(self.kind, self.parts, functools.partial(self.make, self))
 
     @functools.cached_property
     def stores(self) -> dict:

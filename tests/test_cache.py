@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -36,23 +37,64 @@ def test_a_step_is_made_once_and_again_when_it_is_spoilt(tmp_path):
     assert first == kept.step("kind", {"a": 1}, write("8"))
     assert json.loads((first / "parts.json").read_text()) == {"a": 1}
     assert [kept.has("kind", {"a": a}) for a in (1, 2)] == [True, False]
-    for name, text in (("value.txt", "abce"), ("value.txt", None), ("other", ""), (SUMS, "{")):
+    for name, text in (
+        ("value.txt", "abce"),
+        ("value.txt", None),
+        ("other", ""),
+        (SUMS, "{"),
+        (SUMS, b"\xff{}"),
+    ):
         assert (first / "value.txt").read_text() == "abcd"
-        (first / name).unlink() if text is None else (first / name).write_text(text)
+        if text is None:
+            (first / name).unlink()
+        else:
+            (first / name).write_bytes(text if isinstance(text, bytes) else text.encode())
         assert not Cache(tmp_path).has("kind", {"a": 1})
         assert Cache(tmp_path).step("kind", {"a": 1}, write("abcd")) == first
         assert Cache(tmp_path).has("kind", {"a": 1})
 
 
-def test_the_first_of_two_processes_is_kept(tmp_path):
-    def make(folder):
-        write("second")(folder)
-        Cache(tmp_path).step("kind", {"a": 1}, write("first"))
+def test_of_two_at_one_step_the_second_waits(tmp_path):
+    begun, finish, asked = threading.Event(), threading.Event(), []
 
-    folder = Cache(tmp_path).step("kind", {"a": 1}, make)
-    assert (folder / "value.txt").read_text() == "first"
-    assert Cache(tmp_path).has("kind", {"a": 1})
-    assert [p.name for p in (tmp_path / "kind").iterdir()] == [key(a=1)]
+    def make(folder):
+        begun.set()
+        finish.wait(20)
+        write("first")(folder)
+
+    def second():
+        Cache(tmp_path).step("kind", {"a": 1}, lambda folder: asked.append(folder))
+
+    first = threading.Thread(target=Cache(tmp_path).step, args=("kind", {"a": 1}, make))
+    other = threading.Thread(target=second)
+    first.start()
+    begun.wait(20)
+    other.start()
+    other.join(0.3)
+    assert other.is_alive()
+    Cache(tmp_path).step("kind", {"b": 1}, write("another step is not waited for"))
+    finish.set()
+    other.join(20)
+    assert asked == []
+    assert (Cache(tmp_path).folder("kind", {"a": 1}) / "value.txt").read_text() == "first"
+
+
+def test_what_killed_processes_left_is_swept(tmp_path):
+    lived = subprocess.Popen(["sleep", "60"])
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    names = {pid: f".step.0123abcd.{pid}@{cache.HOST}" for pid in (lived.pid, gone.pid)}
+    for name in names.values():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part").touch()
+    (tmp_path / f".file.0123abcd.{gone.pid}@{cache.HOST}").touch()
+    (tmp_path / f".elsewhere.0123abcd.{gone.pid}@other").touch()
+    (tmp_path / ".hidden").touch()
+    cache.sweep(tmp_path, tmp_path / "not there")
+    lived.kill()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    expected = [names[lived.pid], f".elsewhere.0123abcd.{gone.pid}@other", ".hidden"]
+    assert left == sorted(expected)
 
 
 def test_a_failing_step_leaves_nothing_but_its_scratch(tmp_path):

@@ -5,12 +5,37 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from conftest import write_media
 from transformers import BertConfig
 
 from emilib import EMOTIONS, profiles
+from emilib.cache import Cache
 from emilib.metrics import mean_pearson
 from emilib.pipeline import SYNTHETIC, Workspace
+from emilib.steps import Step, finish
+
+
+def sum_up(step, folder):
+    """A sum whose last bits depend on the number of threads."""
+    terms = torch.randn(3_000_000, generator=torch.Generator().manual_seed(step.settings["n"]))
+    (folder / "sum").write_text(f"{(terms * terms).sum().item().hex()}")
+
+
+def test_a_step_has_the_same_bits_alone_and_beside_another(tmp_path):
+    def made(folder, *numbers):
+        kept = Cache(tmp_path / folder)
+        every = [Step(f"sum {n}", "sum", {"n": n}, sum_up, kept) for n in (0, 1)]
+        finish([every[n] for n in numbers])
+        return [(every[n].folder() / "sum").read_text() for n in numbers]
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        assert made("alone", 0) + made("alone", 1) == made("both", 0, 1)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_the_embedded_corpus_is_made_and_named(workspace, tmp_path):
@@ -125,7 +150,7 @@ def test_a_corpus_folder_from_elsewhere_has_a_key_of_what_is_in_it(workspace, tm
         elif where.endswith("csv"):
             path.write_text(path.read_text().replace("0.", "0.0"))
         else:
-            path.write_bytes(path.read_bytes() + b"more")
+            path.write_bytes(path.read_bytes()[::-1])  # of the same size
         keys.append(elsewhere().reader.key)
         assert len(set(keys)) == len(keys), where
 

@@ -10,7 +10,7 @@ import nbformat
 import psutil
 import pytest
 
-from emilib import runner
+from emilib import cache, runner
 
 
 def write(folder, name, *sources):
@@ -35,7 +35,7 @@ def test_runs_in_order_skips_what_is_done_and_reruns_what_changed(tmp_path, caps
     source, out = tmp_path / "note books {x}", tmp_path / "out {y}"
     made = tmp_path / "figures" / "made.csv"
     made.parent.mkdir()
-    write(source, "00_first.ipynb", f"open({str(made)!r}, 'w').close()\nprint(profile)")
+    write(source, "00_first.ipynb", f"open({str(made)!r}, 'w').write('0.51')\nprint(profile)")
     slow = "import os, time\nopen(os.environ['EMI_PROGRESS'], 'a').write('half way\\n')"
     write(source, "01_second.ipynb", f"{slow}\ntime.sleep(1)")
     run(source, out, made.parent)
@@ -46,9 +46,26 @@ def test_runs_in_order_skips_what_is_done_and_reruns_what_changed(tmp_path, caps
 
     run(source, out, made.parent)
     assert capsys.readouterr().out.count("up to date") == 2
-    made.unlink()
+    executed = out / "00_first.ipynb"
+    made_from = runner.keys(runner.discover(source))[source / "00_first.ipynb"]
+    content = executed.read_bytes()
+    for path, harmed in [
+        (made, None),
+        (made, b""),
+        (made, b"0.57"),
+        (executed, content.replace(b"smoke\\n", b"smoky\\n")),
+        (executed, b"\xff" + content[1:]),
+        (executed, b"[1]"),
+        (executed, b'{"metadata": {"emi": 1}}'),
+    ]:
+        before = path.read_bytes()
+        path.write_bytes(harmed) if harmed is not None else path.unlink()
+        assert not runner.up_to_date(executed, made_from, made.parent), harmed
+        path.write_bytes(before)
+        assert runner.up_to_date(executed, made_from, made.parent)
+    made.write_text("0.57")
     run(source, out, made.parent)
-    assert made.exists(), "a lost figure runs its notebook again"
+    assert made.read_text() == "0.51", "a harmed figure runs its notebook again"
     assert "00_first … done" in capsys.readouterr().out
     write(source, "01_second.ipynb", "print('changed')")
     (out / "00_first.ipynb").write_text('{"cells": [')
@@ -56,6 +73,9 @@ def test_runs_in_order_skips_what_is_done_and_reruns_what_changed(tmp_path, caps
     assert capsys.readouterr().out.count("done") == 2, "one is changed, the other spoilt"
     assert '"changed\\n"' in (out / "01_second.ipynb").read_text()
     assert sorted(p.name for p in out.iterdir()) == ["00_first.ipynb", "01_second.ipynb"]
+    (source / "01_second.ipynb").write_bytes(b'{"cells": "\xff"}')
+    with pytest.raises(ValueError, match=r"01_second\.ipynb: expected a notebook, .* git checkout"):
+        run(source, out, made.parent)
 
 
 def test_keys_depend_on_source_parts_and_what_comes_before(tmp_path):
@@ -104,7 +124,10 @@ def test_an_ended_run_leaves_no_kernel_and_no_half_notebook(number, tmp_path):
         "runner.run_notebooks(paths, sys.argv[2], {}, runner.keys(paths))\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "in"), str(tmp_path / "out")]
-    with subprocess.Popen(command, cwd=runner.ROOT, stderr=subprocess.PIPE, text=True) as process:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    options = {"cwd": runner.ROOT, "env": os.environ | {"TMPDIR": str(temporary)}}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options) as process:
         while not (marker.exists() and marker.read_text()):
             assert process.poll() is None
             time.sleep(0.1)
@@ -115,6 +138,63 @@ def test_an_ended_run_leaves_no_kernel_and_no_half_notebook(number, tmp_path):
     # A run that is killed can't end its kernel: that one has to notice.
     assert psutil.wait_procs([kernel], timeout=30)[1] == []
     assert not (tmp_path / "out" / "00_slow.ipynb").exists()
+    cache.sweep(temporary)
+    assert list(temporary.iterdir()) == [], "sockets, connection files, what kernels keep there"
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["00_slow.ipynb"]
+
+
+RUN = """
+import resource, sys
+from pathlib import Path
+from emilib import runner
+paths, out, most = runner.discover(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+if most:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+try:
+    runner.run_notebooks(paths, out, {}, runner.keys(paths), out / "figures")
+except runner.NotebookFailed as failure:
+    sys.exit(str(failure))
+"""
+
+
+def start(source, out, temporary, most=0):
+    """A run of its own process; most : bytes a file may have, 0 for no limit."""
+    temporary.mkdir(exist_ok=True)
+    variables = os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": str(runner.ROOT)}
+    command = [sys.executable, "-c", RUN, str(source), str(out), str(most)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=variables, **pipes)
+
+
+@pytest.mark.parametrize("homes", [("one", "one"), ("one", "two")])
+def test_two_runs_at_once_both_finish(homes, tmp_path):
+    wait = "import time\nfrom pathlib import Path\ntime.sleep(1)\n"
+    wait += "with Path('../runs').open('a') as stream:\n    stream.write('.')"
+    for name in ("00_a.ipynb", "01_b.ipynb"):
+        write(tmp_path / "in", name, wait)
+    runs = [start(tmp_path / "in", tmp_path / home, tmp_path / "tmp") for home in homes]
+    said = [run.communicate(timeout=200) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    for home in homes:
+        assert sorted(path.name for path in (tmp_path / home).iterdir()) == [
+            "00_a.ipynb",
+            "01_b.ipynb",
+        ]
+    assert len((tmp_path / "runs").read_text()) == 2 * len(set(homes)), "nothing is executed twice"
+    assert sorted(path.name for path in (tmp_path / "in").iterdir()) == ["00_a.ipynb", "01_b.ipynb"]
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "cell", ["print('x' * 300_000)", "open('big', 'wb').write(bytes(300_000))"]
+)
+def test_a_full_disk_says_so(cell, tmp_path):
+    write(tmp_path / "in", "00_a.ipynb", cell)
+    run = start(tmp_path / "in", tmp_path / "out", tmp_path / "tmp", most=200_000)
+    error = run.communicate(timeout=200)[1]
+    assert run.returncode == 1
+    assert "the disk is full: free some room" in error.splitlines()[-1], error
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 LOUD = """

@@ -82,6 +82,13 @@ case "$*" in
     *version_info*) exit ${STUB_OLD:-0} ;;
     *ensurepip*) exit ${STUB_NO_ENSUREPIP:-0} ;;
     "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo venv >>"$STUB_LOG" ;;
+    "-m pip config list") echo "${STUB_PIP_CONFIG:-}" ;;
+    "-m pip install"*" uv")
+        [ -n "${STUB_NO_UV:-}" ] && exit 1
+        cp "$(dirname "$0")/python" "$(dirname "$0")/uv" && echo "pip uv" >>"$STUB_LOG" ;;
+    "pip install"*)
+        echo "uv $5 $6 $7 links=${UV_FIND_LINKS:-} more=${UV_EXTRA_INDEX_URL:-}" >>"$STUB_LOG"
+        exit ${STUB_UV_STATUS:-0} ;;
     "-m pip install"*)
         echo pip >>"$STUB_LOG"
         echo "${STUB_PIP_SAYS:-}"
@@ -101,11 +108,15 @@ mkdir -p "$2/bin" && cp "$(dirname "$0")/python3.11" "$2/bin/python"
 """
 
 
+INSTALLED = ["venv", "pip uv", "uv --torch-backend=auto -r LIST links= more=", "pip"]
+
+
 class Checkout:
     """A copy of what run_all.sh needs, and a PATH on which only stubs and plain tools lie."""
 
     def __init__(self, folder: Path):
         self.root, self.bin, self.log = folder / "a check out", folder / "bin", folder / "stub.log"
+        self.listed = str(self.root / "runs/logs/requirements.txt")
         (self.root / "emilib").mkdir(parents=True)
         (self.root / "notebooks").mkdir()
         (self.root / "notebooks" / "03_tiny.ipynb").touch()
@@ -145,7 +156,7 @@ class Checkout:
     def calls(self) -> list[str]:
         text = self.log.read_text() if self.log.exists() else ""
         self.log.unlink(missing_ok=True)
-        return text.split("\n")[:-1]
+        return text.replace(self.listed, "LIST").split("\n")[:-1]
 
 
 @pytest.fixture
@@ -181,7 +192,7 @@ def test_first_run_installs_and_the_second_does_not(checkout, tmp_path):
     (tmp_path / "a corpus").mkdir()
     options = ("--profile", "smoke", "--corpus", "a corpus", "--only=03", "--fresh")
     said = checkout.run(*options, cwd=tmp_path)
-    assert checkout.calls() == ["venv", "pip", "pip"]
+    assert checkout.calls() == INSTALLED
     corpus = tmp_path / "a corpus"
     expected = f"emilib.runner --profile smoke --corpus {corpus} --only 03 --fresh"
     assert f"runner: {expected}\n" in said
@@ -193,22 +204,33 @@ def test_first_run_installs_and_the_second_does_not(checkout, tmp_path):
     assert f"--profile embedded --features {corpus} --text-pool cls\n" in said
     assert checkout.calls() == [], "nothing is installed twice"
 
-    for line, calls in (("      - tiny==1.0 # new\n", ["venv", "pip", "pip"]), ("# word\n", [])):
+    for line, calls in (("      - tiny==1.0 # new\n", INSTALLED), ("# word\n", [])):
         checkout.extend_list(line)
         checkout.run()
         assert checkout.calls() == calls, "another list makes another environment"
 
 
 def test_an_interrupted_installation_is_noticed(checkout):
-    variables = checkout.variables(STUB_PIP_SLEEP="2")
+    variables = checkout.variables(STUB_PIP_SLEEP="2", STUB_UV_STATUS="1")
     command = [str(checkout.root / "run_all.sh")]
     with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as process:
-        while not (checkout.log.exists() and "pip" in checkout.log.read_text()):
+        while not (checkout.log.exists() and "\npip\n" in checkout.log.read_text()):
             assert process.poll() is None
         process.kill()
     checkout.calls()
     assert "Another installation is at work" in checkout.run() or not shutil.which("flock")
-    assert checkout.calls()[-3:] == ["venv", "pip", "pip"]
+    assert checkout.calls()[-4:] == INSTALLED
+
+
+def test_uv_installs_as_pip_is_configured_and_pip_where_uv_cannot(checkout):
+    places = "global.find-links='/a /b'\n:env:.extra-index-url='file:///c'\nglobal.timeout='9'"
+    checkout.run(STUB_PIP_CONFIG=places)
+    uv = "uv --index-strategy=unsafe-best-match -r LIST links=/a,/b more=file:///c"
+    assert checkout.calls() == ["venv", "pip uv", uv, "pip"]
+    for failure, calls in ({"STUB_NO_UV": "1"}, []), ({"STUB_UV_STATUS": "1"}, INSTALLED[1:3]):
+        shutil.rmtree(checkout.root / ".venv")
+        checkout.run(**failure)
+        assert checkout.calls() == ["venv", *calls, "pip", "pip"]
 
 
 def test_an_installation_that_fails(checkout):
@@ -218,10 +240,11 @@ def test_an_installation_that_fails(checkout):
         "ERROR: No matching distribution found for torch==2.13.0": "there is no torch==2.13.0",
         "something else": "pip could not install the packages",
     }.items():
-        assert sentence in checkout.refused(STUB_PIP_STATUS="1", STUB_PIP_SAYS=pip_says)
+        failures = {"STUB_PIP_STATUS": "1", "STUB_UV_STATUS": "1", "STUB_PIP_SAYS": pip_says}
+        assert sentence in checkout.refused(**failures)
         assert pip_says in (checkout.root / "runs/logs/setup.log").read_text()
     checkout.run()
-    assert checkout.calls()[-3:] == ["venv", "pip", "pip"], "the next run installs again"
+    assert checkout.calls()[-4:] == INSTALLED, "the next run installs again"
 
 
 def test_conda_is_used_where_it_is(checkout):

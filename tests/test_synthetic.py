@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import damage
 from PIL import Image
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
@@ -245,10 +246,16 @@ def test_two_workers_finish_an_interrupted_corpus_to_the_same_and_leave_it_alone
     next(copy.rglob(f"{names[0]}.mp4")).unlink()
     (copy / ".synthetic" / "notes" / f"{names[1]}.json").unlink()
     next(copy.rglob(f"{names[1]}.mp4")).write_bytes(b"cut")
+    damage(next(copy.rglob(f"{names[2]}.mp4")), 0.4, 0.6, flips=1)
+    faces = [p for p in copy.rglob("face_images/*/2.jpg") if p.parent.name not in names[:3]]
+    damage(faces[0], 0.4, 0.6, flips=1)
+    note = copy / ".synthetic" / "notes" / f"{faces[1].parent.name}.json"
+    damage(note, 0.1, 0.9, flips=1)  # is not UTF-8
+    damage(copy / "synthetic.json", 0.4, 0.6, flips=1)
     (copy / "train_split.csv").unlink()
     progress = lambda done, _: calls.append(done)  # noqa: E731
     make(copy, **COUNTS, seed=3, workers=2, progress=progress)
-    assert calls == [19, 21]
+    assert calls == [16, 21]
     kept, made = (
         {p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()}
         for f in (corpus, copy)

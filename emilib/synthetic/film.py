@@ -26,7 +26,7 @@ from scipy.signal import resample_poly
 from threadpoolctl import threadpool_limits
 
 from emilib import EMOTIONS, SAMPLE_RATE
-from emilib.cache import atomic_write
+from emilib.cache import atomic_write, file_sum, key, locked
 from emilib.corpus.layout import CorpusError
 from emilib.synthetic import face
 from emilib.synthetic.generative_model import (
@@ -69,9 +69,9 @@ def make(
     progress : called as progress(done, total) in clips
 
     A finished corpus with the same parameters is recognised and returned at once; after a kill, or
-    where files of a clip are missing, only that is made again. `synthetic.json` has the parameters,
-    the hidden `.synthetic/` facts, defects, persons and clean signals of the clips, and the labels
-    of the test clips, which are nowhere else.
+    where files of a clip are missing or damaged, only that is made again. `synthetic.json` has the
+    parameters, the hidden `.synthetic/` facts, defects, persons and clean signals of the clips,
+    and the labels of the test clips, which are nowhere else.
     Raises CorpusError when the folder holds anything else than this corpus.
     """
     folder = Path(folder)
@@ -80,16 +80,27 @@ def make(
         raise CorpusError(f"expected clips, at least one of them labelled, got {counts}")
     parameters = {"statement": STATEMENT, **counts, "seed": seed, "design": asdict(DESIGN)}
     parameters |= {"filming": FILMING, "generator": GENERATOR}
-    note, text = folder / "synthetic.json", json.dumps(parameters, indent=2) + "\n"
-    same = note.exists() and note.read_text() == text
+    notes = [folder / "synthetic.json", folder / ".synthetic" / "parameters.json"]
+    text = json.dumps(parameters, indent=2) + "\n"
+    same = any(note.is_file() and note.read_bytes() == text.encode() for note in notes)
     if not same and folder.exists() and (folder.is_file() or any(folder.iterdir())):
         raise CorpusError(
             f"{folder}: expected a new or empty folder, or an embedded corpus with the same "
             "parameters in its synthetic.json, got something else; name another folder or delete it"
         )
-    atomic_write(note, text)
+    for note in notes:  # two, so that a damaged one does not turn the folder into a foreign one
+        atomic_write(note, text)
     drawn = draw(**counts, seed=seed)
-    missing = [clip for clip in clips(drawn) if not _is_finished(folder, _note(folder, clip))]
+    with locked(folder / ".synthetic" / ".lock"):  # another run may be at work here
+        _complete(folder, seed, drawn, workers, progress)
+    return folder
+
+
+def _complete(folder: Path, seed: int, drawn, workers, progress) -> None:
+    """Film the clips that are missing or damaged, and write the tables."""
+    every = list(clips(drawn))
+    finished = ordered_map(functools.partial(_is_finished, folder), every, workers)
+    missing = [clip for clip, intact in zip(every, finished, strict=True) if not intact]
     takes = [missing[i : i + TAKE] for i in range(0, len(missing), TAKE)]
     done = len(drawn.id) - len(missing)
     progress(done, len(drawn.id))
@@ -103,18 +114,26 @@ def make(
         tables[name] = pd.DataFrame(drawn.label[rows], index, EMOTIONS).reset_index()
     for name, table in tables.items():
         atomic_write(folder / name, table.to_csv(index=False))
-    return folder
 
 
 def _note(folder: Path, clip) -> Path:
     return folder / ".synthetic" / "notes" / f"{clip.id}.json"
 
 
-def _is_finished(folder: Path, note: Path) -> bool:
-    """True when the clip was finished and everything it wrote is still there."""
-    if not note.exists():
-        return False
-    return all((folder / name).exists() for name in json.loads(note.read_text())["files"])
+def _is_finished(folder: Path, clip) -> bool:
+    """True when the clip was finished and its note and files are what was written."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        facts = json.loads(_note(folder, clip).read_bytes())
+        sums = {name: _sum(folder / name) for name in facts["files"]}
+        return facts.pop("sum") == key(**facts) and facts["files"] == sums
+    return False
+
+
+def _sum(path: Path) -> str:
+    """SHA-256 of a file, or of all that a folder holds."""
+    if path.is_file():
+        return file_sum(path)
+    return key(files={p.name: file_sum(p) for p in path.iterdir()})
 
 
 def film_clips(folder: Path, seed: int, clips: list) -> int:
@@ -170,10 +189,11 @@ def _film_clip(folder: Path, seed: int, clip, rng, person, words, prosody, spoke
     if clip.defect != "no_audio_track":
         files["text"].write_text(transcript)
     _write_faces(files, clip, frames, face.boxes(motion, size), thumbs, rng)
-    written = [str(path.relative_to(folder)) for path in files.values() if path.exists()]
+    written = {str(p.relative_to(folder)): _sum(p) for p in files.values() if p.exists()}
     facts = {"id": clip.id, "split": clip.split, "defect": clip.defect, "words": words, "fps": fps}
     facts |= {"size": size, "seconds": seconds, "frames": len(frames), "thumbs_db": thumbs}
-    atomic_write(_note(folder, clip), json.dumps({**facts, "files": written}))
+    facts["files"] = written
+    atomic_write(_note(folder, clip), json.dumps({**facts, "sum": key(**facts)}))
 
 
 def _person(seed: int, number: int) -> SimpleNamespace:

@@ -335,12 +335,14 @@ def save_state(checkpoint, identity: str, parts: list, rest: tuple) -> None:
 def load_state(checkpoint, identity: str, parts: list) -> tuple | None:
     """Bring `parts` to what `save_state` wrote, and return the rest; None where nothing is intact.
 
+    What is damaged is removed.
     Raises ValueError for the checkpoint of another run.
     """
     if checkpoint is None or not (path := Path(checkpoint) / "epoch.pt").exists():
         return None
     content = path.read_bytes()
     if hashlib.sha256(content[32:]).digest() != content[:32]:
+        path.unlink(missing_ok=True)
         return None
     saved, states, rest = torch.load(io.BytesIO(content[32:]), "cpu", weights_only=True)
     if saved != identity:

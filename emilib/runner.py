@@ -195,6 +195,8 @@ def kernel_folder(label: str):
                     say(f"{label} {now - start:.0f} s  {line}".rstrip())
                     spoke = now
 
+    # Threads that wait by spinning make training many times slower on a machine with other work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     folder.mkdir(mode=0o700)
     path.touch()
     before = {name: os.environ.get(name) for name in ("EMI_PROGRESS", "TMPDIR")}

@@ -12,6 +12,11 @@ from emilib import profiles
 CLOCK = Fraction(1, 90000)
 
 
+def pytest_addoption(parser):
+    text = "kills in tests/test_faults.py, and a tenth as many rounds of damage"
+    parser.addoption("--faults", type=int, default=3, metavar="N", help=text)
+
+
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory):
     """The embedded corpus in 25 clips, at work in the smallest profile with two seeds."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import math
 from copy import deepcopy
 
@@ -20,7 +21,7 @@ from emilib.profiles import SMALL_AUDIO
 from emilib.training import contrastive_pretraining as stage_one
 from emilib.training import self_supervised as pretraining
 from emilib.training.contrastive_pretraining import Clips, pretrain, usable
-from emilib.training.loop import one_thread
+from emilib.training.loop import load_state, one_thread
 from emilib.training.recipes import StageOne, WarmStart
 from emilib.training.self_supervised import log_mel, warm_audio, warm_text, warm_vision
 
@@ -313,3 +314,26 @@ def test_a_killed_run_goes_on_to_the_same_bits(side, tmp_path):
     assert done == [5, 6, 7, 8]  # two epochs were kept
     assert history == (resumed[1].history if side == "both" else resumed.history)
     assert all(map(same, modules_of(resumed), modules_of(whole)))
+
+
+def test_a_damaged_checkpoint_is_removed_and_made_again(tmp_path):
+    media, words, plan, path = vision(), text(), plan_of("frames", epochs=2), tmp_path / "epoch.pt"
+    plan = dataclasses.replace(plan, cycle_epochs=1)
+
+    def run():
+        return pretrain(media, words, clips(), plan, seed=3, checkpoint=tmp_path)
+
+    whole, intact = run(), path.read_bytes()
+    draw = np.random.default_rng(0)
+    for place in draw.integers(0, 8 * len(intact), 40):
+        flipped = bytearray(intact)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        assert load_state(tmp_path, "identity", []) is None
+        assert not path.exists()
+    for content in (b"", intact[:20], intact[: len(intact) // 2]):
+        path.write_bytes(content)
+        again = run()
+        assert again.history == whole.history
+        assert all(map(same, modules_of(again), modules_of(whole)))
+        assert path.read_bytes()[:32] == hashlib.sha256(path.read_bytes()[32:]).digest()

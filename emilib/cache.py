@@ -194,13 +194,12 @@ class Cache:
 
         Two processes may ask at once: the second waits for the first.
         """
-        final = self.folder(kind, parts)
-        # Ranks make some steps together.
-        alone = world_size() == 1 and not self.has(kind, parts)
-        lock = self.root / ".locks" / f"{kind}-{final.name}"
-        with locked(lock) if alone else contextlib.nullcontext():
-            if not self.has(kind, parts):
-                self._make(final, parts, make)
+        final, lock = self.folder(kind, parts), self.root / ".locks" / f"{kind}-{key(**parts)}"
+        if not self.has(kind, parts):
+            # Ranks make some steps together.
+            with locked(lock) if world_size() == 1 else contextlib.nullcontext():
+                if not self.has(kind, parts):
+                    self._make(final, parts, make)
         return final
 
     def _make(self, final: Path, parts: dict, make: Callable[[Path], None]) -> None:

@@ -63,18 +63,13 @@ def keys(paths: Iterable[Path], **parts) -> dict[Path, str]:
     """The key of each notebook: its cells, `parts`, and the keys of the notebooks before it."""
     result, previous = {}, ""
     for path in paths:
-        cells = [(cell.cell_type, cell.source) for cell in read_notebook(path).cells]
+        try:
+            cells = [(cell.cell_type, cell.source) for cell in nbformat.read(path, 4).cells]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            got = f"expected a notebook, got {str(error).splitlines()[0][:100]}"
+            raise ValueError(f"{path}: {got}; restore it: git checkout -- {path}") from error
         previous = result[path] = cache.key(cells=cells, parts=parts, previous=previous)
     return result
-
-
-def read_notebook(path: Path):
-    """A notebook of the project. Raises ValueError, one sentence, for a damaged one."""
-    try:
-        return nbformat.read(path, 4)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"expected a notebook, got a damaged file ({str(error).splitlines()[0][:100]})"
-        raise ValueError(f"{path}: {what}; restore it: git checkout -- {path}") from error
 
 
 def record_of(executed: Path) -> dict:
@@ -126,7 +121,7 @@ def run_notebooks(
             files = [p for p in sorted(figures.rglob("*")) if p.is_file()] if figures else []
             # A file system may count in whole seconds.
             written = [p for p in files if p.stat().st_mtime >= started - 1]
-            names = [p.relative_to(figures).as_posix() for p in written]
+            names = (p.relative_to(figures).as_posix() for p in written)
             record = {"key": made_from[path], "figures": sums(figures, names)}
             notebook["metadata"]["emi"] = record
             record["sum"] = cache.key(**notebook)
@@ -138,7 +133,7 @@ def execute(path: Path, out: Path, parameters: dict, label: str, media=True):
     """The executed notebook. Raises NotebookFailed and keeps what was executed."""
     import papermill
 
-    failed, source, left_out = out / f"{path.stem}.failed.ipynb", read_notebook(path), {}
+    failed, source, left_out = out / f"{path.stem}.failed.ipynb", nbformat.read(path, 4), {}
     for cell in source.cells:
         if not media and MEDIA_TAG in cell.metadata.get("tags", []):
             cell.metadata.tags.append(SKIP_TAG)
@@ -195,20 +190,19 @@ def kernel_folder(label: str):
                     say(f"{label} {now - start:.0f} s  {line}".rstrip())
                     spoke = now
 
-    # Threads that wait by spinning make training many times slower on a machine with other work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     folder.mkdir(mode=0o700)
     path.touch()
-    before = {name: os.environ.get(name) for name in ("EMI_PROGRESS", "TMPDIR")}
+    before = os.environ.copy()
+    # Threads that spin while they wait are many times slower on a machine with other work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ |= {"EMI_PROGRESS": str(path), "TMPDIR": str(folder)}
     threading.Thread(target=follow, daemon=True).start()
     try:
         yield folder
     finally:
         ended.set()
-        for name, value in before.items():
-            os.environ.pop(name)
-            os.environ |= {name: value} if value is not None else {}
+        os.environ.clear()
+        os.environ.update(before)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -240,13 +234,12 @@ def update_notebooks(folder, out) -> list[Path]:
 
 
 def update_figures(folder: Path, figures: Path) -> list[Path]:
-    """Bring `folder` to the figures and tables of a run. Returns what has changed."""
-    new = {p.relative_to(figures): p.read_bytes() for p in figures.rglob("*.*") if p.is_file()}
-    changed = [folder / name for name in new]
-    changed = [p for p in changed if not p.exists() or p.read_bytes() != new[p.relative_to(folder)]]
-    for path in changed:
-        cache.atomic_write(path, new[path.relative_to(folder)])
-    return changed
+    """Copy the figures and tables of a run into `folder`. Returns what has changed."""
+    names = [p.relative_to(figures) for p in figures.rglob("*.*") if p.is_file()]
+    changed = [name for name in names if sums(folder, [name]) != sums(figures, [name])]
+    for name in changed:
+        cache.atomic_write(folder / name, (figures / name).read_bytes())
+    return [folder / name for name in changed]
 
 
 def cleaned(outputs: list, count: int) -> list:

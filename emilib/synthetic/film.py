@@ -26,7 +26,7 @@ from scipy.signal import resample_poly
 from threadpoolctl import threadpool_limits
 
 from emilib import EMOTIONS, SAMPLE_RATE
-from emilib.cache import atomic_write, file_sum, key, locked
+from emilib.cache import atomic_write, file_sum, key, locked, sweep
 from emilib.corpus.layout import CorpusError
 from emilib.synthetic import face
 from emilib.synthetic.generative_model import (
@@ -92,21 +92,16 @@ def make(
         atomic_write(note, text)
     drawn = draw(**counts, seed=seed)
     with locked(folder / ".synthetic" / ".lock"):  # another run may be at work here
-        _complete(folder, seed, drawn, workers, progress)
-    return folder
-
-
-def _complete(folder: Path, seed: int, drawn, workers, progress) -> None:
-    """Film the clips that are missing or damaged, and write the tables."""
-    every = list(clips(drawn))
-    finished = ordered_map(functools.partial(_is_finished, folder), every, workers)
-    missing = [clip for clip, intact in zip(every, finished, strict=True) if not intact]
-    takes = [missing[i : i + TAKE] for i in range(0, len(missing), TAKE)]
-    done = len(drawn.id) - len(missing)
-    progress(done, len(drawn.id))
-    for filmed in ordered_map(functools.partial(film_clips, folder, seed), takes, workers):
-        done += filmed
+        sweep(folder, folder / ".synthetic", folder / ".synthetic" / "notes")
+        every = list(clips(drawn))
+        intact = ordered_map(functools.partial(_is_finished, folder), every, workers)
+        missing = [clip for clip, is_intact in zip(every, intact, strict=True) if not is_intact]
+        takes = [missing[i : i + TAKE] for i in range(0, len(missing), TAKE)]
+        done = len(drawn.id) - len(missing)
         progress(done, len(drawn.id))
+        for filmed in ordered_map(functools.partial(film_clips, folder, seed), takes, workers):
+            done += filmed
+            progress(done, len(drawn.id))
     tables = {".synthetic/signals.csv": signals(drawn), ".synthetic/people.csv": people(drawn)}
     for split, name in LABELS.items():
         rows = np.array(drawn.split) == split
@@ -114,6 +109,7 @@ def _complete(folder: Path, seed: int, drawn, workers, progress) -> None:
         tables[name] = pd.DataFrame(drawn.label[rows], index, EMOTIONS).reset_index()
     for name, table in tables.items():
         atomic_write(folder / name, table.to_csv(index=False))
+    return folder
 
 
 def _note(folder: Path, clip) -> Path:

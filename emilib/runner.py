@@ -72,16 +72,6 @@ def keys(paths: Iterable[Path], **parts) -> dict[Path, str]:
     return result
 
 
-def record_of(executed: Path) -> dict:
-    """What is noted in an executed copy; {} for one that is missing or not as it was written."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        notebook = json.loads(executed.read_bytes())
-        record = notebook["metadata"]["emi"]
-        if record.pop("sum") == cache.key(**notebook):
-            return record
-    return {}
-
-
 def sums(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """SHA-256 by name of those files of a folder that exist."""
     return {name: cache.file_sum(folder / name) for name in names if (folder / name).is_file()}
@@ -89,9 +79,13 @@ def sums(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 def up_to_date(executed: Path, key: str, figures: Path | None = None) -> bool:
     """Whether an executed copy has this key, and it and its figures are as they were written."""
-    record = record_of(executed)
-    noted = record.get("figures", {}) if figures else {}
-    return record.get("key") == key and sums(figures, noted) == noted
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        notebook = json.loads(executed.read_bytes())
+        record = notebook["metadata"]["emi"]
+        noted = record["figures"] if figures else {}
+        intact = record.pop("sum") == cache.key(**notebook) and sums(figures, noted) == noted
+        return intact and record["key"] == key
+    return False
 
 
 def run_notebooks(
@@ -160,11 +154,9 @@ def execute(path: Path, out: Path, parameters: dict, label: str, media=True):
             what = f"failed with {what.splitlines()[0][:300].rstrip('. ')}"
             if FULL.search(what) or shutil.disk_usage(folder).free < 1e6:
                 what += "; the disk is full: free some room, or set EMI_HOME and TMPDIR to another"
-            try:
+            else:
                 cache.atomic_write(failed, running.read_bytes())
                 what += f". The executed copy is {failed}"
-            except OSError as full:
-                what += f". The executed copy could not be kept ({full.strerror})"
             raise NotebookFailed(f"{where} {what}.") from error
     failed.unlink(missing_ok=True)
     for cell in notebook.cells:

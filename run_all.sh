@@ -201,7 +201,7 @@ logged() { # runs a command with its output in the log, and shows progress
         sleep 0.5
         [ $((SECONDS - start)) -lt 15 ] && continue
         start=$SECONDS
-        say "  $SECONDS s: $(grep -c '^ *Collecting ' "$log") packages"
+        say "  $SECONDS s: $(grep -cE '^ *(Collecting|Downloaded) ' "$log") packages"
     done
     wait "$PIP"
     status=$? PIP=""

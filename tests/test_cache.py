@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -140,6 +141,17 @@ def test_files_are_written_whole_and_summed(tmp_path):
     # FIPS 180-2, appendix B.1
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert file_sum(path) == expected
+
+
+def test_what_is_renamed_is_on_the_disk(tmp_path, monkeypatch):
+    calls, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: calls.append("sync") or sync(number))
+    monkeypatch.setattr(os, "replace", lambda *p: calls.append("rename") or replace(*p))
+    atomic_write(tmp_path / "a", "one")
+    assert calls == ["sync", "rename"]
+    calls.clear()
+    Cache(tmp_path).step("kind", {"a": 1}, write("abcd"))
+    assert calls == ["sync", "sync", "sync", "rename"], "value.txt, the parts, the sums"
 
 
 SOURCE = '"""What it does."""\n\ndef f(x):\n    """One."""\n    return x + 1  # more\n'

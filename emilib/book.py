@@ -9,10 +9,12 @@ import csv
 import html
 import json
 import os
+import platform
 import re
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 import nbformat
@@ -22,7 +24,7 @@ from nbconvert import TemplateExporter
 from nbconvert.filters import Highlight2HTML, strip_ansi
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
-from emilib.cache import atomic_write
+from emilib import __version__, cache
 from emilib.environment import ROOT
 from emilib.plots.verdicts import signed, summary
 
@@ -195,4 +197,25 @@ def write(path, notebooks: Sequence[Path], executed, figures, facts=None, videos
     resources |= {"facts": facts or {}, "clip": video(clip.get("clip", ""), videos)}
     exporter = TemplateExporter(raw_template=(TEMPLATES / "book.html.j2").read_text("utf-8"))
     text, _ = exporter.from_notebook_node(nbformat.v4.new_notebook(), resources)
-    atomic_write(path, text.replace(f"{ROOT}{os.sep}", ""))
+    cache.atomic_write(path, text.replace(f"{ROOT}{os.sep}", ""))
+
+
+def of_run(profile, corpus, notebooks, executed: Path, figures: Path) -> Path:
+    """Write the book of a run beside the folder of its executed notebooks; returns its path."""
+    size, seeds = dict(profile.corpus_size or {}), ", ".join(map(str, profile.seeds))
+    seed = size.pop("seed", 0)
+    made = f"embedded, seed {seed}: " + ", ".join(f"{n} {split}" for split, n in size.items())
+    packages = (f"{n} {metadata.version(n)}" for n in ("torch", "transformers", "numpy"))
+    facts = {
+        "Version": f"emilib {__version__}, code {cache.code_version('.')[:12]}",
+        "Profile": profile.name,
+        "Corpus": Path(corpus).name if corpus else made,
+        "Seeds": seeds + "; five in Tables B3 and B4" * profile.more_seeds,
+        "Machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "Software": f"Python {platform.python_version()}, {', '.join(packages)}",
+    }
+    # Only the embedded corpus shows nobody: clips of another one stay out of the file.
+    videos = None if corpus else executed.parent / f"corpus{profile.suffix}" / "raw"
+    path = executed.parent / f"book{profile.suffix}.html"
+    write(path, notebooks, executed, figures, facts, videos)
+    return path

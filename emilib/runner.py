@@ -14,7 +14,6 @@ import contextlib
 import json
 import logging
 import os
-import platform
 import re
 import shutil
 import signal
@@ -24,14 +23,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 from traitlets.config import Config
 
-from emilib import __version__, book, cache, environment, profiles
+from emilib import book, cache, environment, profiles
 from emilib.corpus import feature_files
 from emilib.corpus import read as read_corpus
 
@@ -313,7 +311,8 @@ def run(options, profile, home: Path, figures: Path) -> None:
     try:
         run_notebooks(paths, out, parameters, made_from, figures, media)
     finally:  # a chapter that failed is in it too
-        say(f"Book:      {write_book(options, profile, out, figures)}")
+        path = book.of_run(profile, options.corpus, discover(notebooks), out, figures)
+        say(f"Book:      {path}")
     if options.update:
         changed = [*update_notebooks(notebooks, out), *update_figures(ROOT / "figures", figures)]
         say(f"Written into the checkout: {', '.join(p.name for p in changed) or 'nothing'}.")
@@ -323,28 +322,6 @@ def run(options, profile, home: Path, figures: Path) -> None:
     models = out.parent / "cache" / "result"
     say(f"\nNotebooks: {out}\nFigures:   {figures}\nModels:    {models}, a folder for each run")
     say(f"Finished in {time.monotonic() - start:.0f} s.")
-
-
-def write_book(options, profile, out: Path, figures: Path) -> Path:
-    """The executed notebooks as one HTML file, beside their folder."""
-    size, seeds = dict(profile.corpus_size or {}), ", ".join(map(str, profile.seeds))
-    seed = size.pop("seed", 0)
-    made = f"embedded, seed {seed}: " + ", ".join(f"{n} {split}" for split, n in size.items())
-    packages = ("torch", "transformers", "numpy")
-    facts = {
-        "Version": f"emilib {__version__}, code {cache.code_version('.')[:12]}",
-        "Profile": profile.name,
-        "Corpus": Path(options.corpus).name if options.corpus else made,
-        "Seeds": seeds + "; five in Tables B3 and B4" * profile.more_seeds,
-        "Machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "Software": f"Python {platform.python_version()}, "
-        + ", ".join(f"{name} {metadata.version(name)}" for name in packages),
-    }
-    # Only the embedded corpus shows nobody: clips of another one stay out of the file.
-    videos = None if options.corpus else out.parent / f"corpus{profile.suffix}" / "raw"
-    path, notebooks = out.parent / f"book{profile.suffix}.html", discover(ROOT / "notebooks")
-    book.write(path, notebooks, out, figures, facts, videos)
-    return path
 
 
 def prepare(options, profile, stale: Sequence[Path]) -> None:

@@ -249,8 +249,8 @@ class EmiPredictor:
                 known[""] = np.full((1, encoder.dim), np.nan)
                 text = np.concatenate([known[words] for words in texts]).astype(np.float32)
         if images is None and text is None and all(sound is None for sound in audio or ()):
-            what = ", ".join(self.modalities)
-            raise MediaError(f"expected a clip with {what}, or some of it, got one without any")
+            wanted = " or ".join(self.modalities)
+            raise MediaError(f"expected {wanted} for this model, got none")
         settings = {"frame_reference": self.settings.frame_reference}
         data = FeatureSet.from_arrays(range(len(rows)), images, audio, text, **settings)
         return data.standardised(self.moments)

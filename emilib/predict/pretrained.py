@@ -118,7 +118,8 @@ def _try(predictor) -> None:
             raise ValueError(f"expected finite weights, got NaN or infinity in {bad[0]}")
     side = min(predictor.settings.image_size, 256)
     frames, sound = np.zeros((1, 3, side, side), np.uint8), np.zeros(SAMPLE_RATE, np.int16)
-    _, intensity = predictor._run(predictor._encode(frames, [slice(0, 1)], [sound], ["well"]))
+    words = ["well" if "text" in predictor.modalities else ""]
+    _, intensity = predictor._run(predictor._encode(frames, [slice(0, 1)], [sound], words))
     for role, encoder in predictor.encoders.items():
         spare = getattr(encoder.model, "unread", set()) - set(light.UNREAD)
         if spare and ROLES[role] in predictor.modalities:

@@ -43,9 +43,11 @@ def test_differences_are_drawn_as_they_are_to_the_same_bytes(tmp_path):
 def test_curves_hold_their_numbers():
     runs = [pd.DataFrame({"epoch": [1, 2], "loss": [3.0, 1.0], "rho": [0.1, r]}) for r in (0, 0.4)]
     loss, rho = style.learning_curves({"one": runs}).axes
-    np.testing.assert_allclose(loss.lines[-1].get_ydata(), [3, 1])
-    np.testing.assert_allclose(rho.lines[2].get_ydata(), [0.1, 0.2])
-    assert [tuple(line.get_xydata()[0]) for line in rho.lines[3:]] == [(1, 0.1), (2, 0.4)]
+    np.testing.assert_allclose(loss.lines[0].get_ydata(), [3, 1])
+    np.testing.assert_allclose(rho.lines[0].get_ydata(), [0.1, 0.2])
+    assert [text.get_text() for text in loss.texts] == ["one"]
+    top, bottom = style.learning_curves({"two": runs, "one": runs}).axes[0].texts
+    assert top.xy[1] != bottom.xy[1]  # ends that meet are labelled apart
     unwatched = [run.assign(rho=np.nan) for run in runs]
     assert len(style.learning_curves({"one": unwatched}).axes) == 1
 

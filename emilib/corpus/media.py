@@ -47,8 +47,6 @@ class Media:
     waveform: np.ndarray | None = None  # (S,) float32 mono, beginning with the file
     sample_rate: int = SAMPLE_RATE  # Hz
     duration: float = 0.0  # decoded s (as the container states it where nothing was decoded)
-    declared_fps: float = math.nan  # by the file's header; NaN where it states none
-    measured_fps: float = math.nan  # by the time stamps; NaN for fewer than two frames
     problems: list[str] = field(default_factory=list)  # what was missing, damaged or made up
 
 
@@ -73,7 +71,6 @@ def decode(path, fps=5.0, size=None, frames=True, sound=True, max_seconds=None, 
         raise ValueError(f"fps: expected a number above 0 or None, got {fps!r}")
     media, limit = Media(), math.inf if max_seconds is None else max_seconds
     with open_media(path) as (container, video, audio):
-        media.declared_fps = stated_rate(video)
         if frames and video is not None:
             video.codec_context.thread_count = 1  # what is painted over damage depends on it
             _decode_pictures(media, container, video, fps, size, limit, each)
@@ -119,11 +116,9 @@ def _decode_pictures(media, container, stream, fps, size, limit, each):
         times.append(time)
         image = _upright(frame, shape, size, reformatter)
         images.append(image if each is None else each(image))
-    if len(shown) > 1:
-        media.measured_fps = (len(shown) - 1) / (shown[-1] - shown[0])
     if shown:
-        end = shown[-1] + (step if len(shown) < 2 else 1 / media.measured_fps)
-        media.duration = min(end, limit)
+        spacing = (shown[-1] - shown[0]) / (len(shown) - 1) if len(shown) > 1 else step
+        media.duration = min(shown[-1] + spacing, limit)
     if images:
         media.images = np.stack(images) if each is None else images
         media.times = np.array(times)
@@ -337,11 +332,6 @@ def _frames(container, stream, counts):
             counts["damaged"] += 1
 
 
-def stated_rate(video):
-    """Frames a second by the header of a video stream, or else by the container; NaN for none."""
-    return float((video and (video.codec_context.framerate or video.guessed_rate)) or math.nan)
-
-
 def stated_seconds(path):
     """Seconds a file claims to last, nothing decoded; NaN for no claim. Raises MediaError."""
     with open_media(path) as (container, _, _):
@@ -367,13 +357,14 @@ def timing(path):
                     start = float(packet.pts * base)
                     spans[track].append((start, start + float((packet.duration or 0) * base)))
         frames = 0 if video is None else max(video.frames, counts["video"])
-        declared = stated_rate(video)
+        # by the header of the stream, or else by the container
+        declared = video and (video.codec_context.framerate or video.guessed_rate)
     lengths = [max(end for _, end in span) - min(span)[0] for span in spans.values() if span]
     starts = [start for start, _ in spans["video"]] or [0.0]
     length = max(starts) - min(starts)
     return {
         "seconds": max(lengths) if lengths else stated_seconds(path),
-        "declared": declared,
+        "declared": float(declared or math.nan),
         "measured": (len(starts) - 1) / length if length > 0 else math.nan,
         "frames": frames,
         "missing": frames - counts["video"],

@@ -102,7 +102,10 @@ class AudioEncoder(nn.Module):
         return self.model._get_feat_extract_output_lengths(samples)
 
     def forward(self, waveform: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """waveform (B, S) float, valid (B, S) bool → (B, T, D) and (B, T) bool; see `encode`."""
+        """waveform (B, S) float, valid (B, S) bool; returns (B, T, D) and (B, T) bool.
+
+        Raises ValueError for a clip shorter than `shortest` samples.
+        """
         return self.encode(self.normalised(waveform, valid), valid)
 
     def normalised(self, waveform: Tensor, valid: Tensor) -> Tensor:
@@ -115,7 +118,10 @@ class AudioEncoder(nn.Module):
         return (waveform - mean) / torch.sqrt(variance + 1e-7)  # 1e-7 as in the HF extractor
 
     def encode(self, waveform: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward`, of waveforms that are normalised already, or pieces of them."""
+        """As `forward`, of waveforms (B, S) that are normalised already, or pieces of them.
+
+        Returns (B, T, D) and (B, T) bool. Raises ValueError for fewer than `shortest` samples.
+        """
         lengths = valid.sum(dim=1)
         if int(lengths.min()) < self.shortest:
             got = f"got {int(lengths.min())}; treat such a clip as having no audio"

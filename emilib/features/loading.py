@@ -135,7 +135,11 @@ def pretrained(role: str, source: str, revision: str | None = None, **settings) 
 
 
 def check(role: str, source: str, revision: str | None = None) -> dict:
-    """The config.json of a checkpoint; ValueError where it is missing or of another family."""
+    """The config.json of a checkpoint, as a dict; nothing else of it is read or downloaded.
+
+    Arguments as of `pretrained`. Raises ValueError where the file is missing or damaged, where it
+    is of another family than the role's, and where it names code.
+    """
     place, commit = checkpoints.locate(str(source), revision)
     if checkpoints.folder(str(source)) is not None:
         checkpoints.refuse_traps(place)

@@ -79,14 +79,17 @@ class Rows(Sequence):
 
 
 def build(cache: Cache, kind, parts: dict, ids, produce, names, shard_size=SHARD, progress=None):
-    """The stores of a step, as a dict from `names`; missing shards are produced.
+    """The stores of a step, a `Store` for each of `names`; missing shards are produced.
 
-    parts : all that determines it, the `ids` of its clips included
+    kind, parts : as of `Cache.step`; parts have all that determines the step, its ids included
+    ids : N names of clips, cut into shards of `shard_size` clips
     produce : takes the ids of the missing shards, in order, and yields for each clip a dict from
-        the names to an array or None; called once, so that workers go on over shard borders
+        the names to an array (T, ...) or None, an empty slot; called once, so that workers go on
+        over shard borders
     progress : called after each shard with (clips done, clips in all) of this rank
 
-    Several ranks produce every world_size-th shard each, and wait for those of the others.
+    Several ranks produce every world_size-th shard each, and wait for those of the others. Raises
+    ValueError where the arrays of a name differ in dtype or width within a shard.
     """
     shards = [list(ids[i : i + shard_size]) for i in range(0, len(ids), shard_size)]
     keys = [{"of": parts, "shard": [number, shard_size]} for number in range(len(shards))]

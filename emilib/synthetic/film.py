@@ -81,8 +81,9 @@ def make(
         for filmed in ordered_map(functools.partial(film_clips, folder, seed), takes, workers):
             done += filmed
             progress(done, len(drawn.id))
-    tables = {".synthetic/signals.csv": generative_model.signals(drawn)}
-    tables[".synthetic/people.csv"] = generative_model.people(drawn)
+    people = {name: getattr(drawn, name) for name in ("id", "split", "person")}
+    tables = {".synthetic/people.csv": pd.DataFrame(people)}
+    tables[".synthetic/signals.csv"] = generative_model.signals(drawn)
     for split, name in LABELS.items():
         rows = np.array(drawn.split) == split
         index = pd.Index(np.array(drawn.id)[rows], name="id" if split == "test" else "Filename")

@@ -130,11 +130,6 @@ def signals(drawn: SimpleNamespace) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def people(drawn: SimpleNamespace) -> pd.DataFrame:
-    """id, split, person: who is in which clip."""
-    return pd.DataFrame({"id": drawn.id, "split": drawn.split, "person": drawn.person})
-
-
 def sentence(strength: np.ndarray, topic: int, rng: np.random.Generator) -> str:
     """The words of a clip: a phrase about its topic, one for each emotion of strength (6,) > 0."""
     about_topic, phrases = str(rng.choice(list(TOPICS.values())[topic])), []

@@ -53,10 +53,10 @@ class FeatureSet:
     """
 
     ids: list[str]
-    frames: Sequence | None
-    audio: Sequence | None
-    text: np.ndarray | None
-    target: np.ndarray | None
+    frames: Sequence | None  # (T, D) or None, one a clip; None: the whole set lacks it
+    audio: Sequence | None  # likewise
+    text: np.ndarray | None  # (N, D), a row of NaN where a clip has no words
+    target: np.ndarray | None  # (N, E) float64
     dims: dict[str, int]  # width of each modality the set has
     names: tuple[str, ...] = ()
     scaling: dict[str, tuple[np.ndarray, np.ndarray]] | None = None  # see `standardised`
@@ -175,7 +175,8 @@ class FeatureSet:
         return array - (array[0] if self.frame_reference == "first" else array.mean(axis=0))
 
     def scaled(self, modality: str, array: np.ndarray) -> np.ndarray:
-        """Features (T, D) of a clip of this set, or texts (N, D), as models get them."""
+        """Features (T, D) of a clip of this set, or texts (N, D), as models get them: relative to
+        the clip's reference, then standardised; float32 where anything was done."""
         array = self.relative(modality, array)
         if self.scaling is None:
             return array
@@ -195,7 +196,13 @@ class FeatureSet:
         return result
 
     def standardised(self, moments: dict[str, tuple[np.ndarray, np.ndarray]]) -> "FeatureSet":
-        """Batches have `moments`, those of the training clips, taken out."""
+        """The same set whose batches are (x - mean) / deviation, column by column.
+
+        moments : mean and deviation (D,) by modality, as `moments` of the training clips returns;
+            more modalities than the set has do no harm
+
+        Raises ValueError where those of a modality are missing.
+        """
         complete = set(self.dims) <= set(moments)
         _expect(complete, "moments", f"those of {sorted(self.dims)}", sorted(moments))
         return dataclasses.replace(self, scaling=moments)

@@ -235,15 +235,6 @@ def update_notebooks(folder, out) -> list[Path]:
     return changed
 
 
-def update_figures(folder: Path, figures: Path) -> list[Path]:
-    """Copy the figures and tables of a run into `folder`. Returns what has changed."""
-    names = [p.relative_to(figures) for p in figures.rglob("*.*") if p.is_file()]
-    changed = [name for name in names if sums(folder, [name]) != sums(figures, [name])]
-    for name in changed:
-        cache.atomic_write(folder / name, (figures / name).read_bytes())
-    return [folder / name for name in changed]
-
-
 def cleaned(outputs: list, count: int) -> list:
     plain = json.dumps([output for output in outputs if output.get("name") != "stderr"])
     result, plain = [], plain.replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".")
@@ -262,10 +253,8 @@ def corpus_state(corpus: str | None) -> list:
     """Path of a corpus folder, name, size and age of its CSVs; of features, of all files."""
     if corpus is None:
         return []
-    if feature_files.holds_features(corpus):
-        return feature_files.state(corpus)
-    csvs = [Path(corpus)] if Path(corpus).is_file() else sorted(Path(corpus).glob("*.csv"))
-    return [corpus, *[(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in csvs]]
+    pattern = "**/*" if feature_files.holds_features(corpus) else "*.csv"
+    return feature_files.state(corpus, pattern)
 
 
 def unfinished_rows(figures: Path) -> list[str]:
@@ -314,8 +303,9 @@ def run(options, profile, home: Path, figures: Path) -> None:
         path = book.of_run(profile, options.corpus, discover(notebooks), out, figures)
         say(f"Book:      {path}")
     if options.update:
-        changed = [*update_notebooks(notebooks, out), *update_figures(ROOT / "figures", figures)]
-        say(f"Written into the checkout: {', '.join(p.name for p in changed) or 'nothing'}.")
+        shutil.copytree(figures, ROOT / "figures", dirs_exist_ok=True)
+        changed = [path.name for path in update_notebooks(notebooks, out)]
+        say(f"Written into the checkout: {', '.join(['figures', *changed])}.")
     if options.only is None:
         for path in sorted(figures.glob("tables/*.txt")):
             say(f"\n{path.read_text(encoding='utf-8').rstrip()}")

@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -15,8 +14,6 @@ import loky
 
 from emilib.cache import RANK_VARIABLES
 
-# loky starts workers anew whose memory grows, as decoders' does, and would say so in notebooks.
-warnings.filterwarnings("ignore", "A worker was restarted", UserWarning, "loky")
 _is_worker = False
 
 

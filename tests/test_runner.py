@@ -233,12 +233,6 @@ def test_only_update_writes_into_the_checkout(tmp_path, monkeypatch, capsys):
     assert Workspace("embedded").figures == runner.ROOT / "runs" / "embedded" / "figures"
     assert runner.main(["--profile", "smoke", "--update"]) == 1
     assert "--update is for the default run" in capsys.readouterr().err
-    for name, text in (("a.svg", "new"), ("tables/B2.csv", "same")):
-        cache.atomic_write(tmp_path / "run" / name, text)
-        cache.atomic_write(tmp_path / "figures" / name, text.replace("new", "old"))
-    changed = runner.update_figures(tmp_path / "figures", tmp_path / "run")
-    assert changed == [tmp_path / "figures" / "a.svg"]
-    assert changed[0].read_text() == "new"
 
 
 def test_cells_that_read_media_keep_their_pictures_on_a_feature_file(tmp_path):

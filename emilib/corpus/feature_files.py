@@ -58,7 +58,6 @@ _ALLOWED = {
 }
 NAMES = {"frames": ("vision", "frames"), "audio": ("audio",), "text": ("text",)}
 LABELS = ("regression_labels", "labels", "target")
-GROUPS = ("group", "speaker", "person", "subject")
 POOLS = {"mean": lambda t: t.mean(axis=0), "cls": lambda t: t[0], "last": lambda t: t[-1]}
 PICKLES, HDF5 = (".pkl", ".pickle"), (".h5", ".hdf5", ".csd")
 
@@ -96,10 +95,10 @@ def holds_features(source) -> bool:
     return bool(suffixes & {".npy", ".npz"}) and not suffixes & set(layout.MEDIA_SUFFIXES)
 
 
-def state(source) -> list:
+def state(source, pattern="**/*") -> list:
     """The path, and name, size and age of its files; of a CSV, of all that lies beside it."""
     folder = Path(source).parent if Path(source).suffix.lower() == ".csv" else Path(source)
-    files = [path for path in (folder, *sorted(folder.rglob("*"))) if path.is_file()]
+    files = [path for path in (folder, *sorted(folder.glob(pattern))) if path.is_file()]
     return [str(source), *[(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]]
 
 
@@ -177,7 +176,7 @@ def _parts(source):
         wrong = [detail for *_, what, detail in findings if what.startswith(("label", "duplicate"))]
         _expect(not wrong, path, "a row a clip with numbers as labels", wrong[:1])
         cells, names = layout.read_rows(path), table.attrs["targets"]
-        group = next((c for c in cells if c.lower() in GROUPS), cells.columns[0])
+        group = next((c for c in cells if c.lower() in user_dataset.GROUPS), cells.columns[0])
         groups = dict(zip(cells.iloc[:, 0], cells[group], strict=True))
         for split, rows in table.groupby("split"):
             part = {"id": rows["id"].tolist(), "raw_text": rows["transcript"].tolist()}

@@ -17,9 +17,9 @@ import pandas as pd
 
 from emilib import EMOTIONS
 
-SPLITS = ("train", "validation", "test")
-_FILES = ("train_split.csv", "valid_split.csv", "test_split.csv")
-SPLIT_FILES = dict(zip(SPLITS, _FILES, strict=True))
+SPLIT_FILES = {"train": "train_split.csv", "validation": "valid_split.csv"}
+SPLIT_FILES |= {"test": "test_split.csv"}
+SPLITS = tuple(SPLIT_FILES)
 COLUMNS = ("Filename", *EMOTIONS)
 HEADER = ",".join(COLUMNS)
 
@@ -38,8 +38,6 @@ SOURCES = {
 }
 FILE_COLUMNS = tuple(SOURCES)
 FACE_NAME = re.compile(r"(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
-
-
 MOST_PAIRS = 10**6  # of names that are compared to guess which was meant
 
 
@@ -94,13 +92,11 @@ def finished(clips, folder, targets, findings, unlisted, table, strict):
     clips.attrs.update(folder=str(folder), targets=list(targets), notes=notes)
     near = {re.split(r"[\\/]", name)[-1].lower(): name for name in unlisted}
     few = near if len(near) * len(bare) < MOST_PAIRS else ()
-    clues = []
     for id_, split in bare[["id", "split"]].to_numpy():
         close = difflib.get_close_matches(id_.rpartition("/")[2].lower(), few, 1)
         hint = f"; the closest file without a row: {near[close[0]]}" if close else ""
-        clues.append((id_, split, f"no file of any kind{hint}"))
-    clues += [(id_, "", f"no row: {text}") for id_, text in unlisted.items()]
-    findings += [(id_, split, "missing id", detail) for id_, split, detail in clues]
+        findings.append((id_, split, "missing id", f"no file of any kind{hint}"))
+    findings += [(id_, "", "missing id", f"no row: {text}") for id_, text in unlisted.items()]
     return clips, findings
 
 

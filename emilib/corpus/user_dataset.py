@@ -28,6 +28,7 @@ SPLIT_NAMES = {"train": "train", "training": "train", **SPLIT_NAMES, "test": "te
 VALIDATION_SHARE = 0.2  # of the clips, where no column says which,
 LEAST_VALIDATION = 4  # but of few clips so many
 MOST_VALIDATION = 0.35  # a group that would bring more than this stays in training
+GROUPS = ("group", "speaker", "person", "subject")  # columns that say who is in a clip
 _EXAMPLE = "file,valence,arousal"
 
 
@@ -118,8 +119,7 @@ def _columns(table, head):
     if "" in head or head.has_duplicates or numeric.any():
         expected = f"expected a header such as {_EXAMPLE}, a name of its own for each column"
         raise CorpusError(f"{table}: {expected}, got {','.join(head)}")
-    special = {"split": ("split",), "group": ("group", "speaker", "person", "subject")}
-    special["text"] = ("text", "transcript")
+    special = {"split": ("split",), "group": GROUPS, "text": ("text", "transcript")}
     for meaning, names in special.items():
         special[meaning] = next((name for name in head[1:] if name.lower() in names), None)
     targets = [name for name in head[1:] if name not in special.values()]

@@ -258,33 +258,36 @@ def over_time(windows: pd.DataFrame, emotions: Sequence[str], name: str, note: s
 
 
 @rc_context(STYLE | {"font.size": 8.6, "axes.grid": False, "text.parse_math": True})
-def architectures(upper, lower) -> None:
-    """Both papers' networks as boxes and arrows, A on the upper axes and B on the lower."""
+def architecture(axes, paper: str, lit: Sequence[str] = ()) -> None:
+    """The network of paper "A" or "B" as boxes and arrows; those `lit`, by name, are filled."""
     plain = {"arrowstyle": "-|>", "color": "black", "lw": 1.1, "shrinkA": 0, "shrinkB": 0}
     (wide, high), half = GRID, BOX[0] / 2
-    for axes, (title, parts) in zip((upper, lower), ARCHITECTURES.items(), strict=True):
-        axes.set_title(title, loc="left", fontweight="bold", size=10)
-        boxes = parts["boxes"]  # name → (column, row, text), rows are frames, text and audio
-        for column, row, text in boxes.values():
-            colour = list(COLOURS.values())[(0, 2, 1)[row]] if column < 4 else GREY
-            x, y = column * wide, -row * high
-            style = {"boxstyle": "round,pad=0,rounding_size=0.12", "fc": "white", "ec": colour}
-            axes.add_patch(FancyBboxPatch((x - half, y - BOX[1] / 2), *BOX, lw=1.6, **style))
-            axes.text(x, y, text, ha="center", va="center", linespacing=1.35)
-        for chain in parts["chains"]:
-            for (a, b, _), (c, d, _) in itertools.pairwise(boxes[name] for name in chain.split()):
-                ends = (c * wide - half, -d * high), (a * wide + half, -b * high)
-                axes.annotate("", *ends, arrowprops=plain)
-        axes.set_xlim(-half - 0.1, 5 * wide + half + 0.1)
-        axes.set_ylim(-2 * high - BOX[1] / 2 - 0.1, BOX[1] / 2 + 0.1)
-        axes.set_aspect("equal")
-        axes.axis("off")
-    green, x = {"color": COLOURS["text"]}, 3 * wide
-    arrow = plain | {"lw": 1.6} | green
+    parts = ARCHITECTURES[paper]
+    axes.set_title(parts["title"], loc="left", fontweight="bold", size=10)
+    boxes = parts["boxes"]  # name → (column, row, text), rows are frames, text and audio
+    for name, (column, row, text) in boxes.items():
+        colour = list(COLOURS.values())[(0, 2, 1)[row]] if column < 4 else GREY
+        x, y = column * wide, -row * high
+        fill = (colour, 0.3) if name in lit else "white"
+        style = {"boxstyle": "round,pad=0,rounding_size=0.12", "fc": fill, "ec": colour}
+        axes.add_patch(FancyBboxPatch((x - half, y - BOX[1] / 2), *BOX, lw=1.6, **style))
+        axes.text(x, y, text, ha="center", va="center", linespacing=1.35)
+    for chain in parts["chains"]:
+        for (a, b, _), (c, d, _) in itertools.pairwise(boxes[name] for name in chain.split()):
+            ends = (c * wide - half, -d * high), (a * wide + half, -b * high)
+            axes.annotate("", *ends, arrowprops=plain)
+    axes.set_xlim(-half - 0.1, 5 * wide + half + 0.1)
+    axes.set_ylim(-2 * high - BOX[1] / 2 - 0.1, BOX[1] / 2 + 0.1)
+    axes.set_aspect("equal")
+    axes.axis("off")
+    query = plain | {"lw": 1.6, "color": COLOURS["text"]}
     both = plain | {"arrowstyle": "<|-|>", "ls": "--", "color": GREY}
     for side in (1, -1):  # from the text in the middle row up to the frames, down to the sound
         near, far = (-high + side * edge for edge in (BOX[1] / 2, high - BOX[1] / 2))
-        upper.annotate("", (0, far), (0, near), arrowprops=both)
-        upper.text(0.12, (near + far) / 2, "Stage I, Eq. 1", color=GREY, va="center")
-        lower.annotate("", (x, far), (x, -high), arrowprops=arrow)
-        lower.text(x - 0.15, near + 0.05 * side, "query", ha="right", va="center", **green)
+        if paper == "A":
+            axes.annotate("", (0, far), (0, near), arrowprops=both)
+            axes.text(0.12, (near + far) / 2, "Stage I, Eq. 1", color=GREY, va="center")
+        else:
+            axes.annotate("", (3 * wide, far), (3 * wide, -high), arrowprops=query)
+            place = {"ha": "right", "va": "center", "color": COLOURS["text"]}
+            axes.text(3 * wide - 0.15, near + 0.05 * side, "query", **place)

@@ -164,11 +164,14 @@ def differences(table: pd.DataFrame, corpus: str = "", title: str = "differences
 
 def label_ends(axes, ends: Mapping) -> None:
     """Names right of where lines end, (x, y) by name, moved apart where they would touch."""
-    gap, below = 0.055 * np.ptp(axes.get_ylim()), {}
-    for name, (x, y) in sorted(ends.items(), key=lambda end: end[1][1]):
-        below[x] = max(y, below.get(x, -np.inf) + gap)
-        place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "size": 8.5}
-        axes.annotate(name, (x, below[x]), annotation_clip=False, **place)
+    gap = 0.055 * np.ptp(axes.get_ylim())
+    place = {"textcoords": "offset points", "va": "center", "size": 8.5, "annotation_clip": False}
+    for x in {x for x, _ in ends.values()}:
+        y = pd.Series({name: at for name, (where, at) in ends.items() if where == x}).sort_values()
+        steps = gap * np.arange(len(y))
+        apart = (y - steps).cummax() + steps  # each at least a gap above the one below it
+        for name, at in (apart - (apart - y).mean()).items():
+            axes.annotate(name, (x, at), (6, 0), **place)
 
 
 @rc_context(STYLE)

@@ -73,11 +73,11 @@ def test_commands_are_understood(line, monkeypatch, capsys):
 @pytest.mark.parametrize("name", TEXTS)
 def test_links_exist_and_every_notebook_is_listed(name):
     folder = ROOT if name == "README.md" else ROOT / "notebooks"
-    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[name]):
-        assert target.startswith("http") or (folder / target).exists(), target
+    for target in re.findall(r"""(?:\]\(|src="|href=")([^)"\s]+)[)"]""", TEXTS[name]):
+        assert target.startswith(("http", "runs/")) or (folder / target).exists(), target
     for span in re.findall(r"`((?:emilib|tests|notebooks)/[\w./]+)`", TEXTS[name]):
         assert (ROOT / span).exists(), span
-    listed = set(re.findall(r"\((notebooks/\S+\.ipynb)\)", README))
+    listed = set(re.findall(r"notebooks/\S+\.ipynb", README))
     assert listed == {f"notebooks/{path.name}" for path in NOTEBOOKS}
 
 

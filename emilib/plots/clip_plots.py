@@ -84,14 +84,12 @@ def _draw_labels(axes, labels: pd.Series) -> None:
     """A bar a target; the value beside it, as zeros have no bar."""
     axes.set_title("labels", loc="left", size=9.5, weight="bold")
     if labels.isna().all():
-        axes.axis("off")
         return say(axes, "no labels")
     bars = axes.barh(list(labels.index), labels, color=GREY)
     texts = ["not known" if np.isnan(value) else f"{value:.2f}" for value in labels]
     axes.bar_label(bars, texts, padding=3, fontsize=8.5)
     axes.invert_yaxis()
     axes.set_xlim(min(0.0, 1.12 * labels.min()), 1.12 * max(1.0, labels.max()))
-    axes.tick_params(axis="y", length=0)
 
 
 def _draw_words(axes, words, defects: Sequence[str] | None) -> None:
@@ -102,8 +100,7 @@ def _draw_words(axes, words, defects: Sequence[str] | None) -> None:
     if defects is not None:
         paragraphs.append((0.38, "defects", defects or ["none"], {}))
     for top, heading, texts, style in paragraphs:
-        lines = [line for text in texts for line in textwrap.wrap(text, 62)]
-        lines = lines if len(lines) <= WORD_LINES else [*lines[: WORD_LINES - 1], "…"]
+        lines = textwrap.wrap("; ".join(texts), 62, max_lines=WORD_LINES, placeholder=" …")
         axes.text(0, top, heading, weight="bold", va="top")
         axes.text(0, top - 0.14, "\n".join(lines), fontsize=9, va="top", linespacing=1.25, **style)
 
@@ -261,8 +258,7 @@ def over_time(windows: pd.DataFrame, emotions: Sequence[str], name: str, note: s
 def architecture(axes, paper: str, lit: Sequence[str] = ()) -> None:
     """The network of paper "A" or "B" as boxes and arrows; those `lit`, by name, are filled."""
     plain = {"arrowstyle": "-|>", "color": "black", "lw": 1.1, "shrinkA": 0, "shrinkB": 0}
-    (wide, high), half = GRID, BOX[0] / 2
-    parts = ARCHITECTURES[paper]
+    (wide, high), half, parts = GRID, BOX[0] / 2, ARCHITECTURES[paper]
     axes.set_title(parts["title"], loc="left", fontweight="bold", size=10)
     boxes = parts["boxes"]  # name → (column, row, text), rows are frames, text and audio
     for name, (column, row, text) in boxes.items():
@@ -276,18 +272,14 @@ def architecture(axes, paper: str, lit: Sequence[str] = ()) -> None:
         for (a, b, _), (c, d, _) in itertools.pairwise(boxes[name] for name in chain.split()):
             ends = (c * wide - half, -d * high), (a * wide + half, -b * high)
             axes.annotate("", *ends, arrowprops=plain)
-    axes.set_xlim(-half - 0.1, 5 * wide + half + 0.1)
-    axes.set_ylim(-2 * high - BOX[1] / 2 - 0.1, BOX[1] / 2 + 0.1)
-    axes.set_aspect("equal")
+    bottom, top = -2 * high - BOX[1] / 2 - 0.1, BOX[1] / 2 + 0.1
+    axes.set(xlim=(-half - 0.1, 5 * wide + half + 0.1), ylim=(bottom, top), aspect="equal")
     axes.axis("off")
-    query = plain | {"lw": 1.6, "color": COLOURS["text"]}
-    both = plain | {"arrowstyle": "<|-|>", "ls": "--", "color": GREY}
+    x, start, text, style = 3 * wide, 0, "query", {"color": COLOURS["text"], "lw": 1.6}
+    if paper == "A":
+        x, start, text = 0, BOX[1] / 2, "Stage I, Eq. 1"
+        style = {"color": GREY, "ls": "--", "arrowstyle": "<|-|>"}
     for side in (1, -1):  # from the text in the middle row up to the frames, down to the sound
-        near, far = (-high + side * edge for edge in (BOX[1] / 2, high - BOX[1] / 2))
-        if paper == "A":
-            axes.annotate("", (0, far), (0, near), arrowprops=both)
-            axes.text(0.12, (near + far) / 2, "Stage I, Eq. 1", color=GREY, va="center")
-        else:
-            axes.annotate("", (3 * wide, far), (3 * wide, -high), arrowprops=query)
-            place = {"ha": "right", "va": "center", "color": COLOURS["text"]}
-            axes.text(3 * wide - 0.15, near + 0.05 * side, "query", **place)
+        ends = ((x, side * y - high) for y in (high - BOX[1] / 2, start))
+        axes.annotate("", *ends, arrowprops=plain | style)
+        axes.text(x + 0.12, (side - 2) * high / 2, text, color=style["color"], va="center")

@@ -38,8 +38,8 @@ def sheet(width: float, height: float, title: str, corpus: str = "") -> Figure:
     height += header
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - header / height))
-    place = {"va": "top", "size": 11.5, "weight": "bold"}
-    figure.text(0.012, 1 - 0.08 / height, "\n".join(titles), **place)
+    bold = {"size": 11.5, "weight": "bold"}
+    figure.text(0.012, 1 - 0.08 / height, "\n".join(titles), va="top", **bold)
     figure.text(0.012, 1 - head / height, "\n".join(lines), va="top", size=8.5, color=GREY)
     return figure
 
@@ -82,11 +82,11 @@ def say(axes, text: str) -> None:
     axes.text(0.5, 0.5, text, ha="center", va="center", color=GREY, transform=axes.transAxes)
 
 
+@rc_context(STYLE)
 def legend_below(figure: Figure, axes, columns: int = 2) -> None:
     """One legend below all axes, of what `axes` holds."""
-    handles, labels = axes.get_legend_handles_labels()
-    with rc_context(STYLE):
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+    place = {"loc": "outside lower center", "ncols": columns}
+    figure.legend(*axes.get_legend_handles_labels(), **place)
 
 
 def reach(value, low, high) -> np.ndarray:
@@ -166,10 +166,9 @@ def label_ends(axes, ends: Mapping) -> None:
     """Names right of where lines end, (x, y) by name, moved apart where they would touch."""
     gap = 0.055 * np.ptp(axes.get_ylim())
     place = {"textcoords": "offset points", "va": "center", "size": 8.5, "annotation_clip": False}
-    for x in {x for x, _ in ends.values()}:
-        y = pd.Series({name: at for name, (where, at) in ends.items() if where == x}).sort_values()
-        steps = gap * np.arange(len(y))
-        apart = (y - steps).cummax() + steps  # each at least a gap above the one below it
+    for x, column in pd.DataFrame(ends, index=["x", "y"]).T.groupby("x")["y"]:
+        y, steps = column.sort_values(), gap * np.arange(len(column))
+        apart = (y - steps).cummax() + steps
         for name, at in (apart - (apart - y).mean()).items():
             axes.annotate(name, (x, at), (6, 0), **place)
 
@@ -181,10 +180,9 @@ def learning_curves(histories: Mapping, corpus="", title="Learning curves") -> F
     histories : name → a DataFrame a seed; the last model is black, the others grey
     """
     watched = any(h["rho"].notna().any() for runs in histories.values() for h in runs)
-    figure, panels = canvas(8.2, 3.4, title, corpus, columns=1 + watched)
-    panels = np.atleast_1d(panels)
-    labels = ("training loss", "mean ρ on validation")
-    for axes, column, label in zip(panels, ("loss", "rho"), labels, strict=False):
+    figure, [panels] = canvas(8.2, 3.4, title, corpus, columns=1 + watched, squeeze=False)
+    columns = {"loss": "training loss", "rho": "mean ρ on validation"}
+    for axes, (column, label) in zip(panels, columns.items(), strict=False):
         ends = {}
         for number, (name, runs) in enumerate(histories.items(), 1):
             by_epoch = pd.concat(runs).dropna(subset=column).groupby("epoch")[column]

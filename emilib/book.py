@@ -31,14 +31,9 @@ from emilib.plots.verdicts import signed, summary
 TEMPLATES = Path(__file__).with_name("templates")
 PICTURES = ("image/svg+xml", "image/png", "image/jpeg")  # the sharpest first
 MOST_BYTES = 400_000  # of a clip's video inside the file
-# Interactive figures and the CSV files that they read; below the cell that saves the first of them.
-LIVE = {
-    "temperature": ("stage_one_loss",),
-    "quality": ("dual_stage_weights",),
-    "attention": ("taemi_attention",),
-    "damage": ("robustness_missing", "robustness_anchors", "robustness_wrong_words"),
-    "removed": ("own_video_taemi", "own_video_dual_stage"),
-}
+# Interactive figures and the CSV file that each reads; below the cell that saves it.
+LIVE = {"temperature": "stage_one_loss", "quality": "dual_stage_weights", "removed": "own_video"}
+LIVE |= {"attention": "taemi_attention", "damage": "robustness_costs"}
 highlighted = Highlight2HTML(pygments_lexer="python3")
 
 
@@ -141,12 +136,11 @@ def table(figures: Path, name: str) -> list[dict]:
 
 def interactive(source: str, figures: Path, videos: Path | None):
     """Name and data as JSON of each interactive figure that stands below a cell."""
-    for name, files in LIVE.items():
-        tables = {file: rows for file in files if (rows := table(figures, file))}
-        if f'"{files[0]}"' in source and files[0] in tables:
-            ids = {row["clip"] for rows in tables.values() for row in rows if "clip" in row}
-            clips = {id_: uri for id_ in sorted(ids) if (uri := video(id_, videos))}
-            yield name, json.dumps({"tables": tables, "videos": clips}).replace("</", "<\\/")
+    for name, file in LIVE.items():
+        if f'"{file}"' in source and (rows := table(figures, file)):
+            ids = sorted({row["clip"] for row in rows if "clip" in row})
+            clips = {id_: uri for id_ in ids if (uri := video(id_, videos))}
+            yield name, json.dumps({"rows": rows, "videos": clips}).replace("</", "<\\/")
 
 
 def chapter(path: Path, executed: Path, figures: Path, videos: Path | None) -> dict:

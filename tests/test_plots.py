@@ -9,7 +9,7 @@ import pytest
 from IPython.display import Image
 from matplotlib.figure import Figure
 
-from emilib.plots import clip_plots, notebook, style
+from emilib.plots import clip_plots, notebook, style, verdicts
 
 CORPUS = "embedded corpus: drawn faces, synthetic voices"
 
@@ -19,25 +19,37 @@ def texts(figure):
 
 
 def test_differences_are_drawn_as_they_are_to_the_same_bytes(tmp_path):
-    table = pd.DataFrame({"row": ["Text", "Audio"], "reference": "Text"})
+    rows = ["Text", "Audio", "Vision", "line to beat: ridge"]
+    table = pd.DataFrame({"row": rows, "reference": "Text", "here": [0.6, 0.5, 0.7, 0.55]})
     names = ["delta_paper", "delta_here", "delta_low", "delta_high"]
-    table[names] = [[np.nan] * 4, [-0.04, -0.1, -0.2, -0.01]]  # the first row is the reference
+    none = [np.nan] * 4  # of the reference and of the line
+    table[names] = [none, [-0.04, -0.1, -0.2, -0.01], [-0.1, 0.1, 0.0, 0.2], none]
+    table["verdict"] = ["", "as claimed", "not resolved", ""]
     table.attrs["name"] = "B4"
-    figure = style.differences(table, CORPUS)
-    assert CORPUS in texts(figure)
-    line, _, (bars,) = figure.axes[0].containers[0]
-    assert line.get_xdata() == [-0.1]
-    np.testing.assert_allclose(bars.get_segments()[0][:, 0], [-0.2, -0.01], atol=1e-12)
-    assert figure.axes[0].collections[0].get_offsets()[0, 0] == -0.04
+    figure = verdicts.differences(table, CORPUS)
+    title = "Table 4 of paper B: 1 of 2 differences hold here"
+    assert {CORPUS, title, " ridge "} <= set(texts(figure))
+    axes = figure.axes[0]
+    bars = axes.containers[0][2][0].get_segments()
+    np.testing.assert_allclose([bar[:, 0] for bar in bars], [[0.0, 0.2], [-0.2, -0.01]], atol=1e-12)
+    drawn = {c.get_label(): c.get_offsets()[:, 0].tolist() for c in axes.collections}
+    assert drawn["paper (Hume-Vidmimic2)"] == [-0.1, -0.04]
+    assert (drawn["here, resolved"], drawn["here, not resolved"]) == ([-0.1], [0.1])
+    assert axes.lines[-2].get_xdata()[0] == pytest.approx(-0.05), "the line to beat"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["Vision", "Audio"]
+    turned = table.assign(verdict=table["verdict"].replace("not resolved", "the opposite"))
+    turned.attrs["name"] = "B4"
+    assert f"{title}, 1 turn round" in texts(verdicts.differences(turned))
     with pytest.raises(ValueError, match="differences"):
-        style.differences(table[:1])
+        verdicts.differences(table[:1])
     for run in "12":
-        style.save(style.differences(table, CORPUS), tmp_path / run, "b4", table)
+        style.save(verdicts.differences(table, CORPUS), tmp_path / run, "b4", table)
     assert (tmp_path / "1/b4.svg").read_bytes() == (tmp_path / "2/b4.svg").read_bytes()
     back = pd.read_csv(tmp_path / "1" / "b4.csv")
     np.testing.assert_allclose(back["delta_here"], table["delta_here"])
     shown = notebook.show(figure)
-    assert (shown.data, shown.alt[:7]) == (style.png(style.differences(table, CORPUS)), "Table 4")
+    assert shown.data == style.png(verdicts.differences(table, CORPUS))
+    assert shown.alt == title
 
 
 def test_curves_hold_their_numbers():

@@ -14,14 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
-from emilib import EMOTIONS, MODALITIES, SAMPLE_RATE
+from emilib import MODALITIES, SAMPLE_RATE
 from emilib.plots.style import COLOURS, GREY, STYLE, bare, canvas, evenly, say, sheet, sound_wave
 
 MOST_FACES = 10  # side by side in a strip
 WORD_LINES = 4  # of a clip's words, and of its defects
 ARCHITECTURES = json.loads(Path(__file__).with_name("architectures.json").read_text("utf-8"))
 BOX, GRID = (1.78, 0.72), (2.12, 1.02)  # width and height of a box; distance of two
-BESIDE = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}  # a legend right of its axes
 
 
 @rc_context(STYLE | {"axes.grid": False})
@@ -122,22 +121,20 @@ def explained(look, note: str = "") -> Figure:
         sound_wave(axes, look.waveform, SAMPLE_RATE, look.start)
         axes.set_ylabel("audio" if look.waveform is not None else "")
 
-    timed = [(0.74, look.images, _draw_frames), (0.7, look.waveform, draw_sound)]
+    timed = [(0.74, look.images, _draw_frames), (0.6, look.waveform, draw_sound)]
     for place, name in ((1, "frames"), (3, "audio")):
         if name in attention:
             draw = functools.partial(_draw_attention, name=name)
-            timed.insert(place, (1.0, attention[name], draw))
+            timed.insert(place, (0.85, attention[name], draw))
     if look.weights is not None:
         timed.append((1.2, look.weights, _draw_weights))
     heights = [0.25 + 0.17 * len(lines)]
-    heights += [0.34 if data is None else height for height, data, _ in timed] + [2.5]
-    problems = [f"{problem[0].upper()}{problem[1:]}." for problem in look.prediction.problems]
-    remarks = " ".join([note, *problems, *look.prediction.notes]).strip()
-    title = f"What the models made of {Path(look.prediction.clip.name).name}"
-    rows = {"rows": len(heights), "height_ratios": heights}
-    figure, (top, *middle, bottom) = canvas(9.2, sum(heights) + 0.5, title, remarks, **rows)
+    heights += [0.34 if data is None else height for height, data, _ in timed] + [2.3]
+    remarks = " ".join([note, *(f"{p[0].upper()}{p[1:]}." for p in look.prediction.problems)])
+    rows, height = {"rows": len(heights), "height_ratios": heights}, sum(heights) + 0.7
+    figure, (top, *middle, bottom) = canvas(9.0, height, _moved(look), remarks.strip(), **rows)
     top.axis("off")
-    style = {"style": "italic", "color": "black"} if words else {"color": GREY}
+    style = {"style": "italic", "color": COLOURS["text"]} if words else {"color": GREY}
     top.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", **style)
     for axes, (_, _, draw) in zip(middle, timed, strict=True):
         draw(axes, look)
@@ -145,7 +142,16 @@ def explained(look, note: str = "") -> Figure:
         axes.tick_params(labelbottom=axes is middle[-1])
     middle[-1].set_xlabel("time in s")
     _draw_intensities(bottom, look)
+    figure.legend(*bottom.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
+
+
+def _moved(look) -> str:
+    """The title: the strongest emotion, and the modality without which the answer moves most."""
+    name, everything = Path(look.prediction.clip.name).name, look.without.loc["all"]
+    moves = (look.without.drop("all") - everything).abs().mean(axis=1)
+    most = f"; {moves.idxmax()} the answer moves most" if len(moves) else ""
+    return f"{name[:24]}: {everything.idxmax()} {everything.max():.2f}{most}"
 
 
 def _draw_frames(axes, look) -> None:
@@ -153,14 +159,13 @@ def _draw_frames(axes, look) -> None:
     if look.images is None:
         return say(axes, "no picture")
     bare(axes)
-    axes.set_ylabel("frames")
     width = (look.end - look.start) / 9
     for left in look.start + width * np.arange(9):
         away = np.abs(look.times - (left + width / 2))
         if away.min() <= width:  # else nothing was shown around here
             image = look.images[away.argmin()].transpose(1, 2, 0)
             axes.imshow(image, extent=(left, left + width, 0, 1), aspect="auto")
-    axes.set(ylim=(0, 1))
+    axes.set(ylim=(0, 1), ylabel="frames")
     axes.xaxis.set_major_locator(MaxNLocator())
 
 
@@ -168,47 +173,47 @@ def _draw_attention(axes, look, name: str) -> None:
     if look.attention[name] is None:
         return say(axes, f"no attention over {name}: a learnt token stands in")
     heads = look.attention[name].reshape(-1, look.attention[name].shape[-1])
-    relative, borders = heads * heads.shape[-1], look.attention_borders[name]
+    attended(axes, heads, look.attention_borders[name], name)
     axes.set_ylabel(f"attention\nover {name}")
-    axes.axhline(1, color=GREY, linestyle=":", linewidth=1, label="no choice")
-    thin = {"color": COLOURS[name], "linewidth": 0.6, "alpha": 0.4, "baseline": None}
-    for number, head in enumerate(relative):
-        axes.stairs(head, borders, label=None if number else "a head of a seed", **thin)
-    mean = {"color": "black", "linewidth": 1.7, "baseline": None, "label": "mean of all"}
-    axes.stairs(relative.mean(axis=0), borders, **mean)
+
+
+def attended(axes, heads, borders, name: str) -> None:
+    """Attention (H, T) of heads over its uniform value: their range, and black their mean."""
+    relative = heads * heads.shape[-1]
+    low, high, mean = relative.min(axis=0), relative.max(axis=0), relative.mean(axis=0)
+    axes.axhline(1, color=GREY, linestyle=":", linewidth=1)
+    axes.stairs(high, borders, baseline=low, fill=True, color=COLOURS[name], alpha=0.3)
+    axes.stairs(mean, borders, baseline=None, color="black", linewidth=1.5)
     # At least to 2: attention that hardly chooses must look like it.
     axes.set_ylim(0, 1.08 * max(1.85, float(relative.max())))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
     axes.yaxis.set_major_formatter("{x:g} ×")
-    axes.legend(handlelength=1.2, **BESIDE)
+    beside = {"xycoords": ("axes fraction", "data"), "va": "center", "size": 8.5}
+    axes.annotate(f"black: mean of {len(heads)}\nheads; dotted:\nno choice", (1.01, 1), **beside)
 
 
 def _draw_weights(axes, look) -> None:
     """Stacked: the three weights of a segment sum to 1."""
-    axes.set_ylabel("weight of\neach modality")
+    axes.set(ylabel="weight of\neach modality", ylim=(0, 1), yticks=[0, 0.5, 1])
     weights = look.weights.mean(axis=0)  # (M, 3)
-    tops = weights.cumsum(axis=1)
-    for column, name in enumerate(MODALITIES):
-        if weights[:, column].any():
-            below, style = tops[:, column] - weights[:, column], {"fill": True, "alpha": 0.8}
-            style |= {"color": COLOURS[name], "label": name, "baseline": below}
-            axes.stairs(tops[:, column], look.weight_borders, **style)
-    axes.set(ylim=(0, 1), yticks=[0, 0.5, 1])
-    axes.legend(handlelength=1, **BESIDE)
+    for name, value, top in zip(MODALITIES, weights.T, weights.cumsum(axis=1).T, strict=True):
+        if value.any():
+            style = {"fill": True, "alpha": 0.8, "color": COLOURS[name], "baseline": top - value}
+            axes.stairs(top, look.weight_borders, **style)
+            place = {"xycoords": ("axes fraction", "data"), "va": "center", "color": COLOURS[name]}
+            axes.annotate(name, (1.01, top[-1] - value[-1] / 2), **place)
 
 
 def _draw_intensities(axes, look) -> None:
     """A line an emotion: the prediction ± sd, and where it goes without each modality."""
     everything, bounded = look.without.loc["all"], look.prediction.bounded
-    limits = (0, 1) if bounded else (-np.inf, np.inf)
-    y = np.arange(len(everything))[::-1]
-    seeds = look.prediction.intensity.mean(axis=1)  # (S, E), not clipped
+    y, seeds = np.arange(len(everything))[::-1], look.prediction.intensity.mean(axis=1)  # (S, E)
     reach = 1.1 * float(look.without.to_numpy().max())
     if len(seeds) > 1:
         mean, spread = seeds.mean(axis=0), seeds.std(axis=0, ddof=1)
-        low, high = np.clip([mean - spread, mean + spread], *limits)
-        axes.hlines(y, low, high, color="#C4C4C4", linewidth=7, label="± sd over seeds")
-        reach = max(reach, float(high.max()))
+        style = {"color": "#D4D4D4", "linewidth": 9, "label": "± sd over seeds"}
+        axes.hlines(y, mean - spread, mean + spread, **style)
+        reach = max(reach, float((mean + spread).max()))
     removed = [name for name in MODALITIES if f"without {name}" in look.without.index]
     offsets = np.linspace(0.24, -0.24, len(removed)) if len(removed) > 1 else [0.2]
     for offset, name in zip(offsets, removed, strict=True):
@@ -218,39 +223,35 @@ def _draw_intensities(axes, look) -> None:
         style |= {"markersize": 5, "zorder": 3, "clip_on": False, "label": f"without {name}"}
         axes.plot(values, y + offset, "sD^"[MODALITIES.index(name)], **style)
     style = {"markersize": 17, "mew": 2.4, "zorder": 4, "clip_on": False}
-    axes.plot(everything, y, "|", color="black", label="with everything", **style)
+    axes.plot(everything, y, "|", color="black", **style)  # the number beside the name
     axes.set_yticks(y, [f"{name}  {value:.2f}" for name, value in everything.items()])
-    axes.set(ylim=(-0.6, len(y) - 0.4), xlabel="intensity, mean over seeds")
+    axes.set(ylim=(-0.6, len(y) - 0.4), xlabel="intensity, mean over seeds; | with everything")
     if bounded:
         axes.set_xlim(0, min(1.0, max(0.5, reach)))
     axes.grid(axis="y", visible=False)
-    axes.legend(**BESIDE)
 
 
-@rc_context(STYLE)
+@rc_context(STYLE | {"axes.grid": False})
 def over_time(windows: pd.DataFrame, emotions: Sequence[str], name: str, note: str = "") -> Figure:
-    """Intensities of a long clip over time, a panel an emotion; windows : of
-    `EmiPredictor.over_time`, each a dot at its middle."""
+    """Intensities of a long clip over time: a row an emotion, a column a window.
+
+    windows : of `EmiPredictor.over_time`, around its middle; a dot marks the strongest emotion
+    """
     middle = ((windows["start"] + windows["end"]) / 2).to_numpy()
-    length = f"{windows['end'].iloc[0] - windows['start'].iloc[0]:g} s"
-    bounded = tuple(emotions) == EMOTIONS  # other targets may have any range
-    limits = (0, 1) if bounded else (-np.inf, np.inf)
-    remarks = f"Band: ± sd over seeds; dashed: mean of the windows. {note}".strip()
-    title = f"{Path(name).name}: intensities in windows of {length}"
-    shared = {"rows": len(emotions), "sharex": True, "sharey": True, "squeeze": False}
-    figure, panels = canvas(9.2, 0.5 + 0.8 * len(emotions), title, remarks, **shared)
-    for number, (axes, emotion) in enumerate(zip(panels[:, 0], emotions, strict=True)):
-        color = f"C{number}"  # of the cycle in STYLE
-        values, spread = windows[emotion].to_numpy(), windows[f"{emotion} sd"].fillna(0).to_numpy()
-        low, high = np.clip([values - spread, values + spread], *limits)
-        axes.axhline(np.nanmean(values), color=color, linewidth=0.9, linestyle="--")
-        axes.fill_between(middle, low, high, color=color, alpha=0.22, linewidth=0)
-        axes.plot(middle, values, ".-", color=color)
-        axes.set_ylabel(emotion.replace(" ", "\n"), rotation=0, ha="right", va="center")
-    if bounded:
-        axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
-    axes.set(xlim=(0, windows["end"].max()), xlabel="middle of the window, s")
+    values = windows[list(emotions)].to_numpy(float)  # (windows, E)
+    strongest, first, last = values.argmax(axis=1), windows.iloc[0], windows.iloc[-1]
+    lead = np.bincount(strongest).argmax()
+    title = f"{name[:24]}: {emotions[lead]} leads in {(strongest == lead).sum()} of {len(values)}"
+    remarks = f"windows of {first['end'] - first['start']:g} s. {note}".strip()
+    figure, axes = canvas(9.0, 0.9 + 0.3 * len(emotions), f"{title} windows", remarks)
+    borders = [first["start"], *(middle[1:] + middle[:-1]) / 2, last["end"]]
+    mesh = axes.pcolormesh(borders, np.arange(len(emotions) + 1), values.T, cmap="Greys", vmin=0)
+    axes.plot(middle, strongest + 0.5, "o", color="white", mec="black", markersize=5)
+    axes.set_yticks(np.arange(len(emotions)) + 0.5, emotions)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("time in s; each window at its middle")
+    figure.colorbar(mesh, ax=axes, label="intensity", pad=0.01)
     return figure
 
 

@@ -126,42 +126,6 @@ def sound_wave(axes, waveform: np.ndarray | None, sample_rate: int, start: float
     axes.set(yticks=[], ylim=(-1.05, 1.05), xlim=(start, start + len(waveform) / sample_rate))
 
 
-@rc_context(STYLE)
-def differences(table: pd.DataFrame, corpus: str = "", title: str = "differences") -> Figure:
-    """Differences to a result table's reference row: the paper's, ours with the paired interval."""
-    name, rows = table.attrs["name"], table[table["delta_here"].notna()]
-    if rows.empty:
-        raise ValueError(f"{name} has no differences to draw: train its rows first")
-    references, names = rows["reference"].unique(), rows["row"]
-    one, in_paper = len(references) == 1, rows["delta_paper"].notna().any()
-    # A2 is Table 2 of paper A; A4 is beyond the papers.
-    name = f"Table {name[1]} of paper {name[0]}" if in_paper else f"Table {name}"
-    figure, axes = canvas(7.2, 1.1 + 0.36 * len(rows), f"{name}: {title}", corpus)
-    y, here = np.arange(len(rows))[::-1], rows["delta_here"]
-    if in_paper:
-        marks = {"marker": "D", "s": 34, "color": GREY, "label": "paper (Hume-Vidmimic2)"}
-        axes.scatter(rows["delta_paper"], y + 0.14, **marks)
-    lengths = reach(here, rows["delta_low"], rows["delta_high"])
-    style = {"fmt": "o", "markersize": 6, "capsize": 3, "color": BLACK}
-    style["label"] = "here, paired, 95 % over clips and seeds"
-    axes.errorbar(here, y - 0.14, xerr=lengths, **style)
-    open_ = (rows["verdict"] == "not resolved").to_numpy() if "verdict" in rows else y < 0
-    if open_.any():
-        hollow = {"color": "white", "edgecolor": BLACK, "zorder": 3, "label": "not resolved"}
-        axes.scatter(here[open_], y[open_] - 0.14, s=30, **hollow)
-    beaten = table["row"].str.startswith("line to beat") & one
-    for line, dashes in zip(table[beaten].itertuples(), ("--", ":"), strict=False):
-        base = table.loc[table["row"] == references[0], "here"].item()
-        axes.axvline(line.here - base, color=GREY, linestyle=dashes, label=line.row)
-    axes.axvline(0, color=BLACK, linewidth=0.9, zorder=0)
-    axes.set_yticks(y, names if one else names + " − " + rows["reference"])
-    axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel(f"ρ minus that of {references[0]}" if one else "difference in ρ")
-    legend_below(figure, axes)
-    return figure
-
-
 def label_ends(axes, ends: Mapping) -> None:
     """Names right of where lines end, (x, y) by name, moved apart where they would touch."""
     gap = 0.055 * np.ptp(axes.get_ylim())

@@ -1,4 +1,4 @@
-"""Many differences at a glance: a matrix of verdicts."""
+"""Many differences at a glance: the rows of one table, or a matrix of verdicts."""
 
 import itertools
 
@@ -30,6 +30,48 @@ def summary(table: pd.DataFrame) -> str:
     if set(words) & {"pays", "costs", "below .01"}:
         return f"{better} of {rows} mechanisms pay somewhere, {worse} cost somewhere"
     return f"{better} of {rows} claims hold under some damage, {worse} fail under some"
+
+
+@rc_context(style.STYLE)
+def differences(table: pd.DataFrame, corpus: str = "") -> Figure:
+    """Differences to a result table's reference row, sorted: the paper's, ours with the interval.
+
+    table : of `study.tables.table`; its lines to beat are drawn where all rows have one reference
+    """
+    rows = table[table["delta_here"].notna()].sort_values("delta_here", ascending=False)
+    name, here, y = table.attrs["name"], rows["delta_here"], np.arange(len(rows))
+    if rows.empty:
+        raise ValueError(f"{name} has no differences to draw: train its rows first")
+    paper = rows["delta_paper"].notna()  # none in A4
+    words = rows.loc[paper, "verdict"] if paper.any() else rows["verdict"]
+    holds, turned = words.isin(["as claimed", "resolved"]).sum(), (words == "the opposite").sum()
+    what = "differences hold here" if paper.any() else "parts make a difference that is resolved"
+    title = f"Table {name[1]} of paper {name[0]}" if paper.any() else f"Table {name}"
+    title += f": {holds} of {len(words)} {what}" + f", {turned} turn round" * bool(turned)
+    figure, axes = style.canvas(7.2, 1.2 + 0.36 * len(rows), title, corpus)
+    if paper.any():
+        marks = {"marker": "D", "s": 34, "color": style.GREY, "label": "paper (Hume-Vidmimic2)"}
+        axes.scatter(rows["delta_paper"], y + 0.14, **marks)
+    bars, low = style.reach(here, rows["delta_low"], rows["delta_high"]), y - 0.14 * paper.any()
+    axes.errorbar(here, low, xerr=bars, fmt="none", capsize=3, color=style.BLACK, zorder=2)
+    for word, which in rows.groupby(rows["verdict"] == "not resolved").indices.items():
+        dot = {"s": 36, "color": "white" if word else "black", "edgecolor": "black", "zorder": 3}
+        label = "here, not resolved" if word else "here, resolved"
+        axes.scatter(here.iloc[which], low[which], label=label, **dot)
+    references = rows["reference"].unique()
+    one, base = len(references) == 1, table.loc[table["row"] == references[0], "here"]
+    lines = table[table["row"].str.startswith("line to beat") & one].sort_values("here")
+    for side, line in zip(("right", "left"), lines.itertuples(), strict=False):
+        x, text = line.here - base.item(), f" {line.row.removeprefix('line to beat: ')} "
+        axes.axvline(x, color=style.GREY, linestyle="--", linewidth=1.1)
+        axes.text(x, len(y) - 0.4, text, ha=side, va="bottom", size=8.5, color=style.GREY)
+    axes.axvline(0, color=style.BLACK, linewidth=0.9, zorder=1)
+    axes.set_yticks(y, rows["row"] if one else rows["row"] + " − " + rows["reference"])
+    axes.grid(axis="y", visible=False)
+    to = f"ρ minus that of “{references[0]}”" if one else "difference in ρ"
+    axes.set(ylim=(-0.6, len(y) - 0.4), xlabel=f"{to}; bars: 95 %, paired over clips and seeds")
+    style.legend_below(figure, axes, columns=3)
+    return figure
 
 
 def of_worlds(folder) -> Figure:

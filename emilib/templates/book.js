@@ -128,9 +128,9 @@ const softmax = (scores) => {
 };
 const MODALITIES = ["frames", "audio", "text"];
 
-/* ---- the five: each gets its box, the tables by name, and the clips' videos by id */
+/* ---- the five: each gets its box, the rows of its file, and the clips' videos by id */
 const FIGURES = {
-  temperature(box, { stage_one_loss }) {
+  temperature(box, stage_one_loss) {
     const cosines = stage_one_loss.map((row) => Object.values(row).map(Number)), n = cosines.length;
     const same = (i, j) => i !== j && cosines.every((row) => row[i] === row[j]);
     let tau = 0.25, masked = false;
@@ -160,7 +160,7 @@ const FIGURES = {
     draw();
   },
 
-  quality(box, { dual_stage_weights: rows }) {
+  quality(box, rows) {
     const scores = [0, 0, 0], present = [true, true, true], target = node("div"), words = node("p");
     const draw = () => {
       const weights = present.some(Boolean) ? softmax(scores.map((q, i) => (present[i] ? q : -Infinity))) : [0, 0, 0];
@@ -186,7 +186,7 @@ const FIGURES = {
     take(clips[0]);
   },
 
-  attention(box, { taemi_attention: rows }, videos) {
+  attention(box, rows, videos) {
     const clips = unique(rows.map((row) => row.clip)), screen = node("div"), words = node("p"), strips = node("div", { class: "strips" });
     let time = 0, video = null, parts = [];
     const move = (next, seek) => {
@@ -218,8 +218,8 @@ const FIGURES = {
     take(clips[0]);
   },
 
-  damage(box, tables) {
-    const rows = Object.values(tables).flat(), name = (row) => `${row.kind}: ${row.modality}`, kinds = unique(rows.map(name));
+  damage(box, rows) {
+    const name = (row) => `${row.kind}: ${row.modality}`, kinds = unique(rows.map(name));
     const target = node("div"), words = node("p"), place = node("span");
     const take = (kind) => {
       const own = rows.filter((row) => name(row) === kind), levels = unique(own.map((row) => row.level));
@@ -240,22 +240,22 @@ const FIGURES = {
     take(kinds[0]);
   },
 
-  removed(box, tables) {
-    const models = Object.keys(tables), names = models.map((name) => name.replace("own_video_", "").replace("_", "-").replace("taemi", "TAEMI"));
+  removed(box, every) {
+    const models = unique(every.map((row) => row.model)), of = (name) => every.filter((row) => row.model === name);
     let model = models[0], gone = 0;
     const target = node("div"), words = node("p");
     const draw = () => {
-      const [label, ...emotions] = Object.keys(tables[model][0]), whole = tables[model][0], row = tables[model][gone];
+      const [, , ...emotions] = Object.keys(every[0]), whole = of(model)[0], row = of(model)[gone];
       target.replaceChildren(bars(emotions.map((name) => ({ name, value: +row[name], was: +whole[name] }))));
       const moved = emotions.map((name) => [Math.abs(row[name] - whole[name]), name]).sort((a, b) => b[0] - a[0])[0];
       words.textContent = gone ? `${moved[1]} moves most, by ${fixed(row[moved[1]] - whole[moved[1]])}. The line marks the prediction from everything.` : "The prediction from everything. Now take a modality away.";
     };
     box.append(node("h5", {}, "Take a modality away ", node("small", {}, "one clip, six predicted intensities")),
-      controls(choice("model", names, (i) => { model = models[i]; draw(); }), choice("input", tables[model].map((row) => Object.values(row)[0]), (i) => { gone = i; draw(); })), target, words);
+      controls(choice("model", models, (i) => { model = models[i]; draw(); }), choice("input", of(model).map((row) => row.input), (i) => { gone = i; draw(); })), target, words);
     draw();
   },
 };
 all(".live").forEach((box) => {
-  const { tables, videos } = JSON.parse(box.querySelector("script").textContent);
-  FIGURES[box.dataset.name](box, tables, videos);
+  const { rows, videos } = JSON.parse(box.querySelector("script").textContent);
+  FIGURES[box.dataset.name](box, rows, videos);
 });

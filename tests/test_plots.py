@@ -58,8 +58,12 @@ def test_curves_hold_their_numbers():
     np.testing.assert_allclose(loss.lines[0].get_ydata(), [3, 1])
     np.testing.assert_allclose(rho.lines[0].get_ydata(), [0.1, 0.2])
     assert [text.get_text() for text in loss.texts] == ["one"]
-    top, bottom = style.learning_curves({"two": runs, "one": runs}).axes[0].texts
-    assert top.xy[1] != bottom.xy[1]  # ends that meet are labelled apart
+    axes = Figure().subplots()
+    style.label_ends(axes, {"b": (1, 0.5), "a": (1, 0.5), "d": (1, 0.0), "c": (1, 1.0)})
+    heights = {text.get_text(): text.xy[1] for text in axes.texts}
+    assert (heights["d"], heights["c"]) == (0, 1)  # where their lines end
+    assert abs(heights["a"] - heights["b"]) == pytest.approx(0.045)  # which ended at one place
+    assert heights["a"] + heights["b"] == pytest.approx(1)
     unwatched = [run.assign(rho=np.nan) for run in runs]
     assert len(style.learning_curves({"one": unwatched}).axes) == 1
 

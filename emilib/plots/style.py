@@ -128,12 +128,12 @@ def sound_wave(axes, waveform: np.ndarray | None, sample_rate: int, start: float
 
 def label_ends(axes, ends: Mapping) -> None:
     """Names right of where lines end, (x, y) by name, moved apart where they would touch."""
-    gap = 0.055 * np.ptp(axes.get_ylim())
+    gap = 0.045 * np.ptp(axes.get_ylim())
     place = {"textcoords": "offset points", "va": "center", "size": 8.5, "annotation_clip": False}
     for x, column in pd.DataFrame(ends, index=["x", "y"]).T.groupby("x")["y"]:
-        y, steps = column.sort_values(), gap * np.arange(len(column))
-        apart = (y - steps).cummax() + steps
-        for name, at in (apart - (apart - y).mean()).items():
+        steps = gap * np.arange(len(column))
+        y = column.sort_values() - steps  # pushed up, pushed down: between the two
+        for name, at in ((y.cummax() + y[::-1].cummin()[::-1]) / 2 + steps).items():
             axes.annotate(name, (x, at), (6, 0), **place)
 
 

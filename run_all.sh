@@ -26,6 +26,7 @@ again reuses everything that is finished; a killed run goes on where it was.
   --fresh          first remove the results of this profile (never the environment)
   --update         then write the results of the default run into figures/ and notebooks/
   --test           lint, tests, notebooks as tests in the smoke profile, completeness of tables
+  --slow           with --test, also the tests marked slow: whole runs that are killed or cramped
   --help           this text
 
 Environment variables:
@@ -38,7 +39,7 @@ TEXT
 
 INSTALL_GB=5 # the CPU build of PyTorch and the rest; with PyTorch's CUDA libraries about 12
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P) || exit 1
-PROFILE=embedded TEST="" FLAGS=() PY="" PIP=""
+PROFILE=embedded TEST="" SLOW="" FLAGS=() PY="" PIP=""
 
 say() { printf '%s\n' "$*"; }
 fail() { printf 'run_all.sh: %s\n' "$*" >&2 && exit 1; }
@@ -71,6 +72,7 @@ read_options() {
             ;;
         --dry-run | --fresh | --update) FLAGS+=("$1") ;;
         --test) TEST=1 ;;
+        --slow) SLOW=1 ;;
         -h | --help) usage && exit 0 ;;
         *) fail "unknown option '$1'; see ./run_all.sh --help." ;;
         esac
@@ -232,9 +234,14 @@ step() { # step NAME COMMAND...: runs it whatever happened before
 run_tests() {
     step "ruff check" "$PY" -m ruff check .
     step "ruff format" "$PY" -m ruff format --check .
-    step "pytest" env MPLBACKEND=Agg "$PY" -m pytest tests
+    # pytest-xdist: a file or notebook at a time on each of at most four cores, the long ones first
+    local spread=(--numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
+    local -x OMP_NUM_THREADS=1
+    local -a chosen=(-m "not slow")
+    [ -z "$SLOW" ] || chosen=()
+    step "pytest" env MPLBACKEND=Agg "$PY" -m pytest tests "${spread[@]}" "${chosen[@]}" --durations=20
     step "notebooks, smoke profile" env EMI_PROFILE=smoke "$PY" -m pytest --nbval-lax \
-        --nbval-current-env --nbval-cell-timeout=600 notebooks
+        --nbval-current-env --nbval-cell-timeout=600 notebooks "${spread[@]}"
     step "tables are complete" "$PY" -m emilib.runner --profile smoke --check
     say "" && say "Summary" && printf '  %s\n' "${RESULTS[@]}"
     [ -z "$FAILED" ] || fail "a check failed: see above."

@@ -1,6 +1,7 @@
 """What tests of several rooms share: a tiny corpus with its features, a writer of media files."""
 
 import dataclasses
+import os
 from fractions import Fraction
 
 import av
@@ -10,11 +11,18 @@ import pytest
 from emilib import profiles
 
 CLOCK = Fraction(1, 90000)
+# Files whose one test takes long, begun first: another process does the many short ones meanwhile.
+LONG = ("test_paper_profile", "test_odd_sets", "test_faults", "test_predict", "test_pipeline")
 
 
 def pytest_addoption(parser):
     text = "kills in tests/test_faults.py, and a tenth as many rounds of damage"
-    parser.addoption("--faults", type=int, default=3, metavar="N", help=text)
+    parser.addoption("--faults", type=int, default=1, metavar="N", help=text)
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(scope="session")
@@ -22,9 +30,13 @@ def workspace(tmp_path_factory):
     """The embedded corpus in 25 clips, at work in the smallest profile with two seeds."""
     from emilib.pipeline import Workspace  # loads torch, which few of the test files need
 
-    counts = {"train": 14, "validation": 8, "test": 3}
-    profile = dataclasses.replace(profiles.smoke(), corpus_size=counts, seeds=(0, 1), workers=1)
-    return Workspace(profile, home=tmp_path_factory.mktemp("home"))
+    smoke, counts = profiles.smoke(), {"train": 14, "validation": 8, "test": 3}
+    steps = dict.fromkeys(("vision_steps", "audio_steps", "text_steps"), 2)
+    changes = {"warm_start": dataclasses.replace(smoke.warm_start, **steps), "seeds": (0, 1)}
+    profile = dataclasses.replace(smoke, corpus_size=counts, workers=1, **changes)
+    base = tmp_path_factory.getbasetemp()  # of one process; they share what is above it
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return Workspace(profile, home=base / "home")
 
 
 def picture(number, height, width):

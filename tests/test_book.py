@@ -1,6 +1,5 @@
 """The book: complete, without a network, readable without eyes, as wide as the screen."""
 
-import html.parser
 import json
 import re
 import shutil
@@ -9,6 +8,7 @@ from collections import Counter
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 
 from emilib import book, environment, runner
 
@@ -16,30 +16,6 @@ ROOT = environment.ROOT
 PATHS = runner.discover(ROOT / "notebooks")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 LOADS = {"src", "srcset", "poster", "data", "action", "xlink:href"}  # and <link href>
-
-
-class Page(html.parser.HTMLParser):
-    """All tags with their attributes, and the text within formulas."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.formulas, self.within = [], [], 0
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.within += tag == "math"
-        self.formulas += [""] * (tag == "math")
-
-    def handle_endtag(self, tag):
-        self.within -= tag == "math"
-
-    def handle_data(self, data):
-        if self.within:
-            self.formulas[-1] += data
-
-    def all(self, name):
-        return [attrs for tag, attrs in self.tags if tag == name]
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +28,14 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(text):
-    return Page(text)
+    return BeautifulSoup(text, "html.parser")
 
 
 def test_nothing_is_loaded_from_elsewhere(text, page):
-    for tag, attrs in page.tags:
-        loaded = LOADS | ({"href"} if tag == "link" else set())
-        for name in loaded & attrs.keys():
-            assert (attrs[name] or "").startswith("data:"), (tag, name, attrs[name][:80])
+    for tag in page.find_all(True):
+        loaded = LOADS | ({"href"} if tag.name == "link" else set())
+        for name in loaded & tag.attrs.keys():
+            assert tag[name].startswith("data:"), (tag.name, name, tag[name][:80])
     styles = "".join(re.findall(r"<style>(.*?)</style>", text, re.S))
     scripts = "".join(re.findall(r"<script>(.*?)</script>", text, re.S))
     assert not re.search(r"@import|url\(", styles)
@@ -67,7 +43,7 @@ def test_nothing_is_loaded_from_elsewhere(text, page):
 
 
 def test_pictures_have_words_and_stand_once(page):
-    pictures = [attrs for attrs in page.all("img") if "src" in attrs]  # one is filled when clicked
+    pictures = page.find_all("img", src=True)  # one is filled when clicked
     saved = [cell.source for path in PATHS for cell in nbformat.read(path, 4).cells]
     assert len(pictures) >= sum("plots.save(" in source for source in saved) / 2
     for attrs in pictures:
@@ -84,15 +60,16 @@ def test_every_formula_is_converted(text, page):
             if cell.cell_type == "markdown":
                 words = re.sub(r"```.*?```|`[^`]*`", "", cell.source, flags=re.S)
                 written += len(re.findall(r"\$\$.+?\$\$|(?<!\$)\$[^$]+\$(?!\$)", words, re.S))
-    assert len(page.formulas) == written > 50
-    assert not [formula for formula in page.formulas if re.search(r"\\[a-z]|\^|\$", formula)]
+    formulas = [formula.text for formula in page.find_all("math")]
+    assert len(formulas) == written > 50
+    assert not [formula for formula in formulas if re.search(r"\\[a-z]|\^|\$", formula)]
     assert "<span>(8)</span></div>" in text, "numbers of equations stand at the margin"
 
 
 def test_links_within_the_book_lead_somewhere(page):
-    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    ids = [tag["id"] for tag in page.find_all(id=True)]
     assert len(ids) == len(set(ids))
-    links = [attrs["href"] for attrs in page.all("a") if "href" in attrs]
+    links = [tag["href"] for tag in page.find_all("a", href=True)]
     assert {f"#ch{number:02}" for number in range(10)} <= set(links)
     for link in links:
         assert link[1:] in ids if link[0] == "#" else link.startswith("http"), link
@@ -106,55 +83,16 @@ def test_five_interactive_figures_with_data(text):
         assert len(json.loads(data)["rows"]) > 1, name
 
 
-PROBE = """
-<script>
-window.wrong = [];
-window.onerror = (message) => window.wrong.push(message);
-</script>
-"""
-MEASURE = """
-<script>
-onload = () => {
-  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-  const texts = () => all(".live").map((box) => box.innerText), before = texts();
-  for (const input of all(".live input[type=range]")) {
-    input.value = +input.value === +input.max ? input.min : input.max;
-    input.oninput();
-  }
-  const removed = all("[data-name=removed] select").at(-1);
-  removed.value = 1;
-  removed.onchange();
-  const moved = texts().filter((text, i) => text !== before[i]).length;
-  const tables = all("table").filter((table) => table.querySelector(".sorts"));
-  const heads = tables.flatMap((table) => [...table.tHead.rows[0].cells]);
-  const head = heads.find((cell) => cell.textContent.trim() === "recomputed");
-  head.click();
-  const cells = [...head.closest("table").rows].map((row) => row.cells[head.cellIndex]);
-  const values = cells.map((cell) => parseFloat(cell.textContent)).filter((value) => value > 0);
-  const sorted = values.length > 5 && values.every((v, i) => !i || values[i - 1] <= v);
-  const { scrollWidth, clientWidth } = document.documentElement;
-  const result = { width: innerWidth, over: scrollWidth - clientWidth, moved, sorted, wrong };
-  parent.postMessage(result, "*");
-};
-</script>
-"""
-COLLECT = """
-<title></title>
-<script>
-const all = [];
-onmessage = (event) => { all.push(event.data); document.title = JSON.stringify(all); };
-</script>
-<iframe src="book.html" width="1400" height="900"></iframe>
-<iframe src="book.html" width="400" height="900"></iframe>
-"""
+FAULTS = "<script>window.wrong = []; window.onerror = (text) => window.wrong.push(text)</script>"
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here")
 def test_in_a_browser(text, tmp_path):
     """At two widths: no sideways scrolling, no error, figures that answer, tables that sort."""
-    probed = text.replace("<head>", "<head>" + PROBE).replace("</body>", MEASURE + "</body>")
+    measure = (ROOT / "tests/book_measure.html").read_text()
+    probed = text.replace("<head>", f"<head>{FAULTS}").replace("</body>", f"{measure}</body>")
     (tmp_path / "book.html").write_text(probed, "utf-8")
-    (tmp_path / "frames.html").write_text(COLLECT)
+    shutil.copy(ROOT / "tests/book_frames.html", tmp_path / "frames.html")
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
     command += [f"--user-data-dir={tmp_path}", "--virtual-time-budget=20000"]
     url = (tmp_path / "frames.html").as_uri()
@@ -179,15 +117,11 @@ def test_a_failed_and_a_missing_chapter_do_not_stop_the_others(tmp_path):
     notebook(source / "00_first.ipynb", title, again, good)
     times = {"duration": 61.0, "end_time": "2020-02-03T04:05:06.7+00:00"}
     notebook(out / "00_first.ipynb", title, again, good, papermill=times)
-    error = v4.new_output(
-        "error", ename="KeyError", evalue="rho", traceback=["\x1b[31mKeyError: rho"]
-    )
+    trace = {"ename": "KeyError", "evalue": "rho", "traceback": ["\x1b[31mKeyError: rho"]}
+    failed = "# NBVAL_CHECK_OUTPUT\nvalues['rho']"
+    failed = v4.new_code_cell(failed, outputs=[v4.new_output("error", **trace)])
     notebook(source / "01_second.ipynb", v4.new_markdown_cell("# Second"))
-    notebook(
-        out / "01_second.failed.ipynb",
-        v4.new_markdown_cell("# Second"),
-        v4.new_code_cell("# NBVAL_CHECK_OUTPUT\nvalues['rho']", outputs=[error]),
-    )
+    notebook(out / "01_second.failed.ipynb", v4.new_markdown_cell("# Second"), failed)
     third = v4.new_code_cell("print(3)", outputs=[v4.new_output("stream", text="an old result")])
     notebook(source / "02_third.ipynb", v4.new_markdown_cell("# 2 · Third\n\n$x^2$"), third)
     path = tmp_path / "book.html"
@@ -195,9 +129,7 @@ def test_a_failed_and_a_missing_chapter_do_not_stop_the_others(tmp_path):
     text = path.read_text("utf-8")
     chapters = text.split("<article ")[1:]
     assert "<h1>One &amp; two</h1>" in chapters[0]
-    assert "&lt;b&gt;all&lt;/b&gt; in runs" in chapters[0], (
-        "escaped, and without this machine's path"
-    )
+    assert "&lt;b&gt;all&lt;/b&gt; in runs" in chapters[0], "escaped, without this machine's path"
     assert 'href="#ch01"' in chapters[0]
     assert re.findall(r'<h2 id="([\w-]+)">', chapters[0]) == ["ch00-take-home", "ch00-take-home-2"]
     assert "Executed 2020-02-03 04:05 UTC in 61 s." in chapters[0]

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import subprocess
-import sys
 import threading
 
 import numpy as np
@@ -112,25 +111,6 @@ def test_a_failing_step_leaves_nothing_but_its_scratch(tmp_path):
     folder = kept.step("kind", {"a": 1}, lambda folder: write(half.read_text())(folder))
     assert (folder / "value.txt").read_text() == "done"
     assert [p.name for p in (tmp_path / "kind").iterdir()] == [key(a=1)]
-
-
-KILLED = """
-import os, signal, sys
-from emilib.cache import Cache
-def make(folder):
-    (folder / "part").write_text("x")
-    os.kill(os.getpid(), signal.SIGKILL)
-Cache(sys.argv[1]).step("kind", {"a": 1}, make)
-"""
-
-
-def test_a_killed_step_is_not_taken_for_a_finished_one(tmp_path):
-    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)]).returncode == -9
-    kept = Cache(tmp_path)
-    assert not kept.exists("kind", {"a": 1})
-    folder = kept.step("kind", {"a": 1}, lambda folder: None)
-    assert kept.exists("kind", {"a": 1})
-    assert not (folder / "part").exists()
 
 
 def test_files_are_written_whole_and_summed(tmp_path):

@@ -6,21 +6,15 @@ import pytest
 
 from emilib.study import claims
 
+SPLITS = 2 * (120_190 + 17_246)
+SUMS = [("A1", 4, SPLITS), ("A2", 4, 0.7634), ("A3", 5, 1.2924), ("A4", 7, 0)]
+SUMS += [("B1", 4, SPLITS), ("B2", 14, 3.24), ("B3", 6, 2.51), ("B4", 3, 1.45)]
 CHECKS = claims.checks().set_index(["paper", "where", "what"])
 
 
 @pytest.mark.parametrize(
     ("table", "rows", "total"),  # rows, and the sum of what the paper prints in them
-    [
-        ("A1", 4, 2 * (120_190 + 17_246)),
-        ("A2", 4, 0.7634),
-        ("A3", 5, 1.2924),
-        ("A4", 7, 0),
-        ("B1", 4, 2 * (120_190 + 17_246)),
-        ("B2", 14, 3.24),
-        ("B3", 6, 2.51),
-        ("B4", 3, 1.45),
-    ],
+    SUMS,
 )
 def test_every_table_has_its_rows_and_numbers(table, rows, total):
     listed = claims.rows(table)
@@ -48,12 +42,7 @@ def test_what_can_be_recomputed_and_the_ledger_of_what_does_not_hold():
 
 @pytest.mark.parametrize(
     ("table", "row", "words"),
-    [
-        ("A3", "V+B", "V\\+A"),
-        ("A3", "", "0 numbers"),
-        ("A1", "Train", "2 numbers"),
-        ("C1", "", "A1"),
-    ],
+    [("A3", "V+B", r"V\+A"), ("A3", "", "0 num"), ("A1", "Train", "2 num"), ("C1", "", "A1")],
 )
 def test_unknown_rows_are_refused(table, row, words):
     with pytest.raises(ValueError, match=words):

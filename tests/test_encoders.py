@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from small_checkpoints import SOUND, TEXTS
+from test_loading import sounds
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from emilib.features.encoders import AudioEncoder, padded, resize, resize_in_passes
+from emilib.features.encoders import AudioEncoder, resize, resize_in_passes
 from emilib.features.loading import small_text, small_vision, wordpiece
 from emilib.profiles import SMALL_AUDIO, SMALL_TEXT, SMALL_VISION
 
@@ -19,12 +20,6 @@ GROUP = {**SOUND, "feat_extract_norm": "group", "do_stable_layer_norm": False, "
 def network(config):
     torch.manual_seed(0)
     return Wav2Vec2Model(Wav2Vec2Config(**config)).eval()
-
-
-def sounds():
-    generator = torch.Generator().manual_seed(0)
-    clips = [0.02 * torch.randn(n, generator=generator) + 0.1 for n in (6000, 4000, 1500)]
-    return clips, *padded(clips)
 
 
 SIZES_OF_PICTURES = [  # (height, width), and what they are resized to

@@ -155,25 +155,6 @@ def test_only_what_is_missing_or_changed_is_trained(tmp_path, trained, monkeypat
     assert len(trained) == 9
 
 
-def test_a_killed_run_goes_on_from_its_last_epoch(tmp_path, monkeypatch):
-    epochs = []
-
-    def killed_in_epoch_3(*arguments):
-        def report(record):
-            epochs.append(record["epoch"])
-            if epochs == [1, 2]:
-                raise KeyboardInterrupt
-
-        return training.fit(*arguments, progress=report)
-
-    monkeypatch.setattr(runs, "fit", killed_in_epoch_3)
-    with pytest.raises(KeyboardInterrupt):
-        run([GRU], (0,), FEATURES, Cache(tmp_path / "a"), workers=1)
-    resumed, whole = (run([GRU], (0,), FEATURES, Cache(tmp_path / f), workers=1) for f in "ab")
-    np.testing.assert_array_equal(resumed["gru"].predictions, whole["gru"].predictions)
-    assert not list(tmp_path.glob("a/*/*.unfinished"))
-
-
 def test_workers_change_no_bit(tmp_path):
     pair, seen = [LINEAR, GRU], []
     alone = run(pair, (0,), FEATURES, Cache(tmp_path / "1"), workers=1)

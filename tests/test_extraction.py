@@ -112,9 +112,7 @@ def test_features_are_those_of_the_encoders_clip_by_clip(clips, extracted):
 def test_batches_are_full_and_their_padding_has_a_bound(clips, extracted, monkeypatch):
     encoders, *media = clips
     seen = {role: spy(monkeypatch, encoders[role], name) for role, name in INSIDE.items()}
-    rows = extract(
-        encoders, *([*column, *column] for column in media), device="cpu", batching=SMALL
-    )
+    rows = extract(encoders, *(2 * list(column) for column in media), device="cpu", batching=SMALL)
     first = [next(rows) for _ in range(SHARD)]
     for row, expected in zip(first, extracted[:SHARD], strict=True):
         all_close(row.values(), expected.values())

@@ -70,11 +70,9 @@ def test_crops_of_own_clips_reach_the_store_prediction_and_face_images(tmp_path)
     profile = dataclasses.replace(profile, visual="video")
     [row] = reader.decoded(["half"], profile=profile, kept=None)
     assert (len(row["frames"]), row["seen"]) == (10, None)
-
     clip = read_clip(Clip(tmp_path / "half.mp4"), MediaSettings(10, 64, "faces", 1))
     np.testing.assert_array_equal(clip.frames, rows[1]["frames"])
     assert (len(clip.times), clip.notes) == (5, ["A face was found in 5 of 10 frames."])
-
     shares = faces.write(read(tmp_path), workers=1).set_index("id")["share"]
     assert shares[ids].to_list() == [1, 0.5, 0]
     assert not shares[others].any()

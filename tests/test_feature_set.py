@@ -135,12 +135,10 @@ def test_frames_are_scaled_by_the_moments_of_what_is_left_of_them(reference):
     np.testing.assert_allclose(frames.std(dim=0, correction=0), np.ones(5), atol=1e-5)
     shifted = [None if f is None else f + i for i, f in enumerate(data.frames)]  # other people
     other = make(frames=shifted, frame_reference=reference).standardised(data.scaling)
-    np.testing.assert_allclose(
-        other.batch([0, 2, 5]).frames, data.batch([0, 2, 5]).frames, atol=1e-4
-    )
-    np.testing.assert_allclose(
-        data.scaled("frames", data.frames[5]), batch.frames[5][:4], atol=1e-5
-    )
+    pair = (each.batch([0, 2, 5]).frames for each in (other, data))
+    np.testing.assert_allclose(*pair, atol=1e-4)
+    scaled = data.scaled("frames", data.frames[5])
+    np.testing.assert_allclose(scaled, batch.frames[5][:4], atol=1e-5)
     with pytest.raises(ValueError, match="frame_reference: expected one of"):
         make(frame_reference="last")
 

@@ -47,19 +47,3 @@ def test_the_saved_model_predicts_what_it_predicted(workspace):
     for role, module in (("audio", after.audio), ("text", after.text)):
         pairs = zip(before[role].parameters(), module.parameters(), strict=True)
         assert not all(torch.equal(a, b) for a, b in pairs), role
-
-
-def test_a_batch_of_media_is_that_of_features_with_sound_and_words(workspace):
-    data = workspace.features("media").train
-    cached = workspace.features("ours", "paper_b").train
-    rows = np.array([3, 0, 7])
-    batch, plain = data.batch(rows), cached.batch(rows)
-    assert torch.equal(batch.frames, plain.frames)
-    assert torch.equal(batch.present, plain.present)
-    assert torch.equal(batch.target, plain.target)
-    for row, sound, real in zip(rows, batch.waveform, batch.waveform_valid, strict=True):
-        expected = workspace.media["waveform"][data.ids[row]]
-        if expected is not None:
-            np.testing.assert_array_equal(sound[real] * 32768, expected[: 12 * 16000])
-    assert batch.input_ids.shape == batch.attention_mask.shape
-    assert batch.attention_mask.sum(dim=1).max() == batch.input_ids.shape[1]

@@ -182,9 +182,7 @@ def test_another_sampling_rate_and_a_head_that_is_not_there_are_refused(tmp_path
 
 
 def test_code_of_a_checkpoint_is_never_run(tmp_path):
-    (tmp_path / "configuration.py").write_text(
-        f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n"
-    )
+    (tmp_path / "configuration.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     config = {"model_type": "new", "auto_map": {"AutoConfig": "configuration.NewConfig"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     refused("text", tmp_path, "never run")

@@ -144,9 +144,8 @@ def test_holm_is_the_loop_of_its_definition():
         for k, row in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
             highest = max(highest, min(1.0, p[row] * (len(p) - k)))
             expected[row] = highest
-        np.testing.assert_allclose(
-            np.delete(corrected, min(2, len(p))), [expected[i] for i in range(len(p))]
-        )
+        without = np.delete(corrected, min(2, len(p)))
+        np.testing.assert_allclose(without, [expected[i] for i in range(len(p))])
         assert np.isnan(corrected).sum() == 1
 
 

@@ -47,9 +47,8 @@ CASES = {
     for change in [{}, *SETTINGS.get(name, [])]
 }
 every_model = pytest.mark.parametrize("case", CASES)
-few = settings(
-    max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+EASY = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+few = settings(max_examples=12, **EASY)
 
 
 def make(name, **changes):

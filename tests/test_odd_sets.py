@@ -41,6 +41,7 @@ def feature_file(path, target, has):
         parts[split] |= {"regression_labels": rows, "raw_text": ["oh"] * len(rows)}
         for name, shape in WIDTHS.items():
             parts[split][name] = draw.normal(size=(len(rows), *shape)) * (name in has)
+    path = path.with_suffix(".pkl")
     path.write_bytes(pickle.dumps(parts))
     return path
 
@@ -53,28 +54,16 @@ NO_SET = "00-15 00-17 00-19 00-21 00-22 cell-77 cell-78 c093 c095 c095b c095d c0
 NO_SET += " 00-25 own-43 own-43b own-43d own-47 own-48"
 NO_SET += " w01 w03 w05 w07 w09 w09a w10 w12 w13a w14 w16 w18"
 EVERY, OF_MEDIA, OF_FEATURES = "00 01 02 03 04 05 06 07 08", "00 01 02 03 08", "04 05 06 07"
+DEAF = {"sound": False, "speaker": "ann", "text": WORDS, **MANY}
+BLIND = {"pictures": False, "text": WORDS, **ONE_CLASS}
+NEGATIVE = {"target": -DRAW.random(15), "has": ("vision", "audio")}
+ALONE = {"target": DRAW.normal(size=(15, 20)), "has": ("vision",)}
 SETS = {  # name: notebooks, what makes it
-    "no sound, one speaker, 20 targets, one constant": (
-        EVERY,
-        lambda place: own_clips(place, sound=False, speaker="ann", text=WORDS, **MANY),
-    ),
-    "no words, 1 target": (OF_MEDIA, lambda place: own_clips(place, joy=DRAW.random(12))),
-    "no frames, one class of label": (
-        OF_MEDIA,
-        lambda place: own_clips(place, pictures=False, text=WORDS, **ONE_CLASS),
-    ),
-    "features without words, all negative": (
-        OF_FEATURES,
-        lambda place: feature_file(
-            place.with_suffix(".pkl"), -DRAW.random(15), ("vision", "audio")
-        ),
-    ),
-    "features of frames alone, 20 targets": (
-        OF_FEATURES,
-        lambda place: feature_file(
-            place.with_suffix(".pkl"), DRAW.normal(size=(15, 20)), ("vision",)
-        ),
-    ),
+    "no sound, one speaker, 20 targets, one constant": (EVERY, own_clips, DEAF),
+    "no words, 1 target": (OF_MEDIA, own_clips, {"joy": DRAW.random(12)}),
+    "no frames, one class of label": (OF_MEDIA, own_clips, BLIND),
+    "features without words, all negative": (OF_FEATURES, feature_file, NEGATIVE),
+    "features of frames alone, 20 targets": (OF_FEATURES, feature_file, ALONE),
 }
 
 
@@ -93,8 +82,8 @@ def home(tmp_path_factory):
 
 @pytest.mark.parametrize("name", SETS)
 def test_every_cell_runs(name, home, monkeypatch):
-    numbers, make = SETS[name]
-    corpus = make(home / f"set {list(SETS).index(name)}")
+    numbers, make, settings = SETS[name]
+    corpus = make(home / f"set {list(SETS).index(name)}", **settings)
     settings = {"PROFILE": "smoke", "SEEDS": "1", "HOME": str(home), "CORPUS": str(corpus)}
     for variable, value in settings.items():
         monkeypatch.setenv(f"EMI_{variable}", value)

@@ -88,10 +88,8 @@ def test_media_that_are_not_changed_give_the_features_as_they_were(workspace):
 def test_a_joint_stage_one_has_one_text_encoder_for_both_sides(workspace):
     plan = dataclasses.replace(workspace.profile.stage_one["audio"], joint=True)
     both = [{"frames": plan, "audio": plan}, {**workspace.profile.stage_one, "audio": plan}]
-    joint, torn = (
-        Workspace(dataclasses.replace(workspace.profile, stage_one=plans), home=workspace.home)
-        for plans in both
-    )
+    profiles = (dataclasses.replace(workspace.profile, stage_one=plans) for plans in both)
+    joint, torn = (Workspace(profile, home=workspace.home) for profile in profiles)
     steps = [step for step in joint.steps if "Stage I" in step.name]
     assert len(steps) == 1
     texts = [joint.contrast(side).text for side in ("frames", "audio")]
@@ -223,9 +221,7 @@ def test_what_is_too_small_is_refused_before_anything_is_made(tmp_path):
         write_media(folder / f"{name}.mp4", times=[0.0, 0.2])
     rows = [f"{name},{n},{'train' if n < 8 else 'val'}," for n, name in enumerate("abcdefghijkl")]
     (folder / "labels.csv").write_text("\n".join(["file,joy,split,text", *rows[1:]]))
-    with pytest.raises(
-        ValueError, match="at least 8 train and 4 validation clips, got 7 train and 4"
-    ):
+    with pytest.raises(ValueError, match=r"8 train and 4 validation .* got 7 train and 4"):
         Workspace("smoke", folder, tmp_path / "home").require()
     (folder / "labels.csv").write_text("\n".join(["file,joy,split,text", *rows]))
     Workspace("smoke", folder, tmp_path / "home").require()  # words are nowhere

@@ -94,7 +94,6 @@ def test_findings_are_those_of_the_committed_figures():
     assert set(parts["verdict"]) == {"not resolved"}
     measured += [parts["delta_here"].abs().max(), tables["B4"].loc["Audio-anchored", "delta_here"]]
     assert tables["B4"].loc["Audio-anchored", "verdict"] == "the opposite"
-
     worlds = pd.read_csv(figures / "worlds_matrix.csv")
     by = worlds.set_index(["mechanism", "world", "dial"])["value"]
     assert by["text anchor against concatenation", "selection", 0] < 0

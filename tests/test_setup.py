@@ -76,38 +76,6 @@ def test_packages_and_room_are_checked(tmp_path, monkeypatch):
 
 # ------------------------------------------------------------------ run_all.sh
 
-# Stands for a Python: -m venv and pip are played, the rest is the real one.
-PYTHON_STUB = """#!/usr/bin/env bash
-case "$*" in
-    *version_info*) exit ${STUB_OLD:-0} ;;
-    *ensurepip*) exit ${STUB_NO_ENSUREPIP:-0} ;;
-    "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo venv >>"$STUB_LOG" ;;
-    "-m pip config list") echo "${STUB_PIP_CONFIG:-}" ;;
-    "-m pip install"*" uv")
-        [ -n "${STUB_NO_UV:-}" ] && exit 1
-        cp "$(dirname "$0")/python" "$(dirname "$0")/uv" && echo "pip uv" >>"$STUB_LOG" ;;
-    "pip install"*)
-        echo "uv $5 $6 $7 links=${UV_FIND_LINKS:-} more=${UV_EXTRA_INDEX_URL:-}" >>"$STUB_LOG"
-        exit ${STUB_UV_STATUS:-0} ;;
-    "-m pip install"*)
-        echo pip >>"$STUB_LOG"
-        echo "${STUB_PIP_SAYS:-}"
-        [ -z "${STUB_PIP_SLEEP:-}" ] || sleep "$STUB_PIP_SLEEP"
-        exit ${STUB_PIP_STATUS:-0} ;;
-    *emilib.runner*)
-        shift
-        echo "runner: $*"
-        echo "PYTHONPATH=$PYTHONPATH OFFLINE=${HF_HUB_OFFLINE:-}" ;;
-    *) exec REAL "$@" ;;
-esac
-"""
-CONDA_STUB = """#!/usr/bin/env bash
-echo "conda $*" >>"$STUB_LOG"
-while [ "$1" != --prefix ]; do shift; done
-mkdir -p "$2/bin" && cp "$(dirname "$0")/python3.11" "$2/bin/python"
-"""
-
-
 INSTALLED = ["venv", "pip uv", "uv --torch-backend=auto -r LIST links= more=", "pip"]
 
 
@@ -125,10 +93,11 @@ class Checkout:
         self.bin.mkdir()
         for tool in filter(shutil.which, TOOLS.split()):
             (self.bin / tool).symlink_to(shutil.which(tool))
-        self.add("python3.11", PYTHON_STUB.replace("REAL", sys.executable))
+        self.add("python3.11")
 
-    def add(self, name: str, text: str) -> None:
-        (self.bin / name).write_text(text)
+    def add(self, name: str) -> None:
+        stub = (ROOT / f"tests/stub_{name.rstrip('.1234567890')}.sh").read_text()
+        (self.bin / name).write_text(stub.replace("REAL", sys.executable))
         (self.bin / name).chmod(0o755)
 
     def extend_list(self, line: str) -> None:
@@ -176,9 +145,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_made(checkout, tmp_pa
     }.items():
         assert sentence in checkout.refused(*arguments.split())
     assert not (checkout.root / "runs").exists()
-    assert "Python 3.11, 3.12 or 3.13 is needed, and there is none;" in checkout.refused(
-        STUB_OLD="1"
-    )
+    assert "3.11, 3.12 or 3.13 is needed, and there is none;" in checkout.refused(STUB_OLD="1")
     assert "ensurepip is missing" in checkout.refused(STUB_NO_ENSUREPIP="1")
     assert "there is none at /none;" in checkout.refused(PYTHON="/none")
     said = checkout.refused(EMI_MIN_FREE_GB="9999999")
@@ -203,7 +170,6 @@ def test_first_run_installs_and_the_second_does_not(checkout, tmp_path):
     said = checkout.run("--features", "a corpus", "--text-pool=cls", cwd=tmp_path)
     assert f"--profile embedded --features {corpus} --text-pool cls\n" in said
     assert checkout.calls() == [], "nothing is installed twice"
-
     for line, calls in (("      - tiny==1.0 # new\n", INSTALLED), ("# word\n", [])):
         checkout.extend_list(line)
         checkout.run()
@@ -248,7 +214,7 @@ def test_an_installation_that_fails(checkout):
 
 
 def test_conda_is_used_where_it_is(checkout):
-    checkout.add("conda", CONDA_STUB)
+    checkout.add("conda")
     checkout.run()
     prefix, listed = checkout.root / "runs/env", checkout.root / "environment.yml"
     assert checkout.calls() == [f"conda env create --prefix {prefix} --file {listed}", "pip"]

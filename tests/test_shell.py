@@ -17,10 +17,8 @@ HEAVY = ("torch", "transformers", "whisper", "av", "numba", "pandas", "scipy", "
 def loaded_after(code):
     """Which heavy packages are in sys.modules after `code`, in a new process."""
     shown = f"{code}\nimport sys\nprint(*sorted(set({HEAVY!r}) & set(sys.modules)))"
-    result = subprocess.run(
-        [sys.executable, "-c", shown], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    return result.stdout.splitlines()[-1].split()
+    shown = subprocess.check_output([sys.executable, "-c", shown], text=True, cwd=ROOT)
+    return shown.splitlines()[-1].split()
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed(tmp_path):
@@ -32,7 +30,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed(tmp_path):
 
 def printed(shell):
     command = [sys.executable, "-m", "emilib", "--tyro-print-completion", shell]
-    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    return subprocess.check_output(command, text=True, cwd=ROOT)
 
 
 ASK = """
@@ -59,9 +57,8 @@ def test_the_completion_of_notebook_08_completes(tmp_path):
     script = tmp_path / "completion.sh"
     script.write_text(printed("bash"), encoding="utf-8")
     asks = ASK.format(script=script, pipe=json.loads(f'"{pipe}"'))
-    command = ["bash", "--norc", "-c", asks]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    command, values, other = result.stdout.split("\n")[:3]
+    result = subprocess.check_output(["bash", "--norc", "-c", asks], text=True)
+    command, values, other = result.split("\n")[:3]
     assert command == "submit"
     assert values.split() == ["smoke", "embedded", "paper"]
     assert other == "", "file names complete where this has none"

@@ -1,7 +1,6 @@
 """The feature store: what is written is read back, whatever happens in between."""
 
 import pickle
-import threading
 from itertools import chain, islice
 from pathlib import Path
 
@@ -118,23 +117,8 @@ def test_a_harmed_shard_is_produced_again(tmp_path, harm, finished):
         Producer(tmp_path)()
     else:
         killed(tmp_path)
-    harm(
-        next(
-            p for p in tmp_path.rglob("other.safetensors") if list(Store([p])) == ["00000", "00001"]
-        )
-    )
+    shards = {tuple(Store([path])): path for path in tmp_path.rglob("other.safetensors")}
+    harm(shards["00000", "00001"])
     again = Producer(tmp_path)
     assert_same(again()["other"], CLIPS)
     assert again.asked == list(CLIPS)[:2] + ([] if finished else list(CLIPS)[4:])
-
-
-def test_two_processes_may_build_the_same_at_once(tmp_path):
-    threads = [threading.Thread(target=Producer(tmp_path)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert not any(thread.is_alive() for thread in threads)
-    third = Producer(tmp_path)
-    assert_same(third()["values"], CLIPS)
-    assert third.asked == []

@@ -11,13 +11,8 @@ from emilib.study.runs import Outcome, Results
 
 CORPUS = "embedded corpus: drawn faces and synthetic voices; not comparable with the paper's number"
 CLIPS, TEST = 90, [f"t{i}" for i in range(20)]
-PARTITIONS = pd.DataFrame(
-    {
-        "split": ["train", "validation", "test"],
-        "clips": [400, 240, 60],
-        "seconds": [2001.4, 1200.2, 3599.0],
-    }
-)
+PARTITIONS = {"split": ["train", "validation", "test"], "clips": [400, 240, 60]}
+PARTITIONS = pd.DataFrame(PARTITIONS | {"seconds": [2001.4, 1200.2, 3599.0]})
 
 
 def drawn_results(seed=0) -> Results:
@@ -30,9 +25,8 @@ def drawn_results(seed=0) -> Results:
         predictions = (0.2 + 0.05 * number) * target
         predictions = predictions + draw.normal(0, 0.3, (len(seeds), CLIPS, 6))
         test = draw.random((len(seeds), len(TEST), 6))
-        outcomes[name] = Outcome(
-            e, seeds, ids, target, predictions, TEST, test, [], 123_456, seconds, []
-        )
+        rest = (TEST, test, [], 123_456, seconds, [])
+        outcomes[name] = Outcome(e, seeds, ids, target, predictions, *rest)
     valid, test = draw.random((CLIPS, 6)) + 3 * target, draw.random((len(TEST), 6))
     both = np.concatenate([valid, test])
     lines = {name: both for name in ("ridge_frames", "ridge_text", "ridge_sum")}

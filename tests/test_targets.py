@@ -9,18 +9,14 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
-from test_experiments import PROFILE
-from test_training import RECIPE, TRAIN, VALID, clips, small
+from test_training import RECIPE, TRAIN, VALID, small
 
-from emilib import EMOTIONS, models, profiles, submission
-from emilib.cache import Cache
+from emilib import models, profiles, submission
 from emilib.corpus import CorpusError
 from emilib.export import predictor_of
-from emilib.features import FeatureSet
-from emilib.features.feature_set import FeatureSplits
 from emilib.pipeline import Workspace
 from emilib.predict import EmiPredictor
-from emilib.study import experiments, fit, mean_pearson, runs
+from emilib.study import fit, mean_pearson
 from emilib.training.loop import TargetScale
 
 WIDE = np.array([6.0, 1.0, 1e4, 0.001, 20.0, 1.0])
@@ -69,41 +65,6 @@ def test_targets_of_a_model_that_ends_in_a_sigmoid_come_into_its_range():
     result = fit(model, data, None, dataclasses.replace(RECIPE, epochs=1))
     expected = TargetScale.of(data.target, "range").to_dict()
     assert result.scale.to_dict() == expected
-
-
-def test_names_go_along_with_a_set():
-    columns, names = (TRAIN.ids, TRAIN.frames, None, TRAIN.text, TRAIN.target), tuple("abcdef")
-    data, named = (FeatureSet.from_arrays(*columns, names=n) for n in (names, EMOTIONS))
-    assert data.select([0, 1]).only("text").targets == names
-    assert data.with_target(data.target).standardised(data.moments()).targets == names
-    assert data.fingerprint() != TRAIN.fingerprint() == named.fingerprint()
-    with pytest.raises(ValueError, match="names: expected 6, one a target, got 2"):
-        FeatureSet.from_arrays("ab", text=np.ones((2, 1)), target=np.ones((2, 6)), names="xy")
-    assert "rho b" in fit(small(), data, data, dataclasses.replace(RECIPE, epochs=1)).history
-
-
-def test_savchenko_is_brought_into_the_range_of_its_sigmoid_and_back(tmp_path):
-    def part(count, seed):
-        data, generator = clips(count, seed), np.random.default_rng(seed)
-        audio = [generator.normal(size=(4, 6)) for _ in range(count)]
-        columns = (data.ids, data.frames, audio, data.text, data.target[:, :2] * [6, 1] + [1, 0])
-        return FeatureSet.from_arrays(*columns, names=("valence", "size"))
-
-    train, valid = part(24, 1), part(12, 2)
-    features = {"ours": FeatureSplits(train, valid, part(3, 3), "x")}
-    listed = experiments.all_experiments(PROFILE)
-    chosen = ("savchenko_2025", "savchenko_2025_leaked", "yu_2024")
-    results = runs.run([listed[n] for n in chosen], (0,), features, Cache(tmp_path), workers=1)
-    low, high = train.target[:, 0].min(), train.target[:, 0].max()
-    for name in chosen:
-        outcome = results[name]
-        assert outcome.targets == ("valence", "size")
-        np.testing.assert_array_equal(outcome.target, valid.target)
-        first = outcome.predictions[..., 0]
-        assert name == "yu_2024" or ((first >= low) & (first <= high)).all()
-    raw = results.model("yu_2024")(**valid.batch(range(12)).inputs()).intensity.detach().numpy()
-    scaled = results["yu_2024"].scale.inverse_transform(raw)
-    np.testing.assert_allclose(scaled, results["yu_2024"].predictions[0], atol=1e-4)
 
 
 @pytest.fixture(scope="module")

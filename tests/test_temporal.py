@@ -60,9 +60,8 @@ def test_bilstm_is_torchs_lstm_on_each_clip_alone():
     states = mine(values.masked_fill(~valid[..., None], torch.nan), valid)
     assert states[~valid].eq(0).all()
     for row, length in enumerate([7, 3, 1]):
-        torch.testing.assert_close(
-            states[row, :length], other(values[row : row + 1, :length])[0][0]
-        )
+        alone = other(values[row : row + 1, :length])[0][0]
+        torch.testing.assert_close(states[row, :length], alone)
 
 
 def test_gate_is_equation_6_in_numpy():
@@ -92,11 +91,7 @@ def naive_pool(frames, real, segments):
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(
-    lengths=st.lists(st.integers(0, 12), min_size=1, max_size=4),
-    segments=st.integers(1, 16),
-    hole=st.integers(0, 11),
-)
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=4), st.integers(1, 16), st.integers(0, 11))
 def test_pool_segments_is_equation_5(lengths, segments, hole):
     frames, valid = ragged([12, *lengths], 3)
     valid[:, hole] = False  # steps inside a clip may be missing

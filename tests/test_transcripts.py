@@ -1,7 +1,5 @@
 """Transcripts: from files, from a small Whisper checkpoint written here, or none."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,15 +7,11 @@ import small_checkpoints
 import whisper
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_workers import DRAW, RATE, SOUNDS, decode
 
 from emilib.cache import Cache
 from emilib.corpus import media
 from emilib.features import transcripts
-
-RATE = 16_000
-DRAW = np.random.default_rng(0)
-TONES = [0.5 * np.sin(2 * np.pi * hertz * np.arange(RATE) / RATE) for hertz in (300, 500, 900)]
-SOUNDS = [sound.astype(np.float32) for sound in (*TONES, DRAW.normal(0, 0.1, 80_000))]
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +74,6 @@ def test_silence_is_that_of_the_audit(level, loud, quiet):
     assert transcripts.silent(waveform) == (media.loudness(waveform, RATE) <= media.SILENCE)
 
 
-def decode(paths):
-    """Stands in for decoding: the file holds the number of one of `SOUNDS`."""
-    number = Path(paths[0]).read_text()
-    return SOUNDS[int(number)] if number else None
-
-
 def table(folder, words):
     paths = [folder / f"{number}.txt" for number in range(len(words))]
     for number, path in enumerate(paths):
@@ -115,7 +103,6 @@ def test_whisper_fills_in_what_has_no_file_once(model, tmp_path, monkeypatch, wo
     assert told[-1] == (4, 4)
     again, _ = transcripts.transcripts(clips, pytest.fail, cache)
     assert again.tolist() == expected
-
     key = transcripts.heard_key(clips)
     (tmp_path / "0.txt").write_text("3   ")
     transcripts.transcripts(clips, lambda paths: heard.append(1) or decode(paths), cache)

@@ -53,9 +53,8 @@ def test_each_point_is_trained_once_scored_kept_and_the_best_taken(tmp_path, mon
     scores = tuning.tune(*settings, workers=1)
     assert len(calls) == 2 * 3 + 1, "two of the killed command's runs were kept"
     assert list(scores) == ["experiment", "lr", "epochs", "rho"]
-    by = {
-        name: rows.set_index(["lr", "epochs"])["rho"] for name, rows in scores.groupby("experiment")
-    }
+    groups = scores.set_index(["lr", "epochs"]).groupby("experiment")
+    by = {name: rows["rho"] for name, rows in groups}
     pd.testing.assert_series_equal(by["linear"], by["again"])
     inner = tuning.inner_splits(SPLITS["official"], PEOPLE)
     train, valid = (s.only("audio") for s in (inner.train, inner.validation))
@@ -64,7 +63,6 @@ def test_each_point_is_trained_once_scored_kept_and_the_best_taken(tmp_path, mon
     point = dataclasses.replace(listed[0], recipe=dataclasses.replace(recipe, lr=0.1, epochs=1))
     rho = mean_pearson(valid.target, runs.train_model(point, train, valid, 0, None).predict(valid))
     assert by["linear"][0.1, 1] == pytest.approx(rho, abs=1e-4)
-
     path = tmp_path / "tuning.csv"
     tuning.write(scores, "a corpus", path)
     counts = "trained on 18 training clips of 6 people, rho on 6 training clips of 2 people"

@@ -36,7 +36,6 @@ def test_targets_of_any_name_and_range_are_what_pandas_alone_reads(tmp_path):
     assert list(clips.columns) == ["id", "split", *FILE_COLUMNS, *targets]
     np.testing.assert_array_equal(clips[targets], plain)
     assert (clips[targets].dtypes == np.float64).all()
-
     table = audit(tmp_path, workers=1)
     assert set(table["defect"]) == {"unreadable"}  # the files hold nothing
     assert sorted(table["id"]) == ["a", "b", "c", "d"]

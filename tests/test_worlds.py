@@ -116,9 +116,8 @@ def test_differences_are_paired_and_have_their_words(monkeypatch):
     noise = {"better": 0.7, "worse": 1.5, "same": 1.0}
     predictions = {n: target + share * (plain - target) for n, share in noise.items()}
     predictions["wild"] = target + draw.normal(0, 1, (3, 1, 1)) * (plain - target) * 2
-    predictions = {
-        ("selection", 0.0, n): list(p) for n, p in (predictions | {"plain": plain}).items()
-    }
+    predictions["plain"] = plain
+    predictions = {("selection", 0.0, n): list(p) for n, p in predictions.items()}
     table = worlds.compare(predictions, size).set_index("mechanism")
     assert table["verdict"].tolist() == ["pays", "costs", "below .01", "not resolved"]
     first, second = (np.stack(predictions["selection", 0.0, n]) for n in ("better", "plain"))
@@ -130,10 +129,8 @@ def test_differences_are_paired_and_have_their_words(monkeypatch):
 def cells():
     names = ["row", "group", "column", "value", "verdict"]
     rows = [("A: gate", "selection", "0", -0.004, "below .01")]
-    rows += [
-        ("A: gate", "selection", "1", 0.2, "pays"),
-        ("B: tokens", "missing", "1", -0.25, "costs"),
-    ]
+    rows.append(("A: gate", "selection", "1", 0.2, "pays"))
+    rows.append(("B: tokens", "missing", "1", -0.25, "costs"))
     return pd.DataFrame(rows, columns=names)
 
 

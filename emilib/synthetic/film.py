@@ -63,8 +63,9 @@ def make(
     parameters |= {"filming": FILMING, "generator": GENERATOR}
     notes = [folder / "synthetic.json", folder / ".synthetic" / "parameters.json"]
     text = json.dumps(parameters, indent=2) + "\n"
-    same = any(note.is_file() and note.read_bytes() == text.encode() for note in notes)
-    if not same and folder.exists() and (folder.is_file() or any(folder.iterdir())):
+    # In this order, and without hidden files: another run may be writing its notes at this moment.
+    foreign = folder.is_file() or any(path.name[0] != "." for path in folder.glob("*"))
+    if foreign and not any(n.is_file() and n.read_bytes() == text.encode() for n in notes):
         wanted = "expected a new folder, or one whose synthetic.json has the same parameters"
         raise CorpusError(f"{folder}: {wanted}, got something else; name another or delete it")
     for note in notes:  # two, so that a damaged one does not turn the folder into a foreign one

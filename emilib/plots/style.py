@@ -1,7 +1,6 @@
 """The style of all figures, and the pieces that several of them share; `save` writes a figure.
 
-Blue, orange and green are frames, audio and text, and nothing else; everything else takes its
-colours from `CYCLE`: those of Okabe and Ito, which colour-blind readers tell apart.
+Blue, orange and green are frames, audio and text, and nothing else; models are black and grey.
 """
 
 import io
@@ -10,7 +9,6 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
@@ -19,14 +17,11 @@ from matplotlib.figure import Figure
 from emilib.cache import atomic_write
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
-BLACK, PINK, SKY, YELLOW, GREY = "#000000", "#CC79A7", "#56B4E9", "#E69F00", "#666666"
+BLACK, SKY, YELLOW, GREY = "#000000", "#56B4E9", "#E69F00", "#666666"
 COLOURS = {"frames": BLUE, "audio": ORANGE, "text": GREEN}
-CYCLE = (BLACK, PINK, SKY, YELLOW, "#6A3D9A", "#8C6239", "#9A9A9A")
-MARKERS = "osD^vPX"
 
 # Without formulas: a "$" in words, a file's name or a target's is a dollar.
 STYLE = json.loads(Path(__file__).with_name("style.json").read_text("utf-8"))
-STYLE["axes.prop_cycle"] = matplotlib.cycler(color=CYCLE)
 
 
 @rc_context(STYLE)
@@ -152,7 +147,7 @@ def learning_curves(histories: Mapping, corpus="", title="Learning curves") -> F
             by_epoch = pd.concat(runs).dropna(subset=column).groupby("epoch")[column]
             mean, style = by_epoch.mean(), {"color": BLACK if number == len(histories) else GREY}
             axes.fill_between(mean.index, by_epoch.min(), by_epoch.max(), alpha=0.15, **style)
-            axes.plot(mean.index, mean, MARKERS[number % 7] + "-", ms=4, markevery=[-1], **style)
+            axes.plot(mean.index, mean, "osD^vPX"[number % 7] + "-", ms=4, markevery=[-1], **style)
             ends[name] = mean.index[-1], mean.iloc[-1]
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.get_major_locator().set_params(integer=True)

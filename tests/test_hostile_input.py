@@ -155,7 +155,7 @@ MODELS = {  # what is done to the folder, and words of the sentence that refuses
     "a tensor too few": (tensors(lambda t: t.pop(min(t))), "Missing key.* in state_dict"),
     "a tensor too many": (tensors(lambda t: t.update(x=torch.ones(1))), "x"),
     "an encoder's tensor": (tensors(lambda t: t.pop("layernorm.weight"), VISION), "layernorm.w"),
-    "an encoder's layer": (json_of("vision/config.json", num_hidden_layers=2), "encoder.layer.2"),
+    "an encoder's layer": (json_of("vision/config.json", num_hidden_layers=2), "tensors"),
     "other weights": (lambda f: shutil.copy(f / "audio/model.safetensors", f / VISION), "embedd"),
     "another encoder": (copied("audio", "vision"), "for vision"),
     "another model's name": (json_of(model="DualStage"), "fusion"),

@@ -156,7 +156,7 @@ def test_order_company_and_workers_change_no_number(predictor, mixed, monkeypatc
     assert first[columns].equals(second.loc[first.index, columns])
 
 
-SLOW = ("transformers", "torch._dynamo", "matplotlib", "numba", "sklearn", "scipy", "whisper")
+SLOW = ("matplotlib", "numba", "sklearn", "whisper")
 COMMAND = """
 import sys
 from emilib.__main__ import main

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from textwrap import shorten
 
@@ -12,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from emilib import EMOTIONS, SAMPLE_RATE, models
 from emilib.cache import atomic_write
-from emilib.features import light
 from emilib.features.checkpoints import refuse_traps, strings
+from emilib.features.loading import load_encoder, save_encoder
 from emilib.predict.clip import MediaSettings
 from emilib.progress import quietly
 from emilib.training.loop import TargetScale
@@ -33,11 +32,6 @@ LIMITS = {  # what the models can't know, by whether their corpus is synthetic
 def save(predictor, folder: Path) -> Path:
     """Write an `EmiPredictor`; `config.json` last, so that a folder with it is complete."""
     for role, encoder in predictor.encoders.items():
-        if isinstance(encoder.model, light.Network):
-            shutil.copytree(encoder.model.folder, folder / role, dirs_exist_ok=True)
-            continue
-        from emilib.features.loading import save_encoder
-
         (folder / role).mkdir(parents=True, exist_ok=True)
         save_encoder(encoder, folder / role)
     for seed, model in predictor.models.items():
@@ -100,14 +94,12 @@ def load(source, make):
 
 
 def _encoder(folder: Path, role: str):
-    """The encoder of this role; by transformers where it is none of `light`."""
-    encoder = light.load(folder)
-    if encoder is None:
-        from emilib.features.loading import load_encoder
-
-        encoder = load_encoder(folder)
+    encoder = load_encoder(folder)
     if not type(encoder).__name__.lower().startswith(role):
         raise ValueError(f"{folder}: expected an encoder for {role}, got {type(encoder).__name__}")
+    count = sum(len(load_file(path)) for path in folder.glob("*.safetensors"))
+    if count != (wanted := len(encoder.model.state_dict())):
+        raise ValueError(f"{folder}: expected {wanted} tensors, as of config.json, got {count}")
     return encoder
 
 
@@ -120,10 +112,6 @@ def _try(predictor) -> None:
     frames, sound = np.zeros((1, 3, side, side), np.uint8), np.zeros(SAMPLE_RATE, np.int16)
     words = ["well" if "text" in predictor.modalities else ""]
     _, intensity = predictor._run(predictor._encode(frames, [slice(0, 1)], [sound], words))
-    for role, encoder in predictor.encoders.items():
-        spare = getattr(encoder.model, "unread", set()) - set(light.UNREAD)
-        if spare and ROLES[role] in predictor.modalities:
-            raise ValueError(f"expected the weights of {role}/config.json, got also {min(spare)}")
     shape = (len(predictor.models), 1, len(predictor.emotions))
     if intensity.shape != shape or not np.isfinite(intensity).all():
         got = f"{intensity.shape} with {np.isfinite(intensity).mean():.0%} of them finite"

@@ -6,7 +6,6 @@ import ipywidgets
 import numpy as np
 import pandas as pd
 import pytest
-from IPython.display import Image
 from matplotlib.figure import Figure
 
 from emilib.plots import clip_plots, notebook, style, verdicts
@@ -48,8 +47,11 @@ def test_differences_are_drawn_as_they_are_to_the_same_bytes(tmp_path):
     back = pd.read_csv(tmp_path / "1" / "b4.csv")
     np.testing.assert_allclose(back["delta_here"], table["delta_here"])
     shown = notebook.show(figure)
-    assert shown.data == style.png(verdicts.differences(table, CORPUS))
-    assert shown.alt == title
+    again = verdicts.differences(table, CORPUS)
+    assert (shown.png, shown.svg) == tuple(style.rendered(again, kind) for kind in ("png", "svg"))
+    data, about = shown._repr_mimebundle_()
+    assert title in data["image/svg+xml"]  # letters, not outlines
+    assert {kind["alt"] for kind in about.values()} == {title}
 
 
 def test_curves_hold_their_numbers():
@@ -84,7 +86,7 @@ def test_a_card_shows_what_a_clip_has_and_says_what_it_lacks():
     clip, labels = SimpleNamespace(sample_rate=16_000, **clip), pd.Series({"Awe": 0.5, "Joy": 0.0})
     words = "$5 and \\frac{$"  # no formula
     figure = clip_plots.clip_card(clip, "Clip 1", labels, words, ["silent"], CORPUS)
-    style.png(figure)
+    style.rendered(figure, "png")
     assert {f"“{words}”", "0.50", "0.00", "silent", CORPUS} <= set(texts(figure))
     assert len(figure.axes[0].images) == clip_plots.MOST_FACES
     bars = next(axes for axes in figure.axes if axes.patches).patches
@@ -100,7 +102,7 @@ def test_a_card_shows_what_a_clip_has_and_says_what_it_lacks():
 def test_a_long_title_stays_inside_and_a_dollar_is_no_formula():
     title = "Trained on everything, evaluated with a part of it; what is heard is worth $5 and $6"
     figure, _ = style.canvas(5, 2, f"{title} \\frac{{$", CORPUS)
-    style.png(figure)
+    style.rendered(figure, "png")
     for text in figure.texts:
         box = text.get_window_extent()
         assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
@@ -122,7 +124,7 @@ def test_a_front_end_gets_drop_downs_and_a_file_the_first_picture(monkeypatch):
     groups = {"short": {"one": 1, "two": 2}, "empty": {}, "long": {"three": 3}}
     drawn, displayed = [], []
     draw = lambda key: drawn.append(key) or Figure(figsize=(1, 1))  # noqa: E731
-    assert isinstance(notebook.pick(groups, draw, play=pytest.fail), Image)
+    assert isinstance(notebook.pick(groups, draw, play=pytest.fail), notebook.Picture)
     assert drawn == [1]
     request = SimpleNamespace(get_parent=lambda: {"metadata": {"cellId": "c084"}})
     monkeypatch.setattr(notebook, "get_ipython", lambda: request)

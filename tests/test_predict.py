@@ -223,7 +223,7 @@ def test_look_of_dual_stage_gives_its_weights(workspace, mixed):
     assert (look.weights[:, :, 1] == 0).all()
     np.testing.assert_allclose(look.weight_borders, np.linspace(0, look.end, 7))
     assert list(look.without.index) == ["all", "without frames", "without text"]
-    assert style.png(clip_plots.explained(look)).startswith(b"\x89PNG")
+    assert style.rendered(clip_plots.explained(look), "png").startswith(b"\x89PNG")
 
 
 @given(st.floats(1, 3600), st.floats(1, 30), st.floats(0.1, 1))

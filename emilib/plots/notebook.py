@@ -4,15 +4,16 @@ import ast
 import inspect
 import os
 import textwrap
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 
 import ipywidgets
 import pandas as pd
 from IPython import get_ipython
-from IPython.display import Image, Markdown, display
+from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
-from emilib.plots.style import png
+from emilib.plots.style import rendered
 
 
 def show_source(*objects) -> Markdown:
@@ -30,10 +31,24 @@ def show_source(*objects) -> Markdown:
     return Markdown("\n\n".join(f"```python\n{text}\n```" for text in code))
 
 
-def show(figure: Figure, alt: str | None = None) -> Image:
-    """A figure as a PNG picture, with a text for those who can't see it (its title by default)."""
+class Picture:
+    """A figure as SVG and, for front ends that do not trust a notebook's SVG, as PNG."""
+
+    def __init__(self, figure: Figure, alt: str):
+        self.svg, self.png, self.alt = rendered(figure, "svg"), rendered(figure, "png"), alt
+
+    def __repr__(self):
+        return self.alt
+
+    def _repr_mimebundle_(self, **options):
+        data = {"image/svg+xml": self.svg.decode(), "image/png": b64encode(self.png).decode()}
+        return data, {kind: {"alt": self.alt} for kind in data}
+
+
+def show(figure: Figure, alt: str | None = None) -> Picture:
+    """A figure as a picture, with a text for those who can't see it (its title by default)."""
     titles = (text.get_text() for text in figure.texts)
-    return Image(png(figure), alt=alt or next(filter(None, titles), None))
+    return Picture(figure, alt or next(filter(None, titles), ""))
 
 
 def show_table(rows, columns: Sequence[str] | None = None, digits=3, caption="") -> Markdown:

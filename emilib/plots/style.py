@@ -48,19 +48,18 @@ def canvas(width: float, height: float, title: str, corpus: str = "", rows=1, co
 
 def save(figure: Figure, folder, name: str, data: pd.DataFrame) -> None:
     """NAME.svg and NAME.csv, what is drawn in numbers; the same bytes for the same results."""
-    stream = io.BytesIO()
-    with rc_context(STYLE):
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     index = not isinstance(data.index, pd.RangeIndex)
-    atomic_write(Path(folder) / f"{name}.svg", stream.getvalue())
+    atomic_write(Path(folder) / f"{name}.svg", rendered(figure, "svg"))
     atomic_write(Path(folder) / f"{name}.csv", data.to_csv(index=index, float_format="%.6g"))
 
 
-def png(figure: Figure, dpi: int = 110) -> bytes:
-    """The figure as a PNG file, the same bytes each time."""
+def rendered(figure: Figure, kind: str) -> bytes:
+    """The figure as a file of this kind, "svg" or "png", the same bytes each time."""
+    metadata = {"svg": ("Date", "Creator"), "png": ("Software",)}  # of today, of this matplotlib
+    settings = {"format": kind, "dpi": 110, "metadata": dict.fromkeys(metadata[kind])}
     stream = io.BytesIO()
-    with rc_context(STYLE):  # Software would name the version of matplotlib
-        figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
+    with rc_context(STYLE):
+        figure.savefig(stream, **settings)
     return stream.getvalue()
 
 

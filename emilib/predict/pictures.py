@@ -24,5 +24,5 @@ def draw(predictor: EmiPredictor, predictions: Sequence, folder: Path) -> None:
                 prediction.windows(), predictor.emotions, prediction.clip.name, predictor.note
             )
         for file, figure in figures.items():
-            atomic_write(folder / f"{file}.png", style.png(figure))
+            atomic_write(folder / f"{file}.png", style.rendered(figure, "png"))
             report(f"wrote {folder / file}.png")

@@ -10,6 +10,7 @@ import whisper
 from safetensors.torch import save_file
 
 from emilib.features import loading
+from emilib.profiles import SMALL_AUDIO
 
 AUDEERING = "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -27,7 +28,25 @@ SOUND = {  # the layer-norm architecture of wav2vec2-large, narrow
     "codevector_dim": 8,
     "proj_codevector_dim": 8,
 }
+TINY = {**SIZES, "num_hidden_layers": 1}
+WORDS = ["what a lovely surprise", "this is far too hard", "we won the game", "i am so sorry"]
 TEXTS = ["I really admire what you did.", "oh no", "we did it, we did it!"]
+
+
+def tiny_vision():
+    sizes = {"image_size": 16, "patch_size": 8, "hidden_dropout_prob": 0.1}
+    return loading.small_vision({**TINY, **sizes})
+
+
+def tiny_audio(**changes):
+    conv = {"conv_dim": (8, 8), "conv_kernel": (40, 16), "conv_stride": (20, 16)}
+    conv |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 4}
+    return loading.small_audio({**SMALL_AUDIO, **TINY, **conv, **changes})
+
+
+def tiny_text(pool="cls", max_tokens=16):
+    sizes = {"vocab_size": 90, "max_position_embeddings": 32}
+    return loading.small_text({**TINY, **sizes}, WORDS, pool, max_tokens)
 
 
 def clip_folder(folder):

@@ -3,28 +3,21 @@
 import numpy as np
 import pytest
 import torch
+from small_checkpoints import WORDS, tiny_audio, tiny_text
 
 from emilib.features.encoders import padded
-from emilib.features.loading import small_audio, small_text
 from emilib.models.end_to_end import EndToEnd
 from emilib.models.taemi import TAEMI
 
-TEXTS = ["what a lovely day", "no", "i can not believe it worked", "we did it again"]
+TEXTS = ["no", *WORDS[1:]]
 LENGTHS = [900, 4000, 1500, 2600]
-SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-AUDIO = SIZES | {
-    **{"conv_dim": (8, 8, 8), "conv_kernel": (10, 3, 2), "conv_stride": (5, 4, 4)},
-    **{"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "conv_bias": True},
-}
-TEXT = SIZES | {"vocab_size": 60, "max_position_embeddings": 32}
 MOMENTS = {"audio": (torch.full((16,), 0.1), 2.0), "text": (0.0, torch.full((16,), 0.5))}
 
 
 def build(norm="layer", **settings):
     torch.manual_seed(0)
-    audio = {"feat_extract_norm": norm, "do_stable_layer_norm": norm == "layer"}
-    audio, text = small_audio(AUDIO | audio), small_text(TEXT, TEXTS, max_tokens=16)
-    return EndToEnd(audio, text, TAEMI(6, 16, 16, 3, width=8, heads=2, **settings), MOMENTS)
+    audio = tiny_audio(feat_extract_norm=norm, do_stable_layer_norm=norm == "layer")
+    return EndToEnd(audio, tiny_text(), TAEMI(6, 16, 16, 3, width=8, heads=2, **settings), MOMENTS)
 
 
 def batch(model, clips=range(4)):

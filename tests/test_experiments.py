@@ -13,7 +13,6 @@ from emilib.metrics import difference, mean_pearson
 from emilib.study import claims, runs
 from emilib.study.experiments import Experiment, all_experiments
 from emilib.study.runs import ExperimentError, run
-from emilib.study.savchenko import search_weights
 from emilib.training import loop as training
 from emilib.training.loop import Recipe
 
@@ -84,24 +83,6 @@ def test_ablations_change_one_thing_of_the_full_model(full, tables, count):
         assert len(settings) + changed == 1, part.name
 
 
-def test_the_leak_of_savchenko_is_its_own_number(tmp_path):
-    pair = [LISTED["savchenko_2025"], LISTED["savchenko_2025_leaked"]]
-    validation = FEATURES["ours"].train.select(range(12))
-    features = {"ours": dataclasses.replace(FEATURES["ours"], validation=validation)}
-    study = run(pair, (0, 1), features, Cache(tmp_path), workers=1)
-    honest, leaked = (study[e.name] for e in pair)
-    model = study.model("savchenko_2025", seed=1)
-    predicted = training.predict(model, validation)
-    np.testing.assert_allclose(predicted, honest.predictions[1], atol=1e-6)
-    members = np.stack([training.predict(m, validation) for m in model.members.values()])
-    weights = search_weights(members, validation.target)
-    expected = np.einsum("me,mne->ne", weights, members)
-    np.testing.assert_allclose(leaked.predictions[1], expected, atol=1e-5)
-    # No weights on the grid do better on the clips they were searched on.
-    gain = study.difference("savchenko_2025_leaked", "savchenko_2025")
-    assert min(gain.per_seed) >= -1e-9
-
-
 def test_every_experiment_of_the_tables_trains(tmp_path):
     quick = [
         dataclasses.replace(e, recipe=e.recipe and dataclasses.replace(e.recipe, epochs=1))
@@ -109,6 +90,8 @@ def test_every_experiment_of_the_tables_trains(tmp_path):
     ]
     study = run(quick, (0,), FEATURES, Cache(tmp_path), workers=1)
     assert list(study) == list(LISTED)
+    honest, leaked = (study[f"savchenko_2025{end}"].predictions for end in ("", "_leaked"))
+    assert (honest != leaked).any()
     for outcome in study.values():
         assert np.isfinite(outcome.predictions).all()
         assert outcome.predictions.shape == (1, 12, 6)

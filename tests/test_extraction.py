@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_checkpoints import WORDS, tiny_audio, tiny_text, tiny_vision
 from torch._dynamo.testing import CompileCounter
 
 from emilib.features import encoders as encoders_module
@@ -18,28 +19,10 @@ from emilib.features.loading import small_audio, small_text, small_vision
 from emilib.features.store import SHARD
 from emilib.profiles import SMALL_AUDIO, SMALL_TEXT, SMALL_VISION
 
-SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-SIZE |= {"intermediate_size": 32}
-SOUND = {"conv_dim": (8, 8), "conv_kernel": (40, 16), "conv_stride": (20, 16)}
-SOUND |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 4}
-SOUND |= {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
-WORDS = ["what a lovely surprise", "this is far too hard", "we won the game", "i am so sorry"]
 SMALL = Batching(frames=10, sounds=3, seconds=2.0, tokens=20)
 TOLERANCE = {None: 5e-3, "bf16": 3e-2}  # as extraction promises
 NAMES = ("frames", "audio", "text")
 INSIDE = {"vision": "forward", "audio": "encode", "text": "forward"}  # what extraction calls
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def audio():
-    return small_audio(SIZE | SOUND).eval()
 
 
 def close(ours, expected, tolerance=2e-3):
@@ -71,9 +54,7 @@ def spy(monkeypatch, module, name):
 def clips():
     """40 clips (more than one shard): encoders, frames, sounds, texts."""
     torch.manual_seed(0)
-    picture = {"image_size": 16, "patch_size": 8, "hidden_dropout_prob": 0.1}
-    text = small_text({**SIZE, "vocab_size": 90}, WORDS, "mean", 32)
-    encoders = {"vision": small_vision(SIZE | picture), "audio": audio(), "text": text}
+    encoders = {"vision": tiny_vision(), "audio": tiny_audio(), "text": tiny_text("mean", 32)}
     draw = np.random.default_rng(0)
     frames = [draw.integers(0, 255, (1 + i % 7, 3, 16, 16), np.uint8) for i in range(40)]
     sounds = [draw.normal(0, 3000, 1000 + 431 * (i * 7 % 40)).astype(np.int16) for i in range(40)]
@@ -140,7 +121,7 @@ def test_steps_are_averaged_in_groups(clips, extracted, every):
 @given(st.integers(340, 200_000))
 @settings(deadline=None, max_examples=60)
 def test_pieces_cover_the_steps_of_the_whole(samples):
-    encoder = audio()
+    encoder = tiny_audio()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extraction, "LONGEST", 1.0)
         cut = extraction.pieces(encoder, samples)
@@ -155,7 +136,7 @@ def test_pieces_cover_the_steps_of_the_whole(samples):
 @torch.no_grad()
 def test_long_audio_is_the_states_of_its_pieces_normalised_as_a_whole(monkeypatch):
     torch.manual_seed(0)
-    small = audio()
+    small = tiny_audio().eval()
     monkeypatch.setattr(extraction, "LONGEST", 0.5)
     draw = np.random.default_rng(0)
     level = np.linspace(100, 8000, 30_000)  # each piece alone would be scaled differently

@@ -11,8 +11,8 @@ from emilib import cache
 TESTS = Path(__file__).parent
 
 
-def launch(processes: int, *command: str) -> str:
-    """Run a Python command on this many processes; returns what they printed."""
+def launch(processes: int, *command: str) -> None:
+    """Run a Python command on this many processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     environment = {k: v for k, v in os.environ.items() if k not in cache.RANK_VARIABLES}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
@@ -20,67 +20,53 @@ def launch(processes: int, *command: str) -> str:
     options = {"capture_output": True, "text": True, "env": environment, "timeout": 300}
     process = subprocess.run(command, check=False, **options)
     assert process.returncode == 0, process.stderr[-3000:]
-    return process.stdout
 
 
-STAGE_ONE = """
-import hashlib, json, sys, torch
+RUN = """
+import hashlib, json, sys, numpy as np, torch
 from emilib import cache
+from emilib.features import store
 from emilib.training.contrastive_pretraining import pretrain
 import test_stage_one as t
 
-found = {}
-for side in ("frames", "audio", "both"):
+home, made = sys.argv[1], []
+
+def trained(side, kept):
     torch.manual_seed(0)
     media, words = t.encoder(side), t.text()
     plan = t.plan_of(side, epochs=2, chunk=2)
-    done = pretrain(media, words, t.clips(), plan, seed=0, checkpoint=sys.argv[1] + side)
+    done = pretrain(media, words, t.clips(), plan, seed=0, checkpoint=kept)
     digest = hashlib.sha256()
     for module in t.modules_of(done):
         for value in module.state_dict().values():
             digest.update(value.numpy().tobytes())
     history = (done[1] if side == "both" else done).history
-    found[side] = [digest.hexdigest(), [row["loss"] for row in history]]
-if cache.rank() == 0:
-    print(json.dumps(found))
-"""
-
-
-def test_two_processes_share_the_batches_of_stage_one(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(STAGE_ONE)
-    results = [json.loads(launch(n, str(script), f"{tmp_path}/{n}")) for n in (1, 2)]
-    assert results[0] == results[1]  # to the last bit, with dropout
-    assert len(results[0]["frames"][1]) == 4
-
-
-STORE = """
-import json, os, sys, numpy as np
-from emilib.cache import Cache, rank
-from emilib.features import store
-
-made = []
+    return [digest.hexdigest(), [row["loss"] for row in history]]
 
 def produce(ids):
     for id_ in ids:
         made.append(id_)
         yield {"x": np.full((int(id_) % 3 + 1, 2), int(id_), np.float16)}
 
+found = {side: trained(side, f"{home}/{side}") for side in ("frames", "audio", "both")}
 ids = [f"{i:05d}" for i in range(50)]
-cache = Cache(sys.argv[1])
-kept = store.build(cache, "demo", {"a": 1}, ids, produce, ("x",), shard_size=8)["x"]
+kept = store.build(cache.Cache(home), "demo", {}, ids, produce, ("x",), shard_size=8)["x"]
 assert list(kept) == ids and all(int(kept[i][0, 0]) == int(i) for i in ids)
-with open(f"{sys.argv[1]}/{rank()}.json", "w") as stream:
-    json.dump(made, stream)
+with open(f"{home}/{cache.rank()}.json", "w") as stream:
+    json.dump([found, made], stream)
 """
 
 
-def test_ranks_make_each_shard_once(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(STORE)
-    launch(2, str(script), str(tmp_path / "cache"))
-    made = [json.loads((tmp_path / "cache" / f"{rank}.json").read_text()) for rank in range(2)]
-    assert len(made[0]) + len(made[1]) == 50
-    assert len(made[0]) == 26  # shards 0, 2, 4, 6 of 8, the last of 2
-    assert not set(made[0]) & set(made[1])
-    assert not list((tmp_path / "cache" / "demo").glob("*.unfinished"))
+def test_ranks_share_the_batches_of_stage_one_and_make_each_shard_once(tmp_path):
+    (tmp_path / "run.py").write_text(RUN)
+    found, made = {}, {}
+    for n in (1, 2):
+        launch(n, str(tmp_path / "run.py"), f"{tmp_path}/{n}")
+        kept = [json.loads((tmp_path / f"{n}/{rank}.json").read_text()) for rank in range(n)]
+        (found[n], *_), made[n] = zip(*kept, strict=True)
+    assert found[1] == found[2]  # to the last bit, with dropout
+    assert len(found[1]["frames"][1]) == 4
+    first, second = made[2]
+    assert len(first) == 26  # shards 0, 2, 4, 6 of 8, the last of 2
+    assert sorted(first + second) == made[1][0]
+    assert not list((tmp_path / "2/demo").glob("*.unfinished"))

@@ -1,38 +1,43 @@
-"""Operation counts against torch's own counter, and what follows from them."""
+"""Operation counts against torch's own counter, what follows from them, and the benchmark."""
 
 import dataclasses
 
 import pandas as pd
 import pytest
+import small_checkpoints as small
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, BertModel, ViTConfig, ViTModel, Wav2Vec2Config, Wav2Vec2Model
+from transformers import AutoModel, BertConfig, CLIPVisionConfig, ViTConfig, Wav2Vec2Config
 
+from emilib import __main__ as command_line
 from emilib import profiles
+from emilib.features import rates
 from emilib.study import resources
 
 REAL = {"split": ["train", "validation", "test"], "clips": [8072, 4588, 4586]}
 REAL = pd.DataFrame(REAL | {"seconds": [54_423, 33_122, 32_645]})
-LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
-LARGE |= {"intermediate_size": 4096, "feat_extract_norm": "layer", "conv_bias": True}
-LARGE = Wav2Vec2Config(**LARGE, do_stable_layer_norm=True)
 
 
 @pytest.mark.parametrize(
-    ("model", "config", "inputs", "operations", "tolerance"),
+    ("config", "inputs", "operations", "tolerance"),
     [
-        (ViTModel, ViTConfig(), ("pixel_values", (1, 3, 224, 224)), resources.VIT, 0.01),
-        (BertModel, BertConfig(), ("input_ids", (1, 32)), resources.BERT, 0.02),
+        (ViTConfig(), ("pixel_values", (1, 3, 224, 224)), resources.VIT, 0.01),
+        (BertConfig(), ("input_ids", (1, 32)), resources.BERT, 0.02),
         # the positional convolution and the projection are left out: a few per cent
-        (Wav2Vec2Model, LARGE, ("input_values", (1, 112_000)), resources.wav2vec2(7.0, 1), 0.08),
+        (
+            rates.WAV2VEC2,
+            ("input_values", (1, 112_000)),
+            resources.wav2vec2(7.0, 1),
+            0.08,
+        ),
     ],
 )
-def test_operations_are_what_torch_counts(model, config, inputs, operations, tolerance):
+def test_operations_are_what_torch_counts(config, inputs, operations, tolerance):
     name, shape = inputs
     config._attn_implementation = "eager"
     kind = torch.long if name == "input_ids" else torch.float
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(config).eval()(**{name: torch.zeros(shape, dtype=kind)})
+        AutoModel.from_config(config).eval()(**{name: torch.zeros(shape, dtype=kind)})
     assert operations == pytest.approx(counter.get_total_flops(), rel=tolerance)
 
 
@@ -48,3 +53,15 @@ def test_the_real_data_take_hours_and_twice_the_clips_twice_the_work():
     one, two = (resources.estimate(frozen, clips) for clips in (REAL, double))
     assert one["stage"].tolist() == ["decoding", "Stage I", "features", "Stage II"]
     assert two["pflop"].tolist() == pytest.approx((2 * one["pflop"]).tolist())
+
+
+def test_every_network_is_timed_and_the_callers_draws_stay(monkeypatch, tmp_path):
+    before, sizes = torch.get_rng_state(), small.SIZES
+    picture = CLIPVisionConfig(**sizes, **small.PICTURE)
+    configs = (picture, Wav2Vec2Config(**small.SOUND), BertConfig(**sizes, vocab_size=60))
+    monkeypatch.setattr(rates, "CONFIGS", configs)
+    command_line.bench(1, device="cpu", precision="bf16", scale=0.01, out=tmp_path / "rates.csv")
+    assert torch.equal(before, torch.get_rng_state())
+    table = pd.read_csv(tmp_path / "rates.csv")
+    assert table["what"].tolist() == ["ViT-B/16", "wav2vec2-large", "BERT-base"]
+    assert (table["rate"] > 0).all()

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from test_models import SIZES
 from torch import nn
 
 from emilib import models
@@ -58,12 +59,6 @@ def clips(count, seed=0):
 
 TRAIN, VALID = clips(70, 1), clips(40, 2)
 RECIPE = Recipe(epochs=6, batch_size=16, lr=1e-2, ema_decay=0.9, schedule="warmup_cosine")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    with loop.one_thread():
-        yield
 
 
 def weights(model):
@@ -150,18 +145,11 @@ def test_it_is_a_plain_loop(case):
     assert (result.epoch, result.model.count.item()) == (4, 5)
 
 
-SIZES = {
-    "DualStage": {"width": 8, "segments": 2, "layers": 1, "audio_hidden": 4},
-    "TAEMI": {"width": 8},
-    "MulT": {"width": 8, "heads": 2, "layers": 1},
-    "MISA": {"width": 8},
-    "LastStepGRU": {"dim": 5, "hidden": 4},
-}
 # What stays as it is, though it has two dimensions or more, by a part of its name.
 STAYS = ("lstm", "gru", "gate", "conv", "project.frames", "project.audio", "project.text")
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", ["DualStage", "TAEMI", "MulT", "MISA", "LastStepGRU"])
 def test_only_matrices_of_linear_layers_and_attention_decay(name):
     model = getattr(models, name)(**SIZES[name])
     spared = STAYS if name in ("MulT", "DualStage") else STAYS[:3]  # of MulT they are convolutions
@@ -182,11 +170,9 @@ def test_only_matrices_of_linear_layers_and_attention_decay(name):
 def test_it_learns_and_records_each_epoch():
     result = fit(small(), TRAIN, VALID, RECIPE, seed=1)
     history = result.history
-    assert history["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
     assert history["loss"].iloc[-1] < 0.5 * history["loss"].iloc[0]
     assert result.parameters == 9 * 16 + 16 + 16 * 6 + 6
     assert result.seconds == pytest.approx(history["seconds"].sum())
-    assert not result.model.training
     best = history.loc[history["epoch"] == result.epoch].iloc[0]
     assert best["rho"] == history["rho"].max()
     prediction = result.predict(VALID)
@@ -279,9 +265,11 @@ def test_pearson_loss_is_one_minus_mean_rho():
     constant = torch.zeros(32, 6, requires_grad=True)
     pearson_loss(constant, target.float()).backward()
     assert torch.isfinite(constant.grad).all()
-    recipe = Recipe(epochs=8, batch_size=32, lr=1e-2, loss="1-pearson")
-    history = fit(small(), TRAIN, VALID, recipe).history
-    assert history["rho"].iloc[-1] > history["rho"].iloc[0] + 0.1
+    model = small(dropout=0.0)
+    loss = 1 - mean_pearson(TRAIN.target, predict(model, TRAIN))
+    loss += 0.1 * model.net[0].weight.square().sum().item()
+    history = fit(model, TRAIN, recipe=Recipe(epochs=1, batch_size=70, loss="1-pearson")).history
+    assert history["loss"].item() == pytest.approx(loss, abs=1e-5)
 
 
 def test_unfit_recipes_and_data_are_refused_and_a_loss_that_is_not_finite():

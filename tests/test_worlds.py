@@ -10,7 +10,7 @@ from emilib.plots import verdicts
 from emilib.study import worlds
 from emilib.study.worlds import Size, clips_of
 
-DIALS = (0.0, 0.5, 1.0)
+DIALS, SPLITS = (0.0, 0.5, 1.0), ("train", "test")
 TINY = Size(24, 12, 20, epochs=1, batch_size=12, dials=(0.0, 1.0), seeds=(0, 1))
 
 
@@ -76,31 +76,15 @@ def test_words_share_more_of_the_label_the_further_the_dial():
     np.testing.assert_allclose(shares, np.array(DIALS) * 1.5 / 3.25, atol=0.05)
 
 
-def test_clips_are_the_same_each_time_and_of_training_others():
-    first = clips_of("selection", 0.5, 30, "train")
-    clips_of.cache_clear()
-    assert clips_of("selection", 0.5, 30, "train").fingerprint() == first.fingerprint()
-    assert clips_of("selection", 0.5, 30, "test").fingerprint() != first.fingerprint()
-
-
-def test_runs_repeat_and_give_what_is_asked():
-    first = worlds.train("reliability", 1.0, "averaged", 0, TINY)
-    assert set(first) == {("averaged", 1.0), ("no_ema", 1.0)}
-    again = worlds.train("reliability", 1.0, "averaged", 0, TINY)
-    for name, prediction in first.items():
-        np.testing.assert_array_equal(prediction, again[name])
-    assert (first["averaged", 1.0] != first["no_ema", 1.0]).any()
-    of_missing = worlds.train("missing, seen", 0.0, "taemi", 0, TINY)
-    assert set(of_missing) == {("taemi", 0.0), ("taemi", 1.0)}
-    sides = [worlds.train("alignment", 1.0, name, 0, TINY) for name in ("start", "aligned")]
-    assert (sides[0]["start", 1.0] != sides[1]["aligned", 1.0]).any()
-
-
 def test_the_map_is_trained_once_and_every_claim_has_its_dials(tmp_path, monkeypatch):
     table = worlds.measure(Cache(tmp_path), TINY, workers=1)
+    train, test = (clips_of("selection", 0.5, 30, split).fingerprint() for split in SPLITS)
+    clips_of.cache_clear()
+    assert train == clips_of("selection", 0.5, 30, SPLITS[0]).fingerprint() != test
     assert len(table) == len(worlds.CLAIMS) * len(TINY.dials)
     assert set(table["world"]) == set(worlds.WORLDS)
     assert np.isfinite(table[["value", "low", "high", "rho"]]).all(axis=None)
+    assert (table["value"] != 0).any(), "the two of a claim are trained apart"
     monkeypatch.setattr(worlds, "train", None)
     pd.testing.assert_frame_equal(worlds.measure(Cache(tmp_path), TINY, workers=1), table)
 
@@ -126,22 +110,20 @@ def test_differences_are_paired_and_have_their_words(monkeypatch):
         assert table.loc["better", name] == pytest.approx(getattr(gap, name), abs=1e-12)
 
 
-def cells():
-    names = ["row", "group", "column", "value", "verdict"]
-    rows = [("A: gate", "selection", "0", -0.004, "below .01")]
-    rows.append(("A: gate", "selection", "1", 0.2, "pays"))
-    rows.append(("B: tokens", "missing", "1", -0.25, "costs"))
-    return pd.DataFrame(rows, columns=names)
+CELLS = [
+    ("A: gate", "selection", "0", -0.004, "below .01"),
+    ("A: gate", "selection", "1", 0.2, "pays"),
+    ("B: tokens", "missing", "1", -0.25, "costs"),
+]
 
 
 def test_a_matrix_draws_each_cell_once_with_its_colour(tmp_path):
-    figure = verdicts.matrix(cells(), verdicts.summary(cells()), "worlds")
+    cells = pd.DataFrame(CELLS, columns=["row", "group", "column", "value", "verdict"])
+    cells.to_csv(tmp_path / "worlds_matrix.csv", index=False)
+    figure = verdicts.of_worlds(tmp_path)
     axes = figure.axes[0]
     texts = [text.get_text() for text in axes.texts]
     assert texts == ["−.004", "+.20", "−.25", "selection", "missing"]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["A: gate", "B: tokens"]
     assert len({patch.get_facecolor() for patch in axes.patches}) == 3
-    assert figure.texts[0].get_text() == "1 of 2 mechanisms pay somewhere, 1 cost somewhere"
-    cells().to_csv(tmp_path / "worlds_matrix.csv", index=False)
-    again = verdicts.of_worlds(tmp_path)
-    assert [text.get_text() for text in again.axes[0].texts] == texts
+    assert figure.texts[0].get_text() == verdicts.summary(cells)

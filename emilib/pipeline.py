@@ -289,7 +289,7 @@ class Workspace:
             np.savez(folder / "predictions.npz", **lines)
 
         parts = {"features": splits.fingerprint, "clean": signals is not None}
-        parts["code"] = code_version("study/representation.py")
+        parts["code"] = code_version("study/representation.py", "training/ridge.py")
         folder = self.cache.shared_step("lines", parts, make)
         return dict(np.load(folder / "predictions.npz", allow_pickle=False))
 

@@ -5,10 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from emilib.features import FeatureSet
+from emilib.metrics import mean_pearson
 from emilib.models import for_features
 from emilib.study import Recipe, fit
+from emilib.training.ridge import MeansRidge
 
 
 def clips(count, seed):
@@ -50,3 +55,70 @@ def test_it_standardises_what_is_not_and_predicts_in_the_features_own_units(name
     assert by_hand.moments is None
     np.testing.assert_array_equal(raw.predict(test), by_hand.predict(test.standardised(moments)))
     np.testing.assert_array_equal(raw.history["rho"], by_hand.history["rho"])
+
+
+TERMS = {  # of the label: what text, sound and frames tell, and the product of text and sound
+    "linear": (1.0, 0.6, 0.5, 0.0),
+    "interaction": (0.9, 0.4, 0.3, 0.9),
+    "sequence": (0.8, 0.8, 0.6, 0.0),
+}
+
+
+def public_style(kind, train=400, test=500):
+    """Training and test clips as in public benchmarks: a text vector, sequences, one label.
+
+    Sound and frames tell of the label by their mean, or of "sequence" by the quarter of the steps
+    that a column marks. The label is clipped to [-3, 3]; a third of its variance is noise.
+    """
+    rng, widths = np.random.default_rng([0, *kind.encode()]), {"text": 40, "audio": 12, "frames": 8}
+    count, arrays, told = train + test, {}, []
+    for name, width in widths.items():
+        weight, mix = rng.normal(size=width), np.linalg.qr(rng.normal(size=(width, width)))[0]
+        hidden = rng.normal(size=(count, 1, width))
+        if name != "text":
+            hidden = hidden + rng.normal(size=(count, 8, width))
+        tells = slice(2, 4) if kind == "sequence" and name != "text" else slice(None)
+        told.append((hidden[:, tells] @ weight).mean(axis=1))
+        steps = hidden @ mix * np.exp(rng.normal(size=width)) + 3 * rng.normal(size=width)
+        if kind == "sequence":
+            steps[:, tells, 0] += 5
+        arrays[name] = steps[:, 0] if name == "text" else list(steps)
+    text, audio, frames = (part / part.std() for part in told)
+    label = np.stack([text, audio, frames, text * audio], axis=1) @ TERMS[kind]
+    label = 1.1 * label / label.std() + 0.8 * rng.normal(size=count)
+    data = FeatureSet.from_arrays(range(count), **arrays, target=label.clip(-3, 3))
+    return data.select(range(train)), data.select(range(train, count))
+
+
+@pytest.mark.parametrize("kind", TERMS)
+def test_without_settings_it_is_as_good_as_a_ridge_on_the_means(kind):
+    train, test = public_style(kind)
+    x, test_x = (
+        np.hstack([d.text, np.mean(d.audio, 1), np.mean(d.frames, 1)]) for d in (train, test)
+    )
+    baseline = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 5, 25))).fit(x, train.target)
+    line = baseline.predict(test_x).reshape(-1, 1)
+    for name in ("TAEMI", "DualStage"):
+        torch.manual_seed(0)
+        result = fit(for_features(name, train), train)
+        by_itself = result.ridge.predict(test.standardised(result.moments))
+        np.testing.assert_allclose(by_itself, line, atol=1e-5)
+        alone = dataclasses.replace(result, ridge=None).predict(test)
+        both = result.ridge.share * line + (1 - result.ridge.share) * alone
+        np.testing.assert_allclose(result.predict(test), both, atol=1e-5)
+        rho = [mean_pearson(test.target, p) for p in (both, line, alone)]
+        assert rho[0] > rho[1] - 0.02  # within what 400 clips tell about the share
+        assert kind == "interaction" or rho[0] > rho[2] + 0.03
+
+
+def test_the_share_of_the_ridge_has_the_least_squared_error():
+    rng, data = np.random.default_rng(0), clips(60, 0)
+    ridge = MeansRidge(data.select(range(30)))
+    valid = data.select(range(30, 60))
+    network = valid.target + rng.normal(size=valid.target.shape)
+    shares = np.linspace(0, 1, 1001)[:, None, None]
+    errors = shares * ridge.predict(valid) + (1 - shares) * network - valid.target
+    best = shares[np.square(errors).sum(axis=(1, 2)).argmin()].item()
+    assert ridge.share_of(network, valid) == pytest.approx(best, abs=6e-4)
+    assert ridge.share_of(valid.target, valid) == 0
+    assert ridge.share_of(ridge.predict(valid), valid) == 0.5  # nothing to choose

@@ -21,8 +21,9 @@ MAY_IMPORT = {  # package or top-level module -> packages and modules of this pr
 }
 MAY_NOT_LOAD = {"corpus": {"torch", "transformers", "whisper"}, "plots": {"torch"}}
 # May be imported inside a function, and what needs them too; papermill, because a run that finds
-# all notebooks up to date needs none of it, numba and scipy to draw the embedded corpus.
-LATE = {"torch", "transformers", "whisper", "accelerate", "papermill", "numba", "scipy"}
+# all notebooks up to date needs none of it, numba and scipy to draw the embedded corpus,
+# scikit-learn because a prediction needs none.
+LATE = {"torch", "transformers", "whisper", "accelerate", "papermill", "numba", "scipy", "sklearn"}
 
 
 MODULES = {

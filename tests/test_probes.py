@@ -9,6 +9,7 @@ import pytest
 from emilib import EMOTIONS
 from emilib.features import FeatureSet, FeatureSplits
 from emilib.study import representation
+from emilib.training import ridge
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_pooled_sound_is_mean_and_deviation_and_pooled_frames_are_the_change_sin
 
 
 def test_ridge_is_the_closed_form_on_standardised_columns(rng, monkeypatch):
-    monkeypatch.setattr(representation, "ALPHAS", np.array([7.0]))
+    monkeypatch.setattr(ridge, "ALPHAS", np.array([7.0]))
     x, y = rng.standard_normal((40, 5)) * [1, 10, 0.1, 3, 1] + 4, rng.standard_normal((40, 2))
     valid_x = rng.standard_normal((30, 5))
     z, valid_z = ((a - x.mean(0)) / x.std(0) for a in (x, valid_x))

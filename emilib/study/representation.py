@@ -2,16 +2,11 @@
 
 import numpy as np
 import pandas as pd
-from sklearn.impute import SimpleImputer
-from sklearn.linear_model import RidgeCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from emilib import MODALITIES
 from emilib.features.feature_set import FeatureSet, FeatureSplits
 from emilib.metrics import pearson
-
-ALPHAS = np.logspace(-1, 5, 25)  # penalties on standardised columns
+from emilib.training.ridge import ridge_regression
 
 
 def clip_statistics(data: FeatureSet, modality: str, changes=True) -> np.ndarray:
@@ -35,18 +30,8 @@ def clip_statistics(data: FeatureSet, modality: str, changes=True) -> np.ndarray
 
 
 def ridge(train_x, train_y, x) -> np.ndarray:
-    """Predictions (N, E) for the clips `x`, of a ridge regression fitted on training clips.
-
-    train_x, x : (N, D) float, a row of NaN where a clip lacks the modality
-    train_y : (N, E) labels
-
-    Columns are standardised by the training clips, whose mean a missing row becomes. Each emotion
-    has its own penalty, by leave-one-out.
-    """
-    # A column that no training clip has a value for stays, as zeros.
-    scaling = SimpleImputer(keep_empty_features=True), StandardScaler()
-    model = make_pipeline(*scaling, RidgeCV(ALPHAS, alpha_per_target=True)).fit(train_x, train_y)
-    return model.predict(x).reshape(len(x), -1)  # a vector for one target
+    """Predictions (N, E) for the clips `x` of a `ridge_regression` fitted on training clips."""
+    return ridge_regression(train_x, train_y).predict(x).reshape(len(x), -1)
 
 
 def probe(splits: FeatureSplits) -> pd.DataFrame:

@@ -26,6 +26,7 @@ from emilib.metrics import pearson
 from emilib.models.contrastive import sgdr
 from emilib.progress import epoch_bar
 from emilib.training.recipes import Recipe
+from emilib.training.ridge import MeansRidge
 
 CLIPPING = {"norm": nn.utils.clip_grad_norm_, "value": nn.utils.clip_grad_value_}
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9)}
@@ -77,7 +78,7 @@ class Result:
     """A trained model.
 
     history : a row an epoch: epoch, step, lr, loss, rho and "rho <target>" (NaN where
-        validation clips were not looked at), seconds
+        validation clips were not looked at), seconds; ρ is the model's alone
     """
 
     model: nn.Module  # in evaluation mode, with the averaged weights where the recipe has EMA
@@ -87,11 +88,17 @@ class Result:
     parameters: int  # that are trained
     scale: TargetScale | None = None  # turns outputs into targets; None where they are targets
     moments: dict | None = None  # the training clips', where the recipe standardised features
+    ridge: MeansRidge | None = None  # which has a share in predictions, where the recipe says so
 
     def predict(self, data: FeatureSet, batch_size: int = 64) -> np.ndarray:
         """(N, E) predictions in the order of `data` and the range of the targets: not clipped."""
-        output = predict(self.model, standardised(data, self.moments), batch_size)
-        return output if self.scale is None else self.scale.inverse_transform(output)
+        data = standardised(data, self.moments)
+        output = predict(self.model, data, batch_size)
+        output = output if self.scale is None else self.scale.inverse_transform(output)
+        if self.ridge is None:
+            return output
+        share = self.ridge.share
+        return (1 - share) * output + share * self.ridge.predict(data)
 
 
 def fit(
@@ -101,7 +108,8 @@ def fit(
 
     model : an initialised nn.Module; `seed` draws the order of the clips and the dropout
     train, valid : FeatureSet; `valid` is for the history, early stopping and the best epoch, None
-        trains all epochs and keeps the last weights
+        trains all epochs and keeps the last weights; where the recipe has a ridge, its share then
+        comes from a training beforehand on four fifths of the clips
     recipe : Recipe; None takes `Recipe.auto` of the training clips
     checkpoint : folder; a killed run resumes after its last finished epoch
     device : None is the first GPU where there is one, else the CPU
@@ -116,7 +124,13 @@ def fit(
     check_data(train, valid)
     bounded = any(getattr(module, "sigmoid", False) for module in model.modules())
     scale = TargetScale.of(train.target, "range" if bounded else "sd")
-    recipe = recipe or Recipe.auto(train)
+    recipe, share = recipe or Recipe.auto(train), 0.5
+    if recipe.ridge and valid is None and len(train) >= 20:
+        order = np.random.default_rng(seed).permutation(len(train))
+        held, rest = (train.select(rows) for rows in np.split(order, [len(order) // 5]))
+        folder = None if checkpoint is None else Path(checkpoint) / "held_out"
+        copied = deepcopy(model)
+        share = fit(copied, rest, held, recipe, seed, folder, device, progress).ridge.share
     moments = train.moments() if recipe.standardise and train.scaling is None else None
     train, valid = standardised(train, moments), standardised(valid, moments)
     scaled = train if scale is None else train.with_target(scale.transform(train.target))
@@ -180,7 +194,13 @@ def fit(
     table = pd.DataFrame(history)
     epoch = len(table) if best is None else best_epoch
     size, seconds = sum(p.numel() for p in trained), float(table["seconds"].sum())
-    return Result(model.eval(), table, epoch, seconds, size, scale, moments)
+    result = Result(model.eval(), table, epoch, seconds, size, scale, moments)
+    if recipe.ridge:
+        ridge = MeansRidge(train, share)
+        if valid is not None:
+            ridge.share = ridge.share_of(result.predict(valid), valid)
+        result.ridge = ridge
+    return result
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:

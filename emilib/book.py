@@ -156,6 +156,7 @@ def chapter(path: Path, executed: Path, figures: Path, videos: Path | None) -> d
         elif not {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", [])):
             outputs = cell.outputs if state != "left out" else []
             code = {"source": cell.source, "code": highlighted(cell.source), "folded": folded(cell)}
+            code["names"] = re.findall(r"^(?:def|class) (\w+)", cell.source, re.M)
             code["imports"] = re.findall(r"^(?:from|import) (\S+)", cell.source, re.M)
             code["printed"] = "".join(map(printed, outputs)).rstrip()
             code["shown"] = [text for o in outputs if (text := shown(o, prose, render))]

@@ -75,6 +75,11 @@ def _cell(value, digits: int) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 
+def behind(summary: str, content: Markdown) -> Markdown:
+    """Markdown that opens with a click on its summary."""
+    return Markdown(f"<details><summary>{summary}</summary>\n\n{content.data}\n\n</details>")
+
+
 def live() -> bool:
     """Whether a front end that shows widgets asked for the cell that runs: such send a cell's id.
 

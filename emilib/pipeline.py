@@ -322,16 +322,12 @@ class Workspace:
         listed = self.experiments() if tuned else all_experiments(self.profile)
         trained = [e for e in listed.values() if e.model is not None]
         trained = [e for e in trained if self.has_media or e.features in OF_A_FILE]
-        done, total = 0, 0
-        for experiment in trained:
-            seeds = experiment.seeds_of(self.profile.seeds)
-            total += len(seeds)
-            step = self._step(*experiment.features.split(", "))
-            if self.cache.exists(step.kind, step.parts):
-                features = self.features_of(experiment.name)
-                parts = [result_parts(experiment, seed, features) for seed in seeds]
-                done += sum(self.cache.exists(KIND, part) for part in parts)
-        rows.append(("training runs", done, total))
+        runs = [(e, seed) for e in trained for seed in e.seeds_of(self.profile.seeds)]
+        steps = {e.features: self._step(*e.features.split(", ")) for e in trained}
+        made = {kind for kind, s in steps.items() if self.cache.exists(s.kind, s.parts)}
+        splits = {kind: self.features(*kind.split(", ")) for kind in made}
+        known = (result_parts(*r, splits[r[0].features]) for r in runs if r[0].features in made)
+        rows.append(("training runs", sum(self.cache.exists(KIND, p) for p in known), len(runs)))
         return pd.DataFrame(rows, columns=columns)
 
     def tables(self) -> dict:

@@ -4,9 +4,8 @@
 
 Papermill executes a notebook into ``runs/<profile>/notebooks`` under another name; it is renamed
 when complete, because papermill does not write atomically. The executed copy holds the key of all
-that it was made from; while that key stands, the notebook is not executed again.
-
-At the end, also at a bad one, all executed copies become ``runs/<profile>/book.html``.
+that it was made from; while that key stands, the notebook is not executed again. At the end, also
+at a bad one, all executed copies become ``runs/<profile>/book.html``.
 """
 
 import argparse
@@ -27,6 +26,7 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 from traitlets.config import Config
 
 from emilib import book, cache, environment, profiles
@@ -237,24 +237,14 @@ def update_notebooks(folder, out) -> list[Path]:
 
 def cleaned(outputs: list, count: int) -> list:
     plain = json.dumps([output for output in outputs if output.get("name") != "stderr"])
-    result, plain = [], plain.replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".")
-    for output in nbformat.from_dict(json.loads(plain)):
+    plain = plain.replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".")
+    cell = nbformat.from_dict({"outputs": json.loads(plain)})
+    for output in cell.outputs:
         if "execution_count" in output:
             output.execution_count = count
         output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
-        if result and output.output_type == result[-1].output_type == "stream":
-            result[-1].text += output.text  # where a kernel cuts its output is a matter of time
-        else:
-            result.append(output)
-    return result
-
-
-def corpus_state(corpus: str | None) -> list:
-    """Path of a corpus folder, name, size and age of its CSVs; of features, of all files."""
-    if corpus is None:
-        return []
-    pattern = "**/*" if feature_files.holds_features(corpus) else "*.csv"
-    return feature_files.state(corpus, pattern)
+    # Where a kernel cuts its output is a matter of time.
+    return CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, 0)[0].outputs
 
 
 def unfinished_rows(figures: Path) -> list[str]:
@@ -287,7 +277,9 @@ def run(options, profile, home: Path, figures: Path) -> None:
     places = (out, figures, figures / "tables", *(out.parent / "cache").glob("*"))
     cache.sweep(tempfile.gettempdir(), *places)
     parts = {"package": cache.code_version("."), "dependencies": environment.requirements()}
-    parts |= {"python": sys.version, "profile": profile, "corpus": corpus_state(options.corpus)}
+    files = "*.csv" if media else "**/*"
+    corpus = feature_files.state(options.corpus, files) if options.corpus else []
+    parts |= {"python": sys.version, "profile": profile, "corpus": corpus}
     made_from = keys(discover(notebooks), **parts)
     paths = discover(notebooks, options.only)
     paths = [path for path in paths if media or path.name[:2] in OF_FEATURES]

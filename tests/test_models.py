@@ -19,7 +19,7 @@ LONGEST = {"frames": 6, "audio": 9}
 SIZES = {  # small enough to be trained here in a second
     "TAEMI": {"width": 8, "heads": 2},
     "DualStage": {"width": 8, "segments": 4, "tcn_width": 8, "audio_hidden": 4, "layers": 1},
-    **{name: {"hidden": 12} for name in ("LastStepGRU", "LateAverage")},
+    "LastStepGRU": {"hidden": 12},
     "Yu2024": {"width": 8, "heads": 2, "dilations": (1, 2)},
     "Zhang2024": {"width": 8, "heads": 2, "members": 2},
     "TFN": {"width": 6, "text_width": 8, "hidden": 16},

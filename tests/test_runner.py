@@ -253,6 +253,6 @@ def test_what_is_unfinished_and_what_a_corpus_is(tmp_path):
     assert any(row.startswith("A1, Train") for row in runner.unfinished_rows(tmp_path))
     assert runner.unfinished_rows(runner.ROOT / "figures") == []
     (tmp_path / "train_split.csv").write_text("Filename\n")
-    before = runner.corpus_state(str(tmp_path))
+    before = runner.feature_files.state(tmp_path, "*.csv")
     os.utime(tmp_path / "train_split.csv", ns=(1, 1))
-    assert runner.corpus_state(str(tmp_path)) != before
+    assert runner.feature_files.state(tmp_path, "*.csv") != before

@@ -1,10 +1,8 @@
 """The pretrained checkpoints of both papers (`checkpoints.csv`): where they lie, how to get them.
 
-Columns of the CSV: `name` on the Hugging Face hub (for `role` "speech", openai-whisper's), role,
-paper, `features` per frame, step or text, `size` of the weights, licence, `restricted` where it
-allows no commercial use, `revision` (a commit on the hub, for "speech" the SHA-256 of the file;
-empty is the newest), `files` to download (empty: the whole repository), note. The files themselves
-have not been loaded here.
+`name` is that on the Hugging Face hub, for `role` "speech" openai-whisper's; `features` are per
+frame, step or text; `restricted`: no commercial use; `revision` is a commit on the hub (empty: the
+newest), for "speech" the SHA-256 of the file; `files` are downloaded (empty: the whole repository).
 """
 
 import functools
@@ -94,18 +92,15 @@ def _content(place: str) -> str:
 
 def how_to_get(source: str, revision: str | None = None) -> str:
     """What to download, how large it is and where to put it: the end of a sentence."""
-    entry = get(source)
-    if entry is None:
+    if (entry := get(source)) is None:
         return "name the folder of a checkpoint, or a name on the hub that can be reached"
-    revision = revision or entry.revision or "main"
+    revision, place = revision or entry.revision or "main", source
     download = f"hf download {source} {entry.files} --revision {revision}"
-    place = f"${WEIGHTS}/{source}"
     if entry.role == "speech":
-        download, place = f"whisper.load_model('{source}')", f"${WEIGHTS}/{entry.files}"
-    return (
-        f"download it ({entry.size}, licence {entry.licence}) with network by `{download}`, and "
-        f"put it at {place}, where {WEIGHTS} names a folder of your choice"
-    )
+        download, place = f"whisper.load_model('{source}')", entry.files
+    with_network = f"({entry.size}, licence {entry.licence}) with network by `{download}`"
+    place = f"${WEIGHTS}/{place}, where {WEIGHTS} names a folder of your choice"
+    return f"download it {with_network}, and put it at {place}"
 
 
 def available(name: str) -> bool:
@@ -119,7 +114,7 @@ def available(name: str) -> bool:
 
 def table() -> pd.DataFrame:
     """All checkpoints, one row each; the column `here` is about this machine."""
-    shown = _TABLE.assign(files=["yes" if available(n) else "no" for n in _TABLE["name"]])
-    shown["revision"] = shown["revision"].replace("", "newest")
+    here = ["yes" if available(name) else "no" for name in _TABLE["name"]]
+    shown = _TABLE.assign(files=here, revision=_TABLE["revision"].replace("", "newest"))
     names = {"name": "checkpoint", "restricted": "non-commercial", "files": "here"}
     return shown.rename(columns=names)

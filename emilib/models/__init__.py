@@ -8,7 +8,6 @@ from emilib.models.dual_stage import DualStage
 from emilib.models.earlier import (
     Hallmen2024,
     LastStepGRU,
-    LateAverage,
     MeanLinear,
     Savchenko2025,
     StatisticsMLP,
@@ -21,7 +20,7 @@ from emilib.models.inputs import Output as Output
 from emilib.models.multimodal import MISA, TFN, MulT
 from emilib.models.taemi import TAEMI
 
-_CLASSES = (TAEMI, DualStage, MeanLinear, LastStepGRU, LateAverage, Yu2024, Hallmen2024)
+_CLASSES = (TAEMI, DualStage, MeanLinear, LastStepGRU, Yu2024, Hallmen2024)
 _CLASSES += (StatisticsMLP, Savchenko2025, Zhang2024, TFN, MulT, MISA)
 MODELS = {cls.__name__: cls for cls in _CLASSES}  # what `for_features` builds
 

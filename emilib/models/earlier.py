@@ -94,22 +94,6 @@ class LastStepGRU(Fusion):
         return Output(self.head(last_step(states, valid)))
 
 
-class LateAverage(Fusion):
-    """Official ViT + Wav2Vec2 baseline (Table 2, 0.25): the mean of two, trained apart."""
-
-    def __init__(self, frames_dim=384, audio_dim=768, num_targets=6, *, hidden=256, layers=3):
-        super().__init__({"frames": frames_dim, "audio": audio_dim}, tokens=False)
-        gru = {"hidden": hidden, "layers": layers}
-        self.frames_model = LastStepGRU(frames_dim, "frames", num_targets, **gru)
-        self.audio_model = MeanLinear(audio_dim, "audio", num_targets)
-        self.missing = {**self.frames_model.missing, **self.audio_model.missing}
-
-    def combine(self, sequences: Sequences, present: Tensor) -> Output:
-        frames = self.frames_model.combine({"frames": sequences["frames"]}, present)
-        audio = self.audio_model.combine({"audio": sequences["audio"]}, present)
-        return average([frames.intensity, audio.intensity], self.training)
-
-
 class Yu2024(Trimodal):
     """Yu et al. 2024 [33] (Table 2, 0.32), for each of frames and audio; then their mean:
     TCN, Transformer encoder, mean over the real steps, linear layer."""

@@ -134,8 +134,7 @@ class EmiPredictor:
 
     def over_time(self, path, text: str | None = None, window=WINDOW, step=None) -> pd.DataFrame:
         """`Prediction.windows` of one clip; MediaError for a file that can't be read."""
-        prediction = self._read(path, text)
-        self._predict(prediction, *windows_of(prediction.duration, window, step))
+        prediction, _ = self._read(path, text, window, step)
         return prediction.windows()
 
     def without(self, path, text: str | None = None) -> pd.DataFrame:
@@ -144,9 +143,7 @@ class EmiPredictor:
         Index "all" and "without frames", "without audio", "without text" for those the clip has
         and the model reads; a column an emotion, mean over seeds and windows. Raises MediaError.
         """
-        prediction = self._read(path, text)
-        data, *_ = self._predict(prediction, *windows_of(prediction.duration))
-        return self._without(prediction, data)
+        return self._without(*self._read(path, text))
 
     def _without(self, prediction: Prediction, data: FeatureSet) -> pd.DataFrame:
         rows = {"all": prediction.intensity}
@@ -163,7 +160,7 @@ class EmiPredictor:
         start : s; of a clip longer than 30 s the 12 s from here on are shown, or its last 12 s.
         Raises MediaError for a file that can't be read.
         """
-        prediction = self._read(path, text)
+        prediction = read_clip(*clips_of([path], text), self.settings, self.emotions)
         whole, end = not prediction.duration > LONGEST, prediction.duration
         start = 0.0 if whole else float(min(max(start, 0), end - WINDOW))
         windows = np.array([start]), np.array([end if whole else start + WINDOW])
@@ -187,8 +184,9 @@ class EmiPredictor:
                     result.attention_borders["audio"] = np.minimum(steps, end)
         return result
 
-    def _read(self, path, text) -> Prediction:
-        return read_clip(*clips_of([path], text), self.settings, self.emotions)
+    def _read(self, path, text, *window) -> tuple[Prediction, FeatureSet]:
+        prediction = read_clip(*clips_of([path], text), self.settings, self.emotions)
+        return prediction, self._predict(prediction, *windows_of(prediction.duration, *window))[0]
 
     def _predict(self, prediction: Prediction, starts, ends) -> tuple:
         """Fill in the result of windows; returns their features, frames, sounds and `Output`s."""

@@ -117,10 +117,9 @@ CELLS = [
 ]
 
 
-def test_a_matrix_draws_each_cell_once_with_its_colour(tmp_path):
+def test_a_matrix_draws_each_cell_once_with_its_colour():
     cells = pd.DataFrame(CELLS, columns=["row", "group", "column", "value", "verdict"])
-    cells.to_csv(tmp_path / "worlds_matrix.csv", index=False)
-    figure = verdicts.of_worlds(tmp_path)
+    figure = verdicts.matrix(cells, verdicts.summary(cells), "worlds")
     axes = figure.axes[0]
     texts = [text.get_text() for text in axes.texts]
     assert texts == ["−.004", "+.20", "−.25", "selection", "missing"]

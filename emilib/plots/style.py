@@ -129,26 +129,3 @@ def label_ends(axes, ends: Mapping) -> None:
         y = column.sort_values() - steps  # pushed up, pushed down: between the two
         for name, at in ((y.cummax() + y[::-1].cummin()[::-1]) / 2 + steps).items():
             axes.annotate(name, (x, at), (6, 0), **place)
-
-
-@rc_context(STYLE)
-def learning_curves(histories: Mapping, corpus="", title="Learning curves") -> Figure:
-    """Training loss, and ρ on validation where it was watched: means over seeds, with their range.
-
-    histories : name → a DataFrame a seed; the last model is black, the others grey
-    """
-    watched = any(h["rho"].notna().any() for runs in histories.values() for h in runs)
-    figure, [panels] = canvas(8.2, 3.4, title, corpus, columns=1 + watched, squeeze=False)
-    columns = {"loss": "training loss", "rho": "mean ρ on validation"}
-    for axes, (column, label) in zip(panels, columns.items(), strict=False):
-        ends = {}
-        for number, (name, runs) in enumerate(histories.items(), 1):
-            by_epoch = pd.concat(runs).dropna(subset=column).groupby("epoch")[column]
-            mean, style = by_epoch.mean(), {"color": BLACK if number == len(histories) else GREY}
-            axes.fill_between(mean.index, by_epoch.min(), by_epoch.max(), alpha=0.15, **style)
-            axes.plot(mean.index, mean, "osD^vPX"[number % 7] + "-", ms=4, markevery=[-1], **style)
-            ends[name] = mean.index[-1], mean.iloc[-1]
-        axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        label_ends(axes, ends)
-    return figure

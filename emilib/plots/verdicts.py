@@ -74,12 +74,6 @@ def differences(table: pd.DataFrame, corpus: str = "") -> Figure:
     return figure
 
 
-def of_worlds(folder) -> Figure:
-    """The matrix of mechanisms and worlds that notebook 07 has kept in a folder of figures."""
-    table = pd.read_csv(f"{folder}/worlds_matrix.csv", dtype={"column": str})
-    return matrix(table, summary(table), "small worlds with a dial, from 0 to 1 (notebook 07)")
-
-
 @rc_context(style.STYLE)
 def matrix(table: pd.DataFrame, title: str, corpus: str = "") -> Figure:
     """Verdicts: "row", "group" and "column" place a cell, "value" stands in it."""

@@ -94,9 +94,7 @@ def file_sum(path) -> str:
 
 def code_version(*modules: str) -> str:
     """Hex digest of modules or packages below ``emilib``: ``code_version("training/loop.py")``.
-
-    It changes with what they do; comments, docstrings and layout do not count.
-    """
+    It changes with what they do; comments, docstrings and layout do not count."""
     root = Path(__file__).parent
     paths = [root / name for name in modules]
     files = [f for p in paths for f in (sorted(p.rglob("*.py")) if p.is_dir() else [p])]

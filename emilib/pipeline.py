@@ -125,9 +125,7 @@ class Workspace:
 
     def require(self) -> None:
         """ValueError or OSError for what a long run would miss in the end: words, weights, room.
-
-        What is damaged of the embedded corpus is made again.
-        """
+        What is damaged of the embedded corpus is made again."""
         from emilib.features import loading
 
         if self.embedded and self._is_made():
@@ -162,9 +160,7 @@ class Workspace:
 
     def contrast(self, side: str) -> Contrast:
         """Stage I of one side, "frames" or "audio": encoders, heads and history.
-
-        Without two clips to contrast the encoders are as they were; no heads, and no history.
-        """
+        Without two clips to contrast the encoders are as they were; no heads, and no history."""
         from emilib.features.loading import load_encoder
 
         folder = self.steps.align()[side]
@@ -230,9 +226,7 @@ class Workspace:
 
     def experiments(self) -> dict:
         """Every experiment of this profile, by name.
-
-        Of a feature file in a profile that is tuned: at the best points of `tune` on that file.
-        """
+        Of a feature file in a profile that is tuned: at the best points of `tune` on that file."""
         if self._tuning is None:
             return all_experiments(self.profile)
         listed = all_experiments(dataclasses.replace(self.profile, tuned=False))

@@ -91,11 +91,9 @@ class CorpusReader:
     @functools.cached_property
     def key(self) -> str:
         """Hex digest that changes when the content of a CSV, a transcript or a file does.
-
         A file is read again when its size or age changes. Of face crops, millions of files, it only
         counts which clips have a folder of them. The embedded corpus is known by its parameters:
-        its files may differ in bytes.
-        """
+        its files may differ in bytes."""
         heard = speech.heard_key(self.table)
         if self.is_synthetic:
             return key(heard=heard, synthetic=file_sum(self.folder / "synthetic.json"))
@@ -146,9 +144,7 @@ class CorpusReader:
 
     def official(self, ids: Sequence[str]) -> Iterator[dict]:
         """Frames and audio (T, D) float16 of the organisers' pickles.
-
-        None without one, and for one that can't be used: the audit lists them as "bad features".
-        """
+        None without one, and for one that can't be used: the audit lists them as "bad features"."""
         rows, widths = self.table.set_index("id").loc[list(ids)].to_dict("records"), {}
         for row in rows:
             arrays = {}

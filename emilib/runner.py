@@ -210,11 +210,9 @@ def kernel_folder(label: str):
 
 def update_notebooks(folder, out) -> list[Path]:
     """Write the outputs of the executed copies in `out` into the notebooks of `folder`.
-
     The cell that papermill injected, times, stderr, widgets and paths of this machine are left
     out; cells are counted 1, 2, 3, and stream outputs in a row are one. Returns what has changed.
-    Raises ValueError where a copy is of another version of its notebook.
-    """
+    Raises ValueError where a copy is of another version of its notebook."""
     changed = []
     for path in discover(folder):
         result, executed = nbformat.read(path, 4), nbformat.read(Path(out) / path.name, 4)

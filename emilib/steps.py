@@ -66,9 +66,7 @@ class Step:
 
     def folder(self) -> Path:
         """The finished folder; made where it is missing.
-
-        One torch thread on a CPU: a step made alone and made beside another have the same bits.
-        """
+        One torch thread on a CPU: a step made alone and made beside another have the same bits."""
         # All ranks work on Stage I together.
         run = self.cache.step if self.kind == STAGE_ONE else self.cache.shared_step
         with contextlib.nullcontext() if torch.cuda.is_available() else one_thread():
@@ -124,9 +122,7 @@ class Steps:
     @functools.cached_property
     def media(self) -> Step:
         """Stores "frames" (T, 3, S, S) uint8, "waveform" (S,) int16, and "seen" (T,) uint8.
-
-        Frames are face crops or video frames, as `Profile.visual` says; see `reader.decode`.
-        """
+        Frames are face crops or video frames, as `Profile.visual` says; see `reader.decode`."""
         if not self.reader.has_media:
             raise ValueError(f"{self.reader.source}: expected media, got features; give a corpus")
         p, columns = self.profile, ("frames", "waveform", "seen")
@@ -218,11 +214,9 @@ class Steps:
 
     def encoders(self, stage="aligned", roles=ROLES) -> dict:
         """Encoders of `roles`, all of "vision", "audio" and "text", as they are at one of STAGES.
-
         "random", untrained; "start", pretrained checkpoints or the self-supervised start;
         "aligned", after Stage I (the text encoder of the run `StageOne.text_from`); "paper_b", the
-        checkpoints of paper B. Raises ValueError for another stage.
-        """
+        checkpoints of paper B. Raises ValueError for another stage."""
         from emilib.features.loading import load_encoder
 
         if stage not in STAGES:

@@ -103,9 +103,7 @@ class AudioEncoder(nn.Module):
 
     def forward(self, waveform: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """waveform (B, S) float, valid (B, S) bool; returns (B, T, D) and (B, T) bool.
-
-        Raises ValueError for a clip shorter than `shortest` samples.
-        """
+        Raises ValueError for a clip shorter than `shortest` samples."""
         return self.encode(self.normalised(waveform, valid), valid)
 
     def normalised(self, waveform: Tensor, valid: Tensor) -> Tensor:
@@ -119,9 +117,7 @@ class AudioEncoder(nn.Module):
 
     def encode(self, waveform: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, of waveforms (B, S) that are normalised already, or pieces of them.
-
-        Returns (B, T, D) and (B, T) bool. Raises ValueError for fewer than `shortest` samples.
-        """
+        Returns (B, T, D) and (B, T) bool. Raises ValueError for fewer than `shortest` samples."""
         lengths = valid.sum(dim=1)
         if int(lengths.min()) < self.shortest:
             got = f"got {int(lengths.min())}; treat such a clip as having no audio"
@@ -145,10 +141,8 @@ def padded(waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 class EmotionHead(nn.Module):
     """The auxiliary logits Z_a of paper B, 3.3, for each step of the audio network.
-
     Linear D → D, tanh, linear D → outputs: the head of the published emotion network (arousal,
-    dominance, valence), here applied to every step. The paper does not state the dropout.
-    """
+    dominance, valence), here applied to every step. The paper does not state the dropout."""
 
     def __init__(self, dim: int = 1024, outputs: int = 3, dropout: float = 0.1):
         super().__init__()

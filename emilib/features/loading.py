@@ -27,11 +27,9 @@ ROLES |= {"bert": "text", "gte": "text"}  # of the model types that are read
 
 class EmotionWav2Vec2(transformers.Wav2Vec2PreTrainedModel):
     """A wav2vec2 with an `EmotionHead`: A = Concat(H_a, Z_a) of paper B, 3.3.
-
     Reads the published checkpoint `audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim`, for
     which transformers has no class. The published network pools over time before its head; here
-    the head sees every step (the two differ: the head is not linear).
-    """
+    the head sees every step (the two differ: the head is not linear)."""
 
     def __init__(self, config: transformers.Wav2Vec2Config):
         super().__init__(config)
@@ -136,10 +134,8 @@ def pretrained(role: str, source: str, revision: str | None = None, **settings) 
 
 def check(role: str, source: str, revision: str | None = None) -> dict:
     """The config.json of a checkpoint, as a dict; nothing else of it is read or downloaded.
-
     Arguments as of `pretrained`. Raises ValueError where the file is missing or damaged, where it
-    is of another family than the role's, and where it names code.
-    """
+    is of another family than the role's, and where it names code."""
     place, commit = checkpoints.locate(str(source), revision)
     if checkpoints.folder(str(source)) is not None:
         checkpoints.refuse_traps(place)

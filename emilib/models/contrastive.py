@@ -81,11 +81,9 @@ class ContrastivePair(nn.Module, PyTorchModelHubMixin):
 
 def pool_clip(hidden_states: Tensor, valid: Tensor | None, segments: int, reference="none"):
     """Segment-wise average pooling to one vector: the mean of the segments' means (Stage I).
-
     hidden_states (B, T, D), valid (B, T) bool or None; returns (B, D). Segments without a real
     step do not count; ValueError for a clip without any. With reference "first" the first step is
-    subtracted from all: what changes in a face stays, whose it is goes; not stated in the paper.
-    """
+    subtracted from all: what changes in a face stays, whose it is goes; not stated in the paper."""
     if valid is None:
         valid = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
     if reference == "first":

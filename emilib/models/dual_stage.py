@@ -93,10 +93,8 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
 
     def forward(self, frames, audio, text, frames_valid=None, audio_valid=None, present=None):
         """frames (B, T, D), audio (B, T, D) padded on the right, text (B, D) → `Output`.
-
         The six arguments are those of `check_inputs`. `weights` (B, M, 3) are None with
-        fusion="concat". A clip with no modality gets a learned constant and weights of 0.
-        """
+        fusion="concat". A clip with no modality gets a learned constant and weights of 0."""
         inputs = (frames, audio, text, frames_valid, audio_valid, present)
         x, valid, _ = check_inputs(*inputs, dims=self.dims, dtype=self.head.weight.dtype)
         mapped, real, h = self.map(x, valid)  # (B, M, 3, W), (B, M, 3)
@@ -110,10 +108,8 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
 
     def map(self, x: dict[str, Tensor], valid: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict]:
         """Every modality on the common time base and width (Eq. 2 to 6).
-
         Returns mapped (B, M, 3, W), zero where there is nothing; real (B, M, 3) bool; and what
-        Eq. 7 scores, by modality, (B, M, D), or (B, 1, D) for one score of the whole clip.
-        """
+        Eq. 7 scores, by modality, (B, M, D), or (B, 1, D) for one score of the whole clip."""
         counts = self.time_base(valid)
         base = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]  # (B, M)
         states, real, h = {}, {}, {}
@@ -180,9 +176,7 @@ def present_softmax(scores: Tensor, real: Tensor) -> Tensor:
 
 def mapping_mlp(dim: int, width: int, dropout: float) -> nn.Sequential:
     """The MLP of Eq. 4, (..., dim) → (..., width). Its form is not stated in the paper.
-
-    It ends in a LayerNorm: modalities of one scale, so that the weights of Eq. 8 are comparable.
-    """
+    It ends in a LayerNorm: modalities of one scale, so that the weights of Eq. 8 are comparable."""
     first, second = nn.Linear(dim, width), nn.Linear(width, width)
     return nn.Sequential(first, nn.GELU(), nn.Dropout(dropout), second, nn.LayerNorm(width))
 

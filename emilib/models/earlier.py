@@ -58,10 +58,8 @@ class Trimodal(Fusion):
 
 def average(predictions: list[Tensor], training: bool) -> Output:
     """Mean of K predictions (B, E); in training, their spread about it is the auxiliary loss.
-
     (ŷ - y)² + mean_k (ŷ_k - ŷ)² = mean_k (ŷ_k - y)²: with it, the error of the average becomes the
-    mean of the members' own errors (Krogh and Vedelsby 1995).
-    """
+    mean of the members' own errors (Krogh and Vedelsby 1995)."""
     members = torch.stack(predictions)  # (K, B, E)
     mean = members.mean(dim=0)
     return Output(mean, auxiliary_loss=(members - mean).square().mean() if training else None)
@@ -118,10 +116,8 @@ class Yu2024(Trimodal):
 
 class Hallmen2024(Fusion):
     """Hallmen et al. 2024 [3] (Table 2, 0.38): an LSTM over 1027-wide audio, as wide as its input.
-
     concat(global vector, last state), 2054; linear 2054 → 2054, tanh, linear → num_targets. That
-    the global vector is the mean over time is inferred, not specified.
-    """
+    the global vector is the mean over time is inferred, not specified."""
 
     def __init__(self, audio_dim: int = 1027, num_targets: int = 6, *, layers: int = 2):
         super().__init__({"audio": audio_dim})
@@ -167,10 +163,8 @@ class StatisticsMLP(Fusion):
 
 class Savchenko2025(Trimodal):
     """Savchenko 2025 [28] (Table 2, 0.44): three `StatisticsMLP`, weighted for each emotion.
-
     intensity_e = Σ_m fusion[m, e] prediction_m,e, the weights of an emotion summing to 1. They are
-    equal until `fit_savchenko` has searched them on held-out folds of the training clips.
-    """
+    equal until `fit_savchenko` has searched them on held-out folds of the training clips."""
 
     def __init__(self, num_targets=6, *, hidden=64, **dims):
         super().__init__(tokens=False, **dims)
@@ -188,11 +182,9 @@ class Savchenko2025(Trimodal):
 
 class Zhang2024(Trimodal):
     """Zhang et al. 2024 [38] (Table 2, 0.46): an ensemble of Transformer fusions.
-
     A member: linear map of each modality to a common width, sinusoidal positions and a learned
     vector a modality, all steps of all modalities as one sequence through a Transformer encoder,
-    mean over the real steps, linear layer. The intensity is the mean over the members.
-    """
+    mean over the real steps, linear layer. The intensity is the mean over the members."""
 
     def __init__(self, num_targets=6, width=256, heads=4, layers=2, members=3, dropout=0.1, **dims):
         super().__init__(**dims)

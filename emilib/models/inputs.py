@@ -122,9 +122,7 @@ def vectors(dims: dict[str, int]) -> nn.ParameterDict:
 
 def stand_in(sequence, valid, present, token) -> tuple[Tensor, Tensor]:
     """A token in place of the sequences that are not present, as their only real step, at step 0.
-
-    sequence (B, T, D), valid (B, T) bool, present (B,) bool, token (D,) or (B, D).
-    """
+    sequence (B, T, D), valid (B, T) bool, present (B,) bool, token (D,) or (B, D)."""
     steps = sequence.shape[1]
     alone = F.pad(token.unsqueeze(-2), (0, 0, 0, steps - 1))  # (T, D) or (B, T, D)
     first = torch.arange(steps, device=valid.device) == 0

@@ -14,10 +14,8 @@ from emilib.models.temporal import BiLSTM, last_step, positions, transformer
 
 class TFN(Trimodal):
     """Tensor Fusion Network, Zadeh et al. 2017: the outer product of three embeddings.
-
     z = [z_text; 1] ⊗ [z_frames; 1] ⊗ [z_audio; 1], so that every one-, two- and three-way
-    product is in it; then two layers of 128 ReLU and a linear layer.
-    """
+    product is in it; then two layers of 128 ReLU and a linear layer."""
 
     def __init__(self, num_targets=6, width=32, text_width=128, hidden=128, dropout=0.1, **dims):
         super().__init__(**dims)
@@ -37,11 +35,9 @@ class TFN(Trimodal):
 
 class MulT(Trimodal):
     """Multimodal Transformer, Tsai et al. 2019: each modality read through the two others.
-
     Temporal convolution to a common width, sinusoidal positions; six crossmodal transformers β → α;
     for each α a self-attention Transformer over [β → α; γ → α]; the last real steps of the three,
-    concatenated, through a residual block and a linear layer.
-    """
+    concatenated, through a residual block and a linear layer."""
 
     def __init__(self, num_targets=6, width=40, heads=8, layers=4, dropout=0.1, **dims):
         super().__init__(**dims)
@@ -77,9 +73,7 @@ class MulT(Trimodal):
 
 class Crossmodal(nn.Module):
     """Crossmodal transformer β → α: the target's steps ask, the source's low-level steps answer.
-
-    Block i: Y = CM_i(LN(Z_{i-1}), LN(Z_β)) + LN(Z_{i-1}), Z_i = f(LN(Y)) + LN(Y).
-    """
+    Block i: Y = CM_i(LN(Z_{i-1}), LN(Z_β)) + LN(Z_{i-1}), Z_i = f(LN(Y)) + LN(Y)."""
 
     def __init__(self, width: int, heads: int, layers: int, dropout: float):
         super().__init__()
@@ -178,9 +172,7 @@ def misa_losses(u, shared, private, rebuilt) -> tuple[Tensor, Tensor, Tensor]:
 
 def central_moment_discrepancy(x: Tensor, y: Tensor, moments: int = 5) -> Tensor:
     """CMD of two samples (B, D) with values in [0, 1] (Zellinger et al. 2017).
-
-    ‖E x - E y‖ + sum over k = 2..K of ‖C_k(x) - C_k(y)‖ with C_k(x) = E (x - E x)^k.
-    """
+    ‖E x - E y‖ + sum over k = 2..K of ‖C_k(x) - C_k(y)‖ with C_k(x) = E (x - E x)^k."""
     x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
     total = torch.linalg.vector_norm(x_mean - y_mean)
     for k in range(2, moments + 1):

@@ -20,11 +20,9 @@ MAX_AUDIO = (int(MAX_AUDIO_SECONDS * SAMPLE_RATE) - 400) // 320 + 1  # 599 steps
 
 class CrossAttention(nn.Module):
     """Multi-head attention of one vector a clip over a sequence: CA(t, X) of paper B, 3.3.
-
     head_h = softmax(q_h K_h^T / sqrt(width / heads)) V_h, concatenated and mapped linearly.
     There is no residual connection (not stated in the paper): f = [t; h_a; h_v] keeps the three
-    apart. norm=True puts a LayerNorm on what becomes query and key (the release has it).
-    """
+    apart. norm=True puts a LayerNorm on what becomes query and key (the release has it)."""
 
     def __init__(self, query_dim, context_dim, width, heads, dropout=0.0, norm=False):
         super().__init__()
@@ -39,10 +37,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, query: Tensor, context: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """query (B, D_q), context (B, T, D_c), valid (B, T) → (B, width) and (B, H, T).
-
         The attention is that before dropout: each head sums to 1 over the valid steps, or is 0
-        everywhere in a clip without any.
-        """
+        everywhere in a clip without any."""
         b, t, _ = context.shape
         q = self.query(self.query_norm(query)).view(b, self.heads, -1)
         k = self.key(self.key_norm(context)).view(b, t, self.heads, -1)
@@ -58,11 +54,9 @@ class CrossAttention(nn.Module):
 
 class SelfAttention(nn.Module):
     """One self-attention layer over a sequence, with residual connection and LayerNorm.
-
     norm="post" is LN(x + SA(x)), norm="pre" x + SA(LN(x)). Paper B, 3.3 says "a dedicated
     self-attention layer": residual connection, norm and dropout are not stated; feed-forward part
-    and positions are not named, and not here.
-    """
+    and positions are not named, and not here."""
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0, norm: str = "post"):
         super().__init__()
@@ -172,10 +166,8 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
 
     def forward(self, frames, audio, text, frames_valid=None, audio_valid=None, present=None):
         """frames (B, T_v, D_v), audio (B, T_a, D_a), text (B, D_t) → `Output`.
-
         The six arguments are those of `check_inputs`. `attention` holds, for each modality asked,
-        (B, H, T) over the steps passed; None without cross-attention.
-        """
+        (B, H, T) over the steps passed; None without cross-attention."""
         inputs = (frames, audio, text, frames_valid, audio_valid, present)
         dtype = self.head[0].weight.dtype
         x, valid, present = check_inputs(*inputs, dims=self.dims, dtype=dtype)

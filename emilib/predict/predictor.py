@@ -139,10 +139,8 @@ class EmiPredictor:
 
     def without(self, path, text: str | None = None) -> pd.DataFrame:
         """Which modality mattered: the intensities with each removed in turn.
-
         Index "all" and "without frames", "without audio", "without text" for those the clip has
-        and the model reads; a column an emotion, mean over seeds and windows. Raises MediaError.
-        """
+        and the model reads; a column an emotion, mean over seeds and windows. Raises MediaError."""
         return self._without(*self._read(path, text))
 
     def _without(self, prediction: Prediction, data: FeatureSet) -> pd.DataFrame:

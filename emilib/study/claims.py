@@ -52,10 +52,8 @@ def stated(paper: str, where: str, quantity: str) -> float:
 
 def checks() -> pd.DataFrame:
     """Every number of a paper that follows from others of it, recomputed by its formula.
-
     Columns paper, where, what, stated, recomputed, holds (both agree when rounded to the decimals
-    the paper gives), contradiction: the title of the entry of `ledger` it belongs to, or "".
-    """
+    the paper gives), contradiction: the title of the entry of `ledger` it belongs to, or ""."""
     numbers = {c.name: c.value for c in CLAIMS}
     numbers |= {f"{c.name}_delta": c.delta for c in CLAIMS if c.delta is not None}
     table = _read("checks.csv")

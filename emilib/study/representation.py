@@ -11,11 +11,9 @@ from emilib.training.ridge import ridge_regression
 
 def clip_statistics(data: FeatureSet, modality: str, changes=True) -> np.ndarray:
     """One float64 row a clip; NaN where it lacks the modality, KeyError where the whole set does.
-
     frames: mean, standard deviation, maximum and minimum over time of the change since the clip's
     first frame (N, 4 D), which leaves out whose face it is, or without `changes` of what they are;
-    audio: mean and standard deviation over time (N, 2 D); text: its vector (N, D)
-    """
+    audio: mean and standard deviation over time (N, 2 D); text: its vector (N, D)"""
     width = data.dims[modality]
     if modality == "text":
         return data.scaled("text", data.text).astype(np.float64)

@@ -123,9 +123,7 @@ def corrupted(splits: FeatureSplits, corruption: Corruption, encode, seed: int =
 
 def intensity_and_weights(model: torch.nn.Module, data: FeatureSet, batch_size: int = 64):
     """Intensities (N, E) of a model, and its quality weights (N, 3), None where it has none.
-
-    A weight (paper A, Eq. 8) is the mean over a clip's segments that have anything; NaN of none.
-    """
+    A weight (paper A, Eq. 8) is the mean over a clip's segments that have anything; NaN of none."""
     on, intensity, weights = next(model.parameters()).device, [], []
     with torch.inference_mode(), no_denormals():
         for batch in data.batches(batch_size, device=on):
@@ -152,9 +150,7 @@ class Measurements:
 
     def rho(self, *terms: tuple[int, Corruption | None, str]) -> metrics.Estimate:
         """Sum of signed ρ, paired over clips and seeds; terms are (sign, corruption, name).
-
-        Of models with different numbers of seeds, the first seeds, which all have.
-        """
+        Of models with different numbers of seeds, the first seeds, which all have."""
         measured = [(sign, *self._rho(*key)) for sign, *key in terms]
         seeds = min(len(each) for _, each, _ in measured)
         each = sum(sign * each[:seeds] for sign, each, _ in measured)

@@ -238,9 +238,7 @@ def _attempt(job, cache: Cache) -> str:
 
 def untrainable(experiments: Mapping[str, Experiment], features: Mapping) -> dict[str, str]:
     """Why some experiments can't be trained on these features, by name: "no official features".
-
-    One on all three modalities is trained on those there are; a choice of them needs them all.
-    """
+    One on all three modalities is trained on those there are; a choice of them needs them all."""
     reasons = {}
     for name, experiment in experiments.items():
         official, splits = experiment.features == "official", features.get(experiment.features)

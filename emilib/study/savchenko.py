@@ -69,10 +69,8 @@ def fit_savchenko(
 
 def search_weights(predictions, target, parts: int = 20) -> np.ndarray:
     """Weights (M, E) in steps of 1 / parts with the highest Pearson correlation for each emotion.
-
     predictions (M, N, E) of M members, target (N, E); a weight's column sums to 1. A search on the
-    clips that are scored afterwards is a leak: pass predictions of held-out training clips.
-    """
+    clips that are scored afterwards is a leak: pass predictions of held-out training clips."""
     grid = np.array(list(product(range(parts + 1), repeat=len(predictions))))
     grid = grid[grid.sum(axis=1) == parts] / parts  # (K, M)
     rho = [pearson(target, np.tensordot(weights, predictions, 1)) for weights in grid]

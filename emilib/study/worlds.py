@@ -44,10 +44,8 @@ class Size:
 
 def selection(draw: np.random.Generator, clips: int, dial: float) -> FeatureSet:
     """The words name a moment: each frame has a key and a value, the text the key of one frame.
-
     The label is own words + own sound + (1 - d) mean of the values + d the value at that moment,
-    the last two scaled to the same variance at every d.
-    """
+    the last two scaled to the same variance at every d."""
     frames, key, moment = _moments(draw, clips, dial)
     words, sound = draw.normal(size=(clips, 1)), draw.normal(size=(clips, 2, 1))
     label = words[:, 0] + np.sqrt(2) * sound[:, :, 0].mean(axis=1) + 1.5 * moment
@@ -65,10 +63,8 @@ def who_knows(draw: np.random.Generator, clips: int, dial: float) -> FeatureSet:
 
 def reliability(draw: np.random.Generator, clips: int, dial: float) -> FeatureSet:
     """All modalities show the same signal in noise, whose size changes and can be read.
-
     Noise has size 2 exp(1.5 d g), g uniform in [-1, 1], drawn for each third of the frames and of
-    the sound and for the words; a second feature is d g itself. At d = 0 all noise is alike.
-    """
+    the sound and for the words; a second feature is d g itself. At d = 0 all noise is alike."""
     signal = draw.normal(size=(clips, 1, 1))
 
     def seen(parts: int, steps: int) -> np.ndarray:
@@ -92,10 +88,8 @@ def missing(draw: np.random.Generator, clips: int, dial: float) -> FeatureSet:
 
 def alignment(draw: np.random.Generator, clips: int, dial: float) -> FeatureSet:
     """Frames and words share some factors; a share d of what frames tell of the label is shared.
-
     The words show the shared factors in noise. The rest of the frames' part of the label is in
-    factors that only the frames have, and most of what varies in frames is neither.
-    """
+    factors that only the frames have, and most of what varies in frames is neither."""
     shared, private, nuisance = (draw.normal(size=(clips, n)) for n in (3, 3, 6))
     fixed = np.random.default_rng(0)  # how factors are mixed is the same for all clips
     mixed = np.hstack([shared, private, 2 * nuisance]) @ fixed.normal(0, 0.3, (12, 24))
@@ -174,10 +168,8 @@ def encode(pairs: FeatureSet, sets: list, seed: int, size: Size, epochs: int) ->
 
 def train(world: str, dial: float, model: str, seed: int, size: Size) -> dict:
     """Train one model in one world; predictions (N, 1) of the test clips by (model, dial).
-
     In the worlds of missing modalities the dial is that of the test clips, so one run serves all.
-    With "averaged" weights come those that the same run ended with, "no_ema".
-    """
+    With "averaged" weights come those that the same run ended with, "no_ema"."""
     dials, epochs, last = [dial], size.epochs, {}
     if world.startswith("missing"):
         dial, dials = (MISSED if world.endswith("seen") else 0.0), size.dials

@@ -1,8 +1,7 @@
 """The book: the executed notebooks as one HTML file that needs no server and no network.
 
-`write` makes it from what a run has left: a chapter that failed says so, one that was not executed
-stands there without results. Formulas become MathML; pictures and clips are part of the file; five
-interactive figures read the CSV files beside the still ones. Page, style and script: ``templates``.
+A chapter that failed says so, one that was not executed stands there without results. Formulas
+become MathML; five interactive figures read the CSV files beside the still ones. See ``templates``.
 """
 
 import csv

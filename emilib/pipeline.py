@@ -36,9 +36,8 @@ class Workspace:
     """Everything of one profile on one corpus.
 
     profile : a Profile, or its name as of `profiles.get`
-    corpus : folder in the layout of Hume-Vidmimic2, or one of your own with a CSV (see
-        `emilib.corpus.user_dataset`), or that CSV; features in place of media (see
-        `emilib.corpus.feature_files`); None for the embedded corpus
+    corpus : folder in the layout of Hume-Vidmimic2, or your own videos with a CSV (or the CSV, see
+        `corpus.user_dataset`); features (see `corpus.feature_files`); None for the embedded corpus
     home : where generated things go; None for ``EMI_HOME``, else ``runs/`` of the checkout
 
     Raises ValueError when the profile has no embedded corpus and no folder is given.

@@ -107,8 +107,7 @@ def run_notebooks(
     figures : folder whose files a notebook makes; one that lost such a file is executed again
     media : False leaves out the cells that read media, which keep the outputs they have
 
-    Of two runs the second waits for each notebook. Raises NotebookFailed; the notebooks before the
-    failing one stay finished.
+    Of two runs the second waits for each notebook. NotebookFailed: earlier ones stay finished.
     """
     out = Path(out)
     for number, path in enumerate(paths, 1):

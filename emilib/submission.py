@@ -19,12 +19,12 @@ WARNING = "Warning: "
 
 
 def write(path, ids, predictions, expected_ids=None):
-    """Write predictions as a submission: rows in order of id, values clipped to [0, 1].
+    """Write predictions as a submission: rows in order of id, values clipped to [0, 1]; the path.
 
     ids : N clips, each five digits; expected_ids : every clip that must have a row, None for `ids`
     predictions : (N, 6) in order of EMOTIONS, or (S, N, 6) for S seeds, whose mean is taken
 
-    Returns the path. Raises ValueError for shapes that disagree, and what `validate` would list.
+    Raises ValueError for shapes that disagree, and what `validate` would list.
     """
     values, shape = np.asarray(predictions, dtype=float), (len(ids), len(EMOTIONS))
     values = values.mean(axis=0) if values.ndim == 3 and len(values) else values
@@ -42,11 +42,9 @@ def write(path, ids, predictions, expected_ids=None):
 
 
 def make(workspace, run, path):
-    """Write the submission of an experiment, trained where it is missing, and validate it.
+    """Write the submission of an experiment, trained where it is missing, and `validate` it.
 
-    workspace : `emilib.pipeline.Workspace`; run : a name of `workspace.experiments()`
-
-    Returns what `validate` returns. Raises ValueError for an unknown run, and without test clips.
+    workspace : `emilib.pipeline.Workspace`; run : a name of its experiments, else ValueError
     """
     known = workspace.experiments()
     if run not in known:

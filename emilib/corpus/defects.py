@@ -26,9 +26,8 @@ def audit(folder, workers=None):
 
     workers : processes; None takes the cores there are, 1 stays in this process
 
-    Returns a DataFrame with the columns id, split, defect (a key of DEFECTS), detail, ordered by
-    split, then id. `attrs["clips"]` counts the clips looked at. Raises CorpusError where the folder
-    can't be read at all; a broken file is a row.
+    Returns the columns id, split, defect (a key of DEFECTS) and detail, ordered by split, then id;
+    `attrs["clips"]` counts the clips looked at. CorpusError where the folder can't be read at all.
     """
     clips, rows = read_with_findings(folder)
     for emotion in EMOTIONS if clips.attrs["targets"] == list(EMOTIONS) else ():  # own: any range

@@ -1,8 +1,7 @@
 """Frozen encoders over many clips: frames of many clips in one batch, audio and text by length.
 
-No batch reaches beyond a group of `store.SHARD` clips. So the features of a clip are the same to
-the bit whichever shards existed before, however many processes decoded, and whether the run was
-killed. A GPU's are those of a CPU but for rounding (TF32, bf16).
+No batch reaches beyond a group of `store.SHARD` clips, so a clip's features are the same to the bit
+whichever shards existed before. A GPU's are those of a CPU but for rounding (TF32, bf16).
 """
 
 import dataclasses
@@ -45,12 +44,10 @@ def extract(encoders, frames, waveforms, texts, audio_every=1, device=None, batc
     """Features of clips in their order, as dicts of half-precision arrays or None.
 
     encoders : "vision", "audio" and "text"
-    frames : (T, 3, H, W) uint8 or None, one a clip
-    waveforms : (S,) int16 at 16 kHz or None, one a clip
+    frames, waveforms : (T, 3, H, W) uint8, and (S,) int16 at 16 kHz, one a clip, or None
     texts : transcripts, "" where there is none
     audio_every : hidden states of the audio that are averaged into one step
     device : None is the GPU of this rank where there is one, else the CPU
-    batching : None is `Batching.on(device)`
 
     Yields {"frames": (T, D), "audio": (T, D), "text": (1, D)}; holds `store.SHARD` clips at most.
     """

@@ -1,7 +1,6 @@
 """Transcripts: from text files where they exist, else from openai-whisper where its weights are.
 
-Nothing is ever downloaded. Whisper invents words for silence ("Thank you."), so it never gets a
-silent window, and a window that it takes for no speech yields no text.
+Nothing is downloaded. Whisper invents words for silence, so it never gets a silent window.
 """
 
 import os
@@ -32,7 +31,6 @@ def transcripts(clips, decode, cache: Cache, workers=1, progress=None) -> tuple[
     clips : DataFrame of `emilib.corpus.read`; those without a text file go to Whisper
     decode : from a clip's paths (audio, video), either of them None, to its waveform (S,) float32
         at 16 kHz, or None; runs in `workers` processes, some clips ahead
-    cache : keeps Whisper's words by shards
     progress : called with (clips done, clips in all) while Whisper works
 
     The words are a Series of str, or None where no text is known, indexed by id.

@@ -17,12 +17,10 @@ class EndToEnd(nn.Module):
     """Waveform and words through their encoders into a `TAEMI`; frames are features.
 
     audio : module with `dim`, `shortest` (samples) and forward(waveform, valid) → hidden states
-        (B, T, D) and their mask, as `features.encoders.AudioEncoder`. With an `EmotionWav2Vec2`
-        A = Concat(H_a, Z_a).
+        (B, T, D) and their mask, as `features.encoders.AudioEncoder`
     text : module with `dim` and forward(**tokens) → (B, D), as `features.encoders.TextEncoder`
     moments : mean and spread (D,) of "audio" and "text", by which what the encoders give is
-        standardised before the fusion, as `FeatureSet.standardised` does with cached features
-        (not stated in the paper); None leaves it as it is
+        standardised before the fusion, as with cached features (not stated in the paper); or None
 
     wav2vec2 masks no steps in training: it refuses clips of fewer steps than its mask is long. A
     clip whose sound is shorter than the audio network takes counts as a clip without sound.

@@ -1,9 +1,8 @@
 """From a video file to intensities: what was trained on a corpus, used on anybody's clips.
 
-Each clip is decoded as the corpus was, encoded by the frozen encoders, standardised by the training
-clips' moments, and given to the model of every seed; clips don't share a batch.
-
-Dimension key: S seeds, W windows of a clip, T steps, E emotions, H heads, M segments.
+Each clip is decoded as the corpus was, encoded, standardised by the training clips' moments, and
+given to the model of every seed; clips don't share a batch.
+S seeds, W windows of a clip, T steps, E emotions, H heads, M segments.
 """
 
 import contextlib
@@ -85,9 +84,7 @@ class EmiPredictor:
 
     @classmethod
     def from_pretrained(cls, source, device=None) -> "EmiPredictor":
-        """The predictor in a folder that `save_pretrained` wrote, or in a hub repository.
-
-        source : folder, or a name like owner/model of the Hugging Face hub
+        """The predictor in a folder that `save_pretrained` wrote, or on the hub (owner/name).
 
         No code of it runs and no pickle is read. Raises ValueError where it holds no predictor.
         """

@@ -1,10 +1,8 @@
 """What the two papers report and where: the one place their numbers stand, as three CSV files.
 
-Paper A is *Dual-Stage Cross-Modal Network with Dynamic Feature Fusion for Emotional Mimicry
-Intensity Estimation* (8th ABAW, 2025; first version of arXiv 2503.10603). Paper B is *Anchoring
-Emotions in Text: Robust Multimodal Fusion for Mimicry Intensity Estimation* (10th ABAW, 2026).
-
-A table is called by paper and number: A2 is Table 2 of paper A.
+Paper A: *Dual-Stage Cross-Modal Network with Dynamic Feature Fusion for Emotional Mimicry Intensity
+Estimation* (8th ABAW, 2025; first version of arXiv 2503.10603). Paper B: *Anchoring Emotions in
+Text: Robust Multimodal Fusion for Mimicry Intensity Estimation* (10th ABAW, 2026). A2: Table 2 of A.
 """
 
 import json

@@ -19,9 +19,8 @@ _LETTERS = {"V": "frames", "A": "audio", "T": "text"}
 class Experiment:
     """What is trained for one or more rows.
 
-    features : "ours", of the Stage I encoders; "ours, start" and "ours, paper_b"
-        of encoders at another stage; "official", the organisers'; or "media", waveforms and words
-        for encoders that are trained with the model
+    features : "ours", of the Stage I encoders; "ours, start" and "ours, paper_b", at another stage;
+        "official", the organisers'; or "media", waveforms and words for encoders that are trained
     """
 
     name: str

@@ -25,8 +25,7 @@ def fit_savchenko(
 
     Returns the same members with two kinds of weights: honest, of held-out folds of the training
     clips; and leaked, of the validation clips, as in the original, whose score is too high by
-    construction (None without such clips). The history, a mean over all, has no ρ. A modality that
-    all clips lack has the weight 0.
+    construction (None without such clips). The history, a mean over all, has no ρ.
     """
     check_data(train, valid)
     recipe = recipe or Recipe.savchenko()

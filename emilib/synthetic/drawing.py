@@ -1,10 +1,9 @@
-"""The compiled part of `face`: the colour of each pixel, a ray each.
+"""The compiled part of `face`: the colour of each pixel, a ray each. Numba's cache wants one file.
 
-Coordinates are head units, x to the right and y down, with the origin at the centre of the face;
-the shorter side of the picture spans SPAN units. The head is an egg-shaped ellipsoid; where a
-pixel's ray meets it, (u, v) is the place on the face after turning the head. Every edge is a ramp
-about a pixel wide (`px`). Colours are in [0, 1]. p is one record of what `face.render` tells. The
-whole is one file, as Numba's cache looks at no other.
+Coordinates are head units, x to the right and y down, from the centre of the face; the shorter side
+of the picture spans SPAN. The head is an egg-shaped ellipsoid; where a pixel's ray meets it, (u, v)
+is the place on the face after turning the head. Every edge is a ramp about a pixel wide (`px`).
+Colours are in [0, 1]. p is one record of what `face.render` tells.
 """
 
 import math

@@ -1,8 +1,7 @@
 """The embedded corpus: real media files of invented people, in the layout of Hume-Vidmimic2.
 
-`generative_model.py` decides what the clips show, say and are labelled; here they are filmed, with
-a drawn head (`face.py`), a voice (`voice.py`) and the real set's defects. The same parameters
-give the same corpus with any number of worker processes: each clip has its own generators.
+Drawn heads, voices, and the real set's defects. The same parameters give the same corpus with any
+number of worker processes: each clip has its own generators.
 """
 
 import contextlib
@@ -49,9 +48,8 @@ def make(
     workers : processes; None = one a core, 1 = this process
     progress : called as progress(done, total) in clips
 
-    Only what is missing or damaged of a corpus with the same parameters is made. `synthetic.json`
-    has the parameters, the hidden `.synthetic/` facts, defects, persons and clean signals of the
-    clips, and the labels of the test clips, which are nowhere else.
+    Only what is missing or damaged is made. `synthetic.json` has the parameters, the hidden
+    `.synthetic/` facts, defects, persons and clean signals, and the labels of the test clips.
     Raises CorpusError when the folder holds anything else than this corpus.
     """
     folder = Path(folder)

@@ -57,9 +57,8 @@ def pretrain(media, text, clips, plan, seed, checkpoint=None, progress=None, dev
     device : None is the GPU of this rank where there is one, else the CPU; the result is on the CPU
 
     Several ranks divide each batch and come to the result of one process, to the same bits on a
-    CPU with `plan.chunk`. Clips without words or this modality are left out, and so is the last,
-    smaller batch of an epoch. Raises ValueError when fewer than two clips are left, or for the
-    checkpoint of another run.
+    CPU with `plan.chunk`. Clips without words or this modality are left out, and so is an epoch's
+    last, smaller batch. ValueError for fewer than two clips, or the checkpoint of another run.
     """
     if world_size() > 1:
         from accelerate import PartialState

@@ -1,9 +1,7 @@
-"""A self-supervised start for the small encoders of the embedded profile.
+"""A self-supervised start for the small encoders, where there is no CLIP, wav2vec2 or BERT.
 
-The papers begin from networks that saw the web (CLIP, wav2vec2, BERT). Where there are none, each
-small encoder learns from the raw media alone, before Stage I: how a face changes within a clip,
-what a masked stretch of sound was, which word is hidden. `progress` is called with (steps done,
-steps in all).
+Each learns from the raw media alone, before Stage I: how a face changes in a clip, what a masked
+stretch of sound was, which word is hidden. `progress` is called with (steps done, steps in all).
 """
 
 import math

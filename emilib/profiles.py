@@ -102,8 +102,8 @@ smoke, embedded, paper = (functools.partial(_profile, name) for name in NAMES)
 def get(name=None, visual=None, seeds=None, corpus_seed=None) -> Profile:
     """A profile by name, with other pictures ("faces", "video") and so many seeds from 0 on.
 
-    Without them ``EMI_PROFILE`` (else smoke), ``EMI_VISUAL``, ``EMI_SEEDS``, ``EMI_CORPUS_SEED`` (of
-    the embedded corpus) and ``EMI_TEXT_POOL`` count.
+    Without them ``EMI_PROFILE`` (else smoke), ``EMI_VISUAL``, ``EMI_SEEDS``, ``EMI_CORPUS_SEED``
+    (of the embedded corpus) and ``EMI_TEXT_POOL`` count.
     """
     name = name or os.environ.get("EMI_PROFILE") or "smoke"
     visual, seeds = visual or os.environ.get("EMI_VISUAL"), seeds or os.environ.get("EMI_SEEDS")

@@ -74,16 +74,6 @@ def keys(paths: Iterable[Path], **parts) -> dict[Path, str]:
     return result
 
 
-def record_of(executed: Path) -> dict:
-    """What is noted in an executed copy; {} for one that is missing or not as it was written."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        notebook = json.loads(executed.read_bytes())
-        record = notebook["metadata"]["emi"]
-        if record.pop("sum") == cache.key(**notebook):
-            return record
-    return {}
-
-
 def sums(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """SHA-256 by name of those files of a folder that exist."""
     return {name: cache.file_sum(folder / name) for name in names if (folder / name).is_file()}
@@ -91,9 +81,12 @@ def sums(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 def up_to_date(executed: Path, key: str, figures: Path | None = None) -> bool:
     """Whether an executed copy has this key, and it and its figures are as they were written."""
-    record = record_of(executed)
-    noted = record.get("figures", {}) if figures else {}
-    return record.get("key") == key and sums(figures, noted) == noted
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        notebook = json.loads(executed.read_bytes())
+        record = notebook["metadata"]["emi"]
+        intact = record.pop("sum") == cache.key(**notebook) and record["key"] == key
+        return intact and (not figures or sums(figures, record["figures"]) == record["figures"])
+    return False
 
 
 def run_notebooks(

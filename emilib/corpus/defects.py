@@ -42,7 +42,12 @@ def audit(folder, workers=None):
     )
     clip_rows, widths = zip(*results, strict=True)
     rows += chain.from_iterable(clip_rows)
-    rows += _odd_widths(clips, pd.DataFrame(widths, columns=OFFICIAL, dtype=float))
+    for column, own in pd.DataFrame(widths, columns=OFFICIAL, dtype=float).items():
+        usual = own.mode().get(0)  # the width of most clips
+        for row, width in own[own.notna() & (own != usual)].items():
+            id_, split, path = clips.loc[row, ["id", "split", column]]
+            detail = f"{path}: width {width:g}, most clips have {usual:g}"
+            rows.append((id_, split, "bad features", detail))
     splits = [*layout.SPLITS, ""]
     rows = sorted(rows, key=lambda row: (splits.index(row[1]), row[0], *row[2:]))
     table = pd.DataFrame(rows, columns=["id", "split", "defect", "detail"])
@@ -147,13 +152,3 @@ def _audit_clip(job):
         elif not np.isfinite(features).all():
             add("bad features", f"{clip[column]}: values that are not finite")
     return rows, widths
-
-
-def _odd_widths(clips, widths):
-    """Features whose width is not that of most clips."""
-    for column in widths:
-        usual = widths[column].mode().get(0)
-        for row in widths.index[widths[column].notna() & (widths[column] != usual)]:
-            id_, split, path = clips.loc[row, ["id", "split", column]]
-            detail = f"{path}: width {widths[column][row]:g}, most clips have {usual:g}"
-            yield id_, split, "bad features", detail

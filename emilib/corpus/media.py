@@ -133,16 +133,6 @@ def _decode_pictures(media, container, stream, fps, size, limit, each):
     media.problems += [sentence for sentence, holds in sentences.items() if holds]
 
 
-def _display_matrix(frame):
-    """(a, b, c, d) of x' = a x + c y, y' = b x + d y; UPRIGHT where it is no quarter turn."""
-    data = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return UPRIGHT
-    values = np.rint(np.frombuffer(bytes(data), dtype="<i4")[[0, 1, 3, 4]] / 65536)
-    matrix = tuple(values.astype(int))
-    return matrix if tuple(map(abs, matrix)) in (UPRIGHT, (0, 1, 1, 0)) else UPRIGHT
-
-
 def _upright(frame, shape, size, reformatter):
     """RGB (H, W, 3) of one frame, resized, then turned and mirrored by its display matrix."""
     height, width = shape
@@ -157,7 +147,11 @@ def _upright(frame, shape, size, reformatter):
     if size is not None:
         top, left = (height - size) // 2, (width - size) // 2
         image = image[top : top + size, left : left + size]
-    a, b, c, d = _display_matrix(frame)
+    a, b, c, d = turn = UPRIGHT  # x' = a x + c y, y' = b x + d y
+    if (data := frame.side_data.get("DISPLAYMATRIX")) is not None:
+        turn = np.rint(np.frombuffer(bytes(data), dtype="<i4")[[0, 1, 3, 4]] / 65536).astype(int)
+    if tuple(map(abs, turn)) in (UPRIGHT, (0, 1, 1, 0)):  # else no quarter turn
+        a, b, c, d = turn
     if a == 0:  # the columns of the result run along the rows of the image
         image, a, d = image.transpose(1, 0, 2), c, b
     return np.ascontiguousarray(image[::d, ::a])

@@ -131,8 +131,13 @@ def explained(look, note: str = "") -> Figure:
     heights = [0.25 + 0.17 * len(lines)]
     heights += [0.34 if data is None else height for height, data, _ in timed] + [2.3]
     remarks = " ".join([note, *(f"{p[0].upper()}{p[1:]}." for p in look.prediction.problems)])
+    # The title: the strongest emotion, and the modality without which the answer moves most.
+    name, everything = Path(look.prediction.clip.name).name, look.without.loc["all"]
+    title = f"{name[:24]}: {everything.idxmax()} {everything.max():.2f}"
+    if len(moves := (look.without.drop("all") - everything).abs().mean(axis=1)):
+        title += f"; {moves.idxmax()} the answer moves most"
     rows, height = {"rows": len(heights), "height_ratios": heights}, sum(heights) + 0.7
-    figure, (top, *middle, bottom) = canvas(9.0, height, _moved(look), remarks.strip(), **rows)
+    figure, (top, *middle, bottom) = canvas(9.0, height, title, remarks.strip(), **rows)
     top.axis("off")
     style = {"style": "italic", "color": COLOURS["text"]} if words else {"color": GREY}
     top.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", **style)
@@ -144,14 +149,6 @@ def explained(look, note: str = "") -> Figure:
     _draw_intensities(bottom, look)
     figure.legend(*bottom.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
-
-
-def _moved(look) -> str:
-    """The title: the strongest emotion, and the modality without which the answer moves most."""
-    name, everything = Path(look.prediction.clip.name).name, look.without.loc["all"]
-    moves = (look.without.drop("all") - everything).abs().mean(axis=1)
-    most = f"; {moves.idxmax()} the answer moves most" if len(moves) else ""
-    return f"{name[:24]}: {everything.idxmax()} {everything.max():.2f}{most}"
 
 
 def _draw_frames(axes, look) -> None:

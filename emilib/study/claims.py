@@ -1,8 +1,8 @@
-"""What the two papers report and where: the one place their numbers stand, as three CSV files.
+"""What the two papers report and where: the one place their numbers stand, as CSV. A2: A's Table 2.
 
 Paper A: *Dual-Stage Cross-Modal Network with Dynamic Feature Fusion for Emotional Mimicry Intensity
 Estimation* (8th ABAW, 2025; first version of arXiv 2503.10603). Paper B: *Anchoring Emotions in
-Text: Robust Multimodal Fusion for Mimicry Intensity Estimation* (10th ABAW, 2026). A2: Table 2 of A.
+Text: Robust Multimodal Fusion for Mimicry Intensity Estimation* (10th ABAW, 2026).
 """
 
 import json
@@ -40,12 +40,6 @@ def reported(table: str, row: str, quantity: str | None = None):
         names = ", ".join(dict.fromkeys(f"{c.row!r}" for c in rows(table)))
         raise ValueError(f"{table} has {len(matching)} numbers for row {row!r}; its rows: {names}")
     return matching[0]
-
-
-def stated(paper: str, where: str, quantity: str) -> float:
-    """The number a paper's running text states; StopIteration when it states none."""
-    place = (paper, where, quantity)
-    return next(c.value for c in CLAIMS if (c.paper, c.where, c.quantity) == place)
 
 
 def checks() -> pd.DataFrame:

@@ -40,8 +40,8 @@ def table(name, results=None, corpus="the corpus at hand", partitions=None) -> p
 
     Of result tables: here is the mean over seeds, sd their spread, low and high a 95 % bootstrap
     interval over validation clips and seeds, test the mean ρ on test clips where labels are known,
-    reference the row of the differences delta_*, p theirs after Holm's correction over the table. Last
-    rows, of kind "line", are what a network has to beat.
+    reference the row of the differences delta_*, p theirs after Holm's correction over the table.
+    Last rows, of kind "line", are what a network has to beat.
     """
     if name in PARTITION_TABLES:
         frame = _partition_table(name, partitions)

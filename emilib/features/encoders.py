@@ -20,8 +20,7 @@ class VisionEncoder(nn.Module):
     pool : "cls" (A: hidden width 768 of CLIP ViT-B/16) or "mean" (release of B)
     mean, std : of each colour, on a scale from 0 to 1
     resample : "bicubic" or "bilinear"
-    shortest_edge : pixels of the shorter side before the square is cut from the middle; None
-        stretches the whole picture to the square
+    shortest_edge : pixels of the shorter side before the middle square is cut; None stretches
     """
 
     def __init__(

@@ -99,8 +99,7 @@ def load_encoder(folder) -> nn.Module:
 def pretrained(role: str, source: str, revision: str | None = None, **settings) -> nn.Module:
     """The encoder for `role` ("vision", "audio", "text") from a hub name or a local folder.
 
-    source : a folder, or a name on the hub, looked for below the folder ``EMI_WEIGHTS``, then in
-        the Hugging Face cache, and then downloaded
+    source : a folder, or a name: looked for below ``EMI_WEIGHTS``, in the hub's cache, on the hub
     revision : a commit on the hub; None is that of `checkpoints.csv`
     settings : of the encoder; the rest is read from the checkpoint's own preprocessor settings
 

@@ -83,9 +83,8 @@ def build(cache: Cache, kind, parts: dict, ids, produce, names, shard_size=SHARD
 
     kind, parts : as of `Cache.step`; parts have all that determines the step, its ids included
     ids : N names of clips, cut into shards of `shard_size` clips
-    produce : takes the ids of the missing shards, in order, and yields for each clip a dict from
-        the names to an array (T, ...) or None, an empty slot; called once, so that workers go on
-        over shard borders
+    produce : called once, with the ids of all missing shards; yields for each clip a dict from the
+        names to an array (T, ...) or None, an empty slot
     progress : called after each shard with (clips done, clips in all) of this rank
 
     Several ranks produce every world_size-th shard each, and wait for those of the others. Raises

@@ -31,8 +31,7 @@ def for_features(name: str, data, **settings):
     name : a fusion model, baseline or earlier solution of `emilib.models`, such as "MulT"
     data : FeatureSet with targets; only its `dims`, `num_targets` and number of clips are read
     settings : of the class, beside widths and number of targets: `width=32`; `modality="audio"`
-        where a class reads one of them. TAEMI and DualStage without a `width` get the one of
-        `width_for`, and of their other widths the same share
+        where a class reads one. TAEMI and DualStage without a `width` are scaled to `width_for`
 
     A class that reads modalities which the data lack gets a width of 1 for them, and treats them
     as missing; DualStage leaves them out. Weights are drawn from torch's generator.

@@ -104,8 +104,7 @@ class MISA(Trimodal):
     through one Transformer layer, concatenated, and a linear layer. In training `auxiliary_loss` is
     the weighted sum of `misa_losses` over the clips that have all three modalities.
 
-    weights : of the losses, 1, 0.3 and 1 for labels from -3 to 3; the variance of labels in [0, 1]
-        is about a twentieth of theirs
+    weights : 1, 0.3 and 1 for labels from -3 to 3, whose variance is 20 times that of [0, 1]
     """
 
     def __init__(

@@ -111,7 +111,6 @@ def explained(look, note: str = "") -> Figure:
     look : of `EmiPredictor.look`; note : below the title, `EmiPredictor.note`
 
     Weights are means over seeds. Attention is drawn over its uniform value (1 is no choice at all).
-    At the bottom stand the intensities, and where each goes when a modality is removed.
     """
     words, attention = look.prediction.text, look.attention or {}
     quoted = f"“{words}”" if words else "no words"

@@ -97,13 +97,12 @@ class EmiPredictor:
         text : the words of the clip; for several clips a list, None where they are not known.
             Without, Whisper listens where its weights are on this machine, else there are none
         window, step : s; the mean over windows, one every `step` s, the last one up to the clip's
-            end, but those without anything. None: a clip up to 30 s is taken whole, a longer one
-            in windows as by 12 and 6 s
+            end, but those without anything. None: whole up to 30 s, else by 12 and 6 s
 
         Columns: clip, status ("ok" or "failed"), each emotion in [0, 1] (mean over the seeds and
         windows, clipped) and "Joy sd" and so on (over seeds), missing, damaged, problems, notes,
-        text, windows, duration and seconds (it took), reason (of a failure). A file that can't be
-        read is a row with its reason; `attrs["note"]` says what the model is.
+        text, windows, duration and seconds (it took), reason (of a failure: a file that can't be
+        read is a row, too); `attrs["note"]` says what the model is.
         """
         predictions = self.predictions(paths, text, window, step)
         table = pd.DataFrame([prediction.row() for prediction in predictions])

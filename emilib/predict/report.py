@@ -61,8 +61,7 @@ def predict_files(
 def words_of(paths: Sequence[Path], text: str | None) -> list[str | None]:
     """The words of each clip, None where none are known.
 
-    text : the words themselves or a .txt with them, for one clip; or a folder, in which the words
-        of NAME.mp4 are in NAME.txt, where they are known
+    text : for one clip the words or a .txt with them; or a folder with NAME.txt for NAME.mp4
     """
     if text is not None and os.path.isdir(text):
         files = [Path(text) / f"{Path(path).stem}.txt" for path in paths]

@@ -244,8 +244,7 @@ def compare(predictions: dict, size: Size) -> pd.DataFrame:
 
     Returns a row a claim and dial: CLAIMS, dial, rho (without the mechanism), value, sd, low and
     high (95 %, paired over clips and seeds), p after Holm's correction over all rows, and verdict:
-    "pays" or "costs" where the difference is resolved, else "below .01" where its interval lies
-    within ±.01, else "not resolved".
+    "pays" or "costs" if resolved, else "below .01" if the interval is, else "not resolved".
     """
 
     @functools.cache

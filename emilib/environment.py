@@ -1,7 +1,5 @@
 """What the project needs from a machine: packages and room on the disk; where results go.
-
-Standard library only: with ``EMI_ENV=current``, run_all.sh runs this file by its path.
-"""
+Standard library only: with ``EMI_ENV=current``, run_all.sh runs this file by its path."""
 
 import importlib.metadata
 import os

@@ -1,8 +1,6 @@
 """Pearson's ρ as both papers define it (A, 4.2; B, 4.1), its uncertainty, and what is resolved.
-
 Dimension key: N clips, E emotions, S seeds, R resamples. Predictions are (S, N, E), or (N, E) for
-one seed. All is float64 and in two passes.
-"""
+one seed. All is float64 and in two passes."""
 
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """The three sizes at which everything runs: smoke, embedded and paper.
-
-A profile fixes encoders, training and seeds, with reasons ("why") in profiles.json; no corpus.
-"""
+A profile fixes encoders, training and seeds, with reasons ("why") in profiles.json; no corpus."""
 
 import dataclasses
 import functools
@@ -101,10 +99,8 @@ smoke, embedded, paper = (functools.partial(_profile, name) for name in NAMES)
 
 def get(name=None, visual=None, seeds=None, corpus_seed=None) -> Profile:
     """A profile by name, with other pictures ("faces", "video") and so many seeds from 0 on.
-
     Without them ``EMI_PROFILE`` (else smoke), ``EMI_VISUAL``, ``EMI_SEEDS``, ``EMI_CORPUS_SEED``
-    (of the embedded corpus) and ``EMI_TEXT_POOL`` count.
-    """
+    (of the embedded corpus) and ``EMI_TEXT_POOL`` count."""
     name = name or os.environ.get("EMI_PROFILE") or "smoke"
     visual, seeds = visual or os.environ.get("EMI_VISUAL"), seeds or os.environ.get("EMI_SEEDS")
     if corpus_seed is None:

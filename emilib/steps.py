@@ -157,7 +157,7 @@ class Steps:
         encoder, progress = self.untrained(role), Counter(f"{step.name}: step")
         rows, warm, least = {
             "vision": (clips.frames, self_supervised.warm_vision, 2),
-            "audio": (clips.waveforms, self_supervised.warm_audio, getattr(encoder, "shortest", 1)),
+            "audio": (clips.audio, self_supervised.warm_audio, getattr(encoder, "shortest", 1)),
             "text": (clips.texts, self_supervised.warm_text, 1),
         }[role]
         usable = [row for row in rows if row is not None and len(row) >= least]

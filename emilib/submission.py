@@ -1,8 +1,6 @@
 """The challenge's CSV: one row a test clip, its id and six intensities in [0, 1].
-
 Filename,Admiration,Amusement,Determination,Empathic Pain,Excitement,Joy
-12660,0.250000,0.000000,0.125000,0.000000,0.500000,0.031250
-"""
+12660,0.250000,0.000000,0.125000,0.000000,0.500000,0.031250"""
 
 import io
 from pathlib import Path
@@ -43,9 +41,7 @@ def write(path, ids, predictions, expected_ids=None):
 
 def make(workspace, run, path):
     """Write the submission of an experiment, trained where it is missing, and `validate` it.
-
-    workspace : `emilib.pipeline.Workspace`; run : a name of its experiments, else ValueError
-    """
+    workspace : `emilib.pipeline.Workspace`; run : a name of its experiments, else ValueError"""
     known = workspace.experiments()
     if run not in known:
         raise ValueError(f"There is no run {run!r}; expected one of {', '.join(known)}.")

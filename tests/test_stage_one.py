@@ -108,7 +108,7 @@ SQUARES = torch.full((6, 8, 3, 16, 16), 20, dtype=torch.uint8)
 for i, t in np.ndindex(6, 8):  # what changes between two frames can be seen in them
     SQUARES[i, t, :, 4:10, (2 * t + i) % 12 :][..., :5] = 220
 STARTS = [(warm_vision, vision, [*SQUARES]), (warm_text, text, WORDS * 4)]
-STARTS.append((warm_audio, audio, clips().waveforms))
+STARTS.append((warm_audio, audio, clips().audio))
 
 
 @pytest.mark.parametrize(("start", "make", "data"), STARTS)
@@ -141,8 +141,8 @@ def test_masked_sound_does_not_reach_the_prediction(monkeypatch):
 
 def test_clips_without_words_or_media_are_left_out():
     some = clips(6)
-    some.texts[0], some.frames[1], some.waveforms[2] = "", None, None
-    some.frames[3], some.waveforms[4] = some.frames[3][:0], torch.zeros(100)
+    some.texts[0], some.frames[1], some.audio[2] = "", None, None
+    some.frames[3], some.audio[4] = some.frames[3][:0], torch.zeros(100)
     assert usable(some, vision()) == [2, 4, 5]
     assert usable(some, audio()) == [1, 3, 5]
 
@@ -180,7 +180,7 @@ def test_the_loss_is_equation_1_and_duplicates_are_not_negatives(side, changes):
         if side == "frames":
             rows = [pair.embed_media(media(frames)[None]) for frames in some.frames]
         else:
-            rows = [pair.embed_media(*media(*padded([sound]))) for sound in some.waveforms]
+            rows = [pair.embed_media(*media(*padded([sound]))) for sound in some.audio]
         sides = torch.cat(rows), pair.embed_text(words(**words.tokens(some.texts)))
         expected, blind = (  # with duplicates as negatives it is another number
             np.mean([eq1(*s, pair.logit_scale, g) for s in (sides, sides[::-1])[: 1 + symmetric]])
@@ -234,7 +234,7 @@ def test_a_joint_run_is_the_sum_of_both_losses_with_one_text_encoder():
     pairs = [ContrastivePair(16, 16, PLAN.width, PLAN.segments) for _ in media]
     rows = [1, 2, 3, 4]
     states = words(**words.tokens([some.texts[i] for i in rows]))
-    heard = [media[0](*padded([some.waveforms[i]])) for i in rows]
+    heard = [media[0](*padded([some.audio[i]])) for i in rows]
     hidden = [heard, [(media[1](some.frames[i])[None], None) for i in rows]]
     losses = []
     for pair, side, run in zip(pairs, hidden, runs, strict=True):

@@ -1,7 +1,5 @@
 """Frames, waveform and words to features: encoders of the families that both papers use.
-
-Dimension key: B clips or frames, S samples, T steps, D width.
-"""
+Dimension key: B clips or frames, S samples, T steps, D width."""
 
 import math
 from collections.abc import Sequence

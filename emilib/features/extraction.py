@@ -1,8 +1,6 @@
 """Frozen encoders over many clips: frames of many clips in one batch, audio and text by length.
-
 No batch reaches beyond a group of `store.SHARD` clips, so a clip's features are the same to the bit
-whichever shards existed before. A GPU's are those of a CPU but for rounding (TF32, bf16).
-"""
+whichever shards existed before. A GPU's are those of a CPU but for rounding (TF32, bf16)."""
 
 import dataclasses
 import math

@@ -1,7 +1,5 @@
 """Features of clips as ragged arrays, and the padded, masked batches that models take.
-
-Dimension key: N clips, B clips of a batch, T steps, D width, E targets, S samples, L tokens.
-"""
+Dimension key: N clips, B clips of a batch, T steps, D width, E targets, S samples, L tokens."""
 
 import dataclasses
 import hashlib
@@ -217,9 +215,7 @@ class FeatureSet:
 
     def batches(self, batch_size: int, shuffle=False, generator=None, device=None):
         """Yield the clips as `Batch`es of up to `batch_size`, in their order.
-
-        shuffle : clips of similar length a batch, in a random order, drawn from `generator`
-        """
+        shuffle : clips of similar length a batch, in a random order, drawn from `generator`"""
         order, lengths = torch.arange(len(self)), torch.from_numpy(self.lengths)
         if shuffle:
             # Sorting within stretches of several batches keeps the draw random.

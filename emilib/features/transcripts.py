@@ -1,7 +1,5 @@
 """Transcripts: from text files where they exist, else from openai-whisper where its weights are.
-
-Nothing is downloaded. Whisper invents words for silence, so it never gets a silent window.
-"""
+Nothing is downloaded. Whisper invents words for silence, so it never gets a silent window."""
 
 import os
 import pickle

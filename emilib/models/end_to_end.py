@@ -41,10 +41,8 @@ class EndToEnd(nn.Module):
         self, frames, waveform, tokens, frames_valid=None, waveform_valid=None, present=None
     ) -> Output:
         """frames (B, T, D), waveform (B, S) at 16 kHz, tokens of `TextEncoder.tokens` → `Output`.
-
         waveform_valid : (B, S) bool, True where a sample is real; None: every sample
-        present : (B, 3) bool, order frames, audio, text; None: whatever is passed is present
-        """
+        present : (B, 3) bool, order frames, audio, text; None: whatever is passed is present"""
         if present is None:
             passed = (frames, waveform, *(tokens or {}).values())
             like = next(x for x in passed if x is not None)

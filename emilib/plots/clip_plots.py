@@ -230,9 +230,7 @@ def _draw_intensities(axes, look) -> None:
 @rc_context(STYLE | {"axes.grid": False})
 def over_time(windows: pd.DataFrame, emotions: Sequence[str], name: str, note: str = "") -> Figure:
     """Intensities of a long clip over time: a row an emotion, a column a window.
-
-    windows : of `EmiPredictor.over_time`, around its middle; a dot marks the strongest emotion
-    """
+    windows : of `EmiPredictor.over_time`, around its middle; a dot marks the strongest emotion"""
     middle = ((windows["start"] + windows["end"]) / 2).to_numpy()
     values = windows[list(emotions)].to_numpy(float)  # (windows, E)
     strongest, first, last = values.argmax(axis=1), windows.iloc[0], windows.iloc[-1]

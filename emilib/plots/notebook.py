@@ -53,10 +53,8 @@ def show(figure: Figure, alt: str | None = None) -> Picture:
 
 def show_table(rows, columns: Sequence[str] | None = None, digits=3, caption="") -> Markdown:
     """A table as Markdown: a DataFrame (without its index), a mapping, or a list of rows.
-
     columns : the headings; digits : decimals of floats; caption : a paragraph above the table.
-    NaN is shown as a dash, no rows as a sentence.
-    """
+    NaN is shown as a dash, no rows as a sentence."""
     frame = pd.DataFrame(list(rows.items()) if isinstance(rows, Mapping) else rows)
     if frame.empty:
         return Markdown(f"{caption}\n\n*None in this set.*".strip())

@@ -1,7 +1,5 @@
 """The style of all figures, and the pieces that several of them share; `save` writes a figure.
-
-Blue, orange and green are frames, audio and text, and nothing else; models are black and grey.
-"""
+Blue, orange and green are frames, audio and text, and nothing else; models are black and grey."""
 
 import io
 import json

@@ -85,9 +85,7 @@ class EmiPredictor:
     @classmethod
     def from_pretrained(cls, source, device=None) -> "EmiPredictor":
         """The predictor in a folder that `save_pretrained` wrote, or on the hub (owner/name).
-
-        No code of it runs and no pickle is read. Raises ValueError where it holds no predictor.
-        """
+        No code of it runs and no pickle is read. Raises ValueError where it holds no predictor."""
         return pretrained.load(source, functools.partial(cls, device=device))
 
     def predict(self, paths, text=None, window=None, step=None) -> pd.DataFrame:
@@ -150,10 +148,8 @@ class EmiPredictor:
 
     def look(self, path, text: str | None = None, start: float = 0.0) -> Explanation:
         """What the models looked at in a clip: weights or attention over time, as arrays.
-
         start : s; of a clip longer than 30 s the 12 s from here on are shown, or its last 12 s.
-        Raises MediaError for a file that can't be read.
-        """
+        Raises MediaError for a file that can't be read."""
         prediction = read_clip(*clips_of([path], text), self.settings, self.emotions)
         whole, end = not prediction.duration > LONGEST, prediction.duration
         start = 0.0 if whole else float(min(max(start, 0), end - WINDOW))

@@ -15,9 +15,7 @@ def predict_files(
     paths: Sequence[Path], model, text, window, step, json_file, csv_file, draw=None
 ) -> None:
     """The command: ValueError at the end, all being written, where a file could not be read.
-
-    draw : what makes pictures, as `pictures.draw` but of its folder; None for none
-    """
+    draw : what makes pictures, as `pictures.draw` but of its folder; None for none"""
     texts = words_of(paths, text)
     predictor, predictions = EmiPredictor.from_pretrained(model), []
     for prediction in predictor.predictions(paths, texts, window, step):
@@ -60,9 +58,7 @@ def predict_files(
 
 def words_of(paths: Sequence[Path], text: str | None) -> list[str | None]:
     """The words of each clip, None where none are known.
-
-    text : for one clip the words or a .txt with them; or a folder with NAME.txt for NAME.mp4
-    """
+    text : for one clip the words or a .txt with them; or a folder with NAME.txt for NAME.mp4"""
     if text is not None and os.path.isdir(text):
         files = [Path(text) / f"{Path(path).stem}.txt" for path in paths]
         return [file.read_text("utf-8") if file.is_file() else None for file in files]

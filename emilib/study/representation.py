@@ -77,9 +77,7 @@ def _statistics(splits: FeatureSplits, changes=True) -> list[dict]:
 
 def _predictions(splits: FeatureSplits, *sets: dict) -> dict[str, np.ndarray]:
     """Of the clips of all sets but the first, which `ridge` is fitted on, by modality.
-
-    sets : rows by modality; where there are several, "all" has their columns side by side
-    """
+    sets : rows by modality; where there are several, "all" has their columns side by side"""
     if len(sets[0]) > 1:
         sets = [{**rows, "all": np.concatenate(list(rows.values()), axis=1)} for rows in sets]
     train, *later = sets

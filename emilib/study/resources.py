@@ -1,8 +1,6 @@
 """What a run of a profile takes: operations, disk, memory and hours, before it starts.
-
 resources.csv holds a formula for each stage. Operations are counted from the sizes of the published
-networks, a multiplication with its addition as two, three forward passes a training step.
-"""
+networks, a multiplication with its addition as two, three forward passes a training step."""
 
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 """eSpeak NG as a program: requests on standard input, a line each, speech on standard output.
-
 A request is the JSON of one of `voice.say`. The answer is a line of JSON, with `size` in bytes,
-`rate` in Hz and `phonemes` ((time in s, name) each), and then the samples, int16.
-"""
+`rate` in Hz and `phonemes` ((time in s, name) each), and then the samples, int16."""
 
 import ctypes
 import json

@@ -1,8 +1,6 @@
 """The embedded corpus: real media files of invented people, in the layout of Hume-Vidmimic2.
-
 Drawn heads, voices, and the real set's defects. The same parameters give the same corpus with any
-number of worker processes: each clip has its own generators.
-"""
+number of worker processes: each clip has its own generators."""
 
 import contextlib
 import functools

@@ -33,7 +33,7 @@ class Clips:
 
     ids: list[str]
     frames: Sequence  # (T, 3, H, W) uint8, or None, one a clip
-    waveforms: Sequence  # (S,) float at 16 kHz, or None
+    audio: Sequence  # (S,) float at 16 kHz, or None
     texts: list[str]  # "" where there are none
 
 
@@ -128,7 +128,7 @@ def usable(clips: Clips, *media: nn.Module) -> list[int]:
     rows = [i for i, text in enumerate(clips.texts) if text]
     for encoder in media:
         least = 1 if _side(encoder) == "frames" else encoder.shortest
-        rows = [i for i in rows if _length(_sequence(clips, encoder), i) >= least]
+        rows = [i for i in rows if _length(getattr(clips, _side(encoder)), i) >= least]
     return rows
 
 
@@ -204,7 +204,7 @@ def _gradient(encoders, text, pairs, parameters, clips, rows, plan: StageOne, dr
     loss_of = functools.partial(summands, symmetric=plan.symmetric, same_text=same_text)
     cuts, longest = [], round(plan.audio_seconds * SAMPLE_RATE)
     for encoder in encoders:
-        lengths = [_length(_sequence(clips, encoder), row) for row in rows]
+        lengths = [_length(getattr(clips, _side(encoder)), row) for row in rows]
         if _side(encoder) == "frames":
             cuts.append([drawn_frames(length, draw, plan.frame_reference) for length in lengths])
         else:  # a stretch of each sound
@@ -221,7 +221,7 @@ def _gradient(encoders, text, pairs, parameters, clips, rows, plan: StageOne, dr
         half, media = plan.mixed_precision is not None and device.type == "cuda", []
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             for encoder, cut in zip(encoders, cuts, strict=True):
-                sequence = _sequence(clips, encoder)
+                sequence = getattr(clips, _side(encoder))
                 pieces = [sequence[rows[i]][cut[i]] for i in chunks[number]]
                 if _side(encoder) == "frames":
                     media.append(encoded_frames(encoder, pieces))
@@ -242,10 +242,6 @@ def _gradient(encoders, text, pairs, parameters, clips, rows, plan: StageOne, dr
 
 def _side(encoder: nn.Module) -> str:
     return "frames" if isinstance(encoder, VisionEncoder) else "audio"
-
-
-def _sequence(clips: Clips, encoder: nn.Module) -> Sequence:
-    return clips.frames if _side(encoder) == "frames" else clips.waveforms
 
 
 def _length(sequence: Sequence, row: int) -> int:

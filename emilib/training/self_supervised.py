@@ -1,8 +1,6 @@
 """A self-supervised start for the small encoders, where there is no CLIP, wav2vec2 or BERT.
-
 Each learns from the raw media alone, before Stage I: how a face changes in a clip, what a masked
-stretch of sound was, which word is hidden. `progress` is called with (steps done, steps in all).
-"""
+stretch of sound was, which word is hidden. `progress` is called with (steps done, steps in all)."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -203,8 +203,7 @@ class FeatureReader(CorpusReader):
 def _large_enough(table: pd.DataFrame, source: Path) -> pd.DataFrame:
     counts = {split: int((table["split"] == split).sum()) for split in LEAST_CLIPS}
     if any(counts[split] < least for split, least in LEAST_CLIPS.items()):
-        words = [" and ".join(f"{n} {s}" for s, n in c.items()) for c in (LEAST_CLIPS, counts)]
-        least, got = words
+        least, got = [" and ".join(f"{n} {s}" for s, n in c.items()) for c in (LEAST_CLIPS, counts)]
         raise ValueError(f"{source}: expected at least {least} clips, got {got}; add clips")
     return table
 

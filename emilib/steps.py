@@ -307,5 +307,4 @@ class Steps:
         code = code_version("reader.py", "corpus/feature_files.py")
         name = "official features" if self.reader.has_media else "features of the file"
         make = lambda step, ids: self.reader.official(ids)  # noqa: E731
-        columns = self.reader.official_columns
-        return self._step(name, "official", make, (), columns, code=code)
+        return self._step(name, "official", make, (), self.reader.official_columns, code=code)

@@ -57,8 +57,7 @@ def read_layout(folder, strict):
     if clips.empty:
         raise CorpusError(f"The split files in {folder} name no clip; expected a row a clip.")
     places = [str(folder / SPLIT_FILES[split]) for split in clips["split"]]
-    rows = clips[["split", *EMOTIONS]]
-    first = first_rows(clips, clips["id"], rows, places, findings, strict)
+    first = first_rows(clips, clips["id"], clips[["split", *EMOTIONS]], places, findings, strict)
     clips = clips[first].reset_index(drop=True)
     ids, spare = set(clips["id"]), {}
     for column, (name, _) in SOURCES.items():

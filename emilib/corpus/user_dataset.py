@@ -196,5 +196,4 @@ def _drawn(table, rows, groups, targets):
             chosen.add(name)
             count += sizes[name]
     chosen = chosen or {min(names, key=sizes.get)}  # few and large groups
-    splits = groups.isin(chosen).map({True: "validation", False: "train"})
-    return splits.where(labelled, "test")
+    return groups.isin(chosen).map({True: "validation", False: "train"}).where(labelled, "test")

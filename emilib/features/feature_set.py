@@ -34,8 +34,7 @@ class Batch:
 
     def to(self, device) -> "Batch":
         """The batch with every tensor on `device`; None leaves them where they are."""
-        values = {n: None if x is None else x.to(device) for n, x in vars(self).items()}
-        return type(self)(**values)
+        return type(self)(**{n: None if x is None else x.to(device) for n, x in vars(self).items()})
 
     def __len__(self):
         return len(self.index)

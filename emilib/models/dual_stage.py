@@ -146,8 +146,7 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
         """Softmax of the quality scores over what is there (Eq. 7, 8); (B, M, 3)."""
         scores = list(self.head.weight.new_zeros(real.shape).unbind(-1))  # (B, M) of each modality
         for name, score in (self.quality or {}).items():
-            column = MODALITIES.index(name)
-            scores[column] = score(h[name]).squeeze(-1).expand(real.shape[:2])
+            scores[MODALITIES.index(name)] = score(h[name]).squeeze(-1).expand(real.shape[:2])
         return present_softmax(torch.stack(scores, dim=-1), real)
 
     def estimate(self, fused: Tensor, valid: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -157,8 +156,7 @@ class DualStage(nn.Module, PyTorchModelHubMixin):
         of a clip, and in training with `step_loss` the mean square of the steps' distance from it.
         """
         # A clip without any valid segment: the learned vector is its only one.
-        token = self.nothing.to(fused.dtype)
-        fused, valid = stand_in(fused, valid, valid.any(1), token)
+        fused, valid = stand_in(fused, valid, valid.any(1), self.nothing.to(fused.dtype))
         hidden = self.encoder(fused + temporal.positions(fused), src_key_padding_mask=~valid)
         steps = self.head(hidden)  # (B, M, E)
         steps = steps.sigmoid() if self.sigmoid else steps

@@ -46,8 +46,7 @@ class MulT(Trimodal):
             kernel = 1 if name == "text" else 3  # text is one step
             self.project[name] = nn.Conv1d(dim, width, kernel, padding="same")
         for target, source in permutations(MODALITIES, 2):
-            block = Crossmodal(width, heads, layers, dropout)
-            self.crossmodal[f"{source}_to_{target}"] = block
+            self.crossmodal[f"{source}_to_{target}"] = Crossmodal(width, heads, layers, dropout)
         memory = {name: transformer(2 * width, heads, layers, dropout) for name in MODALITIES}
         self.memory = nn.ModuleDict(memory)
         stack = relu_stack([6 * width, 6 * width], dropout)

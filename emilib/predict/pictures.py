@@ -17,8 +17,7 @@ def draw(predictor: EmiPredictor, predictions: Sequence, folder: Path) -> None:
             continue
         name, before = stems[place], stems[:place].count(stems[place])
         name = f"{name}-{before + 1}" if before else name
-        look = predictor.look(prediction.clip)
-        figures = {name: clip_plots.explained(look, predictor.note)}
+        figures = {name: clip_plots.explained(predictor.look(prediction.clip), predictor.note)}
         if len(prediction.start) > 1:
             figures[f"{name}-over-time"] = clip_plots.over_time(
                 prediction.windows(), predictor.emotions, prediction.clip.name, predictor.note

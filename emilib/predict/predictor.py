@@ -166,8 +166,7 @@ class EmiPredictor:
             result.attention, result.attention_borders = {}, {"frames": np.append(times, end)}
             for name in {"frames", "audio"} & set(outputs[0].attention):  # but its anchor
                 heads = np.stack([output.attention[name][0].cpu().double() for output in outputs])
-                exists = data.present[0, MODALITIES.index(name)]
-                result.attention[name] = heads if exists else None
+                result.attention[name] = heads if data.present[0, MODALITIES.index(name)] else None
                 if name == "audio":
                     step = self.encoders["audio"].stride * self.settings.audio_every / SAMPLE_RATE
                     steps = start + step * np.arange(heads.shape[-1] + 1)

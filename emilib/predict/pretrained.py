@@ -89,8 +89,7 @@ def load(source, make):
     except Exception as error:  # of many kinds, by what the folder lacks
         wanted = "expected the folder of a complete predictor, or a model on the Hugging Face hub"
         how = "make one with `python -m emilib export taemi FOLDER`"
-        reason = shorten(str(error), 300)
-        raise ValueError(f"{wanted}, got {source}: {reason}; {how}") from error
+        raise ValueError(f"{wanted}, got {source}: {shorten(str(error), 300)}; {how}") from error
 
 
 def _encoder(folder: Path, role: str):

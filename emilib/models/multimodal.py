@@ -150,12 +150,10 @@ class MISA(Trimodal):
 
 def misa_losses(u, shared, private, rebuilt) -> tuple[Tensor, Tensor, Tensor]:
     """Similarity, difference and reconstruction loss of MISA; all 0 for fewer than 2 clips.
-
     Each argument maps a modality to (B, D). Similarity: mean over pairs of modalities of the
     central moment discrepancy of the shared vectors. Difference: mean square of H_cᵀ H_p for each
     modality and of H_pᵀ H_p' for each pair, of vectors of zero mean over the batch and then of
-    length 1. Reconstruction: mean squared error of u.
-    """
+    length 1. Reconstruction: mean squared error of u."""
     names, pairs = list(u), list(combinations(u, 2))
     if len(u[names[0]]) < 2:
         return (u[names[0]].sum() * 0,) * 3

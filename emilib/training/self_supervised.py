@@ -16,12 +16,10 @@ from emilib.training.recipes import WarmStart
 
 def warm_vision(encoder: VisionEncoder, clips, plan: WarmStart, seed: int, progress=None):
     """Learn what changes in a face: the change of a frame's vector moves the first picture.
-
     With a later frame t of one of the clips, (T, 3, H, W) uint8 with T ≥ 2, and m = f_t − f_0, one
     linear map of m is a coarse field of displacements and another adds grey where something
     appears: warp(I_0, U m) + W m ≈ I_t, both small and grey, as in Wiles et al. 2018 (FAb-Net).
-    Returns the loss at each step, as a share of the variance of the changes.
-    """
+    Returns the loss at each step, as a share of the variance of the changes."""
     generator = torch.Generator().manual_seed(seed)
     side, coarse = plan.change_size, plan.change_size // 4
     flow = nn.Linear(encoder.dim, 2 * coarse**2, bias=False)

@@ -79,8 +79,7 @@ def wordpiece(texts: Sequence[str], size: int, max_tokens=128) -> transformers.B
 
 def save_encoder(encoder: nn.Module, folder) -> None:
     """Write the model in Hugging Face format, with the settings and the tokenizer beside it."""
-    # With several ranks transformers lets only the first write, silently; but here a rank writes
-    # what it alone has trained.
+    # Of several ranks transformers lets only the first write; here each writes what it has trained.
     encoder.model.should_save_on_this_rank = lambda is_main_process: is_main_process
     encoder.model.save_pretrained(folder)
     del encoder.model.should_save_on_this_rank

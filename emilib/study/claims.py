@@ -17,9 +17,8 @@ def _read(name: str) -> pd.DataFrame:
     return pd.read_csv(Path(__file__).with_name(name), dtype=str, keep_default_na=False)
 
 
-# Every number as a named tuple: name (for formulas in checks.csv), paper, where, row and modality
-# ("" in running text), quantity, value (NaN for a row that neither paper has), unit, delta (the Δ
-# printed beside the value, or None).
+# Named tuples: name (for formulas in checks.csv), paper, where, row and modality ("" in running
+# text), quantity, value (NaN for a row that neither paper has), unit, delta (printed Δ or None).
 _TABLE = _read("claims.csv").astype(object)
 for _column, _empty in (("value", "NaN"), ("delta", "null")):
     _TABLE[_column] = pd.Series([json.loads(t or _empty) for t in _TABLE[_column]], dtype=object)

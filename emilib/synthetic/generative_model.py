@@ -42,9 +42,8 @@ PROSODY = ("pitch", "range", "rate", "loudness", "tremor", "breath", "pause", "b
 ONE_SIDED = [PROSODY.index(name) for name in ("tremor", "breath", "pause")]  # cannot be negative
 STRENGTHS = ("slight", "plain", "strong")
 
-# Amplitudes of action units and changes of prosody at full intensity of an emotion, after the FACS
-# literature's usual prototypes. {} in a phrase takes a word of strength. A clip has one defect at
-# most; their shares are those of the real set or a little above.
+# Action units and prosody at full intensity of an emotion, after the FACS literature's prototypes.
+# {} in a phrase takes a word of strength. A clip has one defect at most, about as often as there.
 DATA = json.loads(Path(__file__).with_name("expressions.json").read_text("utf-8"))
 FACE = pd.DataFrame(DATA["face"], ACTION_UNITS, EMOTIONS).fillna(0.0)
 VOICE = pd.DataFrame(DATA["voice"], PROSODY, EMOTIONS).fillna(0.0)
@@ -53,8 +52,7 @@ NO_VOICE = ("no_audio_track", "silent", "too_short_audio")
 NO_WORDS = (*NO_VOICE, "empty_transcript")  # without a voice there is nothing to transcribe
 
 
-# The parameters of the corpus as a statistical object; see the module's equations, and in the file
-# what each is.
+# The parameters of the module's equations; the file says what each is.
 DESIGN = SimpleNamespace(**{name: value for name, (value, _) in DATA["design"].items()})
 
 

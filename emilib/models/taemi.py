@@ -174,9 +174,7 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
         present, tokens = self.drop(present)
         projected = {}
         for column, name in enumerate(MODALITIES):
-            token = x[name].new_zeros(self.dims[name])
-            if name in self.missing:
-                token = self.missing[name] * tokens[:, column, None]
+            token = self.token(name, tokens[:, column])
             x[name], valid[name] = stand_in(x[name], valid[name], present[:, column], token)
             projected[name] = self.projection[name](x[name])
         for name, layer in self.self_attention.items():
@@ -192,6 +190,12 @@ class TAEMI(nn.Module, PyTorchModelHubMixin):
             return present, tokens
         dropped = torch.rand(present.shape, device=present.device) < self.modality_dropout
         return present & ~dropped, tokens | dropped
+
+    def token(self, name: str, stands_in: Tensor) -> Tensor:
+        """(B, D): the learned token of a modality where `stands_in` (B,), zeros elsewhere."""
+        if name not in self.missing:
+            return self.head[0].weight.new_zeros(self.dims[name])
+        return self.missing[name] * stands_in.unsqueeze(-1)
 
     def fuse(self, text: Tensor, sequences: dict, valid: dict) -> tuple[Tensor, dict | None]:
         """f (B, fused_dim) = [t; h_a; h_v] and the attention over each modality of the context.

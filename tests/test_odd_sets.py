@@ -51,7 +51,7 @@ MANY = {f"t{n}": DRAW.normal(size=12) for n in range(20)} | {"t3": 4.0}
 ONE_CLASS = {name: float(name == "Joy") for name in EMOTIONS}
 # Chapters about made-up data and worlds are the same for every set.
 NO_SET = "00-15 00-17 00-19 00-21 00-22 cell-77 cell-78 c093 c095 c095b c095d c096 c098 own-41"
-NO_SET += " 00-25 own-43 own-43b own-43d own-47 own-48"
+NO_SET += " 00-25 own-43 own-43b own-43d own-43f own-43g own-47 own-48"
 NO_SET += " w01 w03 w05 w07 w09 w09a w10 w12 w13a w14 w16 w18"
 EVERY, OF_MEDIA, OF_FEATURES = "00 01 02 03 04 05 06 07 08", "00 01 02 03 08", "04 05 06 07"
 DEAF = {"sound": False, "speaker": "ann", "text": WORDS, **MANY}

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import sine, write_media
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emilib import EMOTIONS, cache, profiles
 from emilib.corpus import CorpusError, read
 from emilib.corpus.feature_files import load_features
-from emilib.corpus.media import MediaError
+from emilib.corpus.media import MediaError, decode
 
 ROWS = ("wav2vec2_baseline", "dual_stage_vat", "taemi")
 # Times, and what is nobody's result.
@@ -222,6 +223,22 @@ def check(examples: int, whole: bytes, path: Path, call, refusal) -> None:
 def test_pickles_give_an_array_or_are_refused(protocol, faults, tmp_path):
     whole, path = pickle.dumps(np.ones((7, 5), np.float16), protocol), tmp_path / "features.pkl"
     check(25 * faults, whole, path, lambda: load_features(path).shape[1], MediaError)
+
+
+@pytest.mark.parametrize("name", ["film.mp4", "film.mkv", "sound.wav", "sound.flac"])
+def test_media_are_decoded_or_refused(name, faults, tmp_path):
+    path, times = tmp_path / name, np.arange(12) / 25 if name.startswith("film") else ()
+    codec = {".wav": "pcm_s16le", ".flac": "flac"}.get(path.suffix, "aac")
+    whole = write_media(path, times, sine(300, 0.4), sound_codec=codec).read_bytes()
+
+    def sampled():
+        media = decode(path, size=16)
+        assert media.images is None or media.images.shape == (len(media.times), 16, 16, 3)
+        assert (np.diff(media.times) > 0).all()
+        assert np.isfinite(media.duration)
+        assert media.waveform is None or np.isfinite(media.waveform).all()
+
+    check(25 * faults, whole, path, sampled, MediaError)
 
 
 def test_csvs_are_read_or_refused(faults, tmp_path):

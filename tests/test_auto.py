@@ -64,7 +64,7 @@ TERMS = {  # of the label: what text, sound and frames tell, and the product of 
 }
 
 
-def public_style(kind, train=400, test=500):
+def public_style(kind, train=800, test=800):
     """Training and test clips as in public benchmarks: a text vector, sequences, one label.
 
     Sound and frames tell of the label by their mean, or of "sequence" by the quarter of the steps
@@ -107,8 +107,8 @@ def test_without_settings_it_is_as_good_as_a_ridge_on_the_means(kind):
         both = result.ridge.share * line + (1 - result.ridge.share) * alone
         np.testing.assert_allclose(result.predict(test), both, atol=1e-5)
         rho = [mean_pearson(test.target, p) for p in (both, line, alone)]
-        assert rho[0] > rho[1] - 0.02  # within what 400 clips tell about the share
-        assert kind == "interaction" or rho[0] > rho[2] + 0.03
+        assert rho[0] > rho[1] - 0.01
+        assert kind == "interaction" or rho[0] > rho[2] + 0.01
 
 
 def test_the_share_of_the_ridge_has_the_least_squared_error():

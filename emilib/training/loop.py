@@ -108,7 +108,8 @@ def fit(
 
     model : an initialised nn.Module; `seed` draws the order of the clips and the dropout
     train, valid : FeatureSet; `valid` is for the history, early stopping and the best epoch, None
-        trains all epochs and keeps the last weights
+        trains all epochs and keeps the last weights; where the recipe has a ridge, its share then
+        comes from a training beforehand on four fifths of the clips
     recipe : Recipe; None takes `Recipe.auto` of the training clips
     checkpoint : folder; a killed run resumes after its last finished epoch
     device : None is the first GPU where there is one, else the CPU
@@ -123,7 +124,12 @@ def fit(
     check_data(train, valid)
     bounded = any(getattr(module, "sigmoid", False) for module in model.modules())
     scale = TargetScale.of(train.target, "range" if bounded else "sd")
-    recipe = recipe or Recipe.auto(train)
+    recipe, share = recipe or Recipe.auto(train), 0.5
+    if recipe.ridge and valid is None and len(train) >= 20:
+        order = np.random.default_rng(seed).permutation(len(train))
+        held, rest = (train.select(rows) for rows in np.split(order, [len(order) // 5]))
+        folder, copied = checkpoint and Path(checkpoint) / "held_out", deepcopy(model)
+        share = fit(copied, rest, held, recipe, seed, folder, device, progress).ridge.share
     moments = train.moments() if recipe.standardise and train.scaling is None else None
     train, valid = standardised(train, moments), standardised(valid, moments)
     scaled = train if scale is None else train.with_target(scale.transform(train.target))
@@ -189,7 +195,7 @@ def fit(
     size, seconds = sum(p.numel() for p in trained), float(table["seconds"].sum())
     result = Result(model.eval(), table, epoch, seconds, size, scale, moments)
     if recipe.ridge:
-        ridge = MeansRidge(train)
+        ridge = MeansRidge(train, share)
         if valid is not None:
             ridge.share = ridge.share_of(result.predict(valid), valid)
         result.ridge = ridge

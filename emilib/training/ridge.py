@@ -28,12 +28,11 @@ def ridge_regression(x: np.ndarray, y: np.ndarray):
 class MeansRidge:
     """`ridge_regression` on the words and the means over time of frames and sound.
 
-    share : what a prediction that is shared with a network has of it, in [0, 1]; half, where no
-        validation clips tell
+    share : what a prediction that is shared with a network has of it, in [0, 1]
     """
 
-    def __init__(self, train: FeatureSet):
-        self.dims, self.share = train.dims, 0.5
+    def __init__(self, train: FeatureSet, share: float = 0.5):
+        self.dims, self.share = train.dims, share
         self.regression = ridge_regression(self.means(train), train.target)
 
     def share_of(self, network: np.ndarray, valid: FeatureSet) -> float:

@@ -23,20 +23,12 @@ SPLITS = tuple(SPLIT_FILES)
 COLUMNS = ("Filename", *EMOTIONS)
 HEADER = ",".join(COLUMNS)
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".mpg", ".mpeg")
-AUDIO_SUFFIXES = (".mp3", ".wav", ".flac", ".m4a", ".aac", ".ogg", ".opus", ".mp4")
-MEDIA_SUFFIXES = (*VIDEO_SUFFIXES, *AUDIO_SUFFIXES)
-
+_TABLE = pd.read_csv(Path(__file__).with_name("layout.csv"), keep_default_na=False)
 # column -> (folder, suffixes by preference); no suffixes: the entry is a folder of its own
-SOURCES = {
-    "video": ("raw", VIDEO_SUFFIXES),
-    "audio": ("audio", AUDIO_SUFFIXES),
-    "faces": ("face_images", None),
-    "official_vision": ("vit", (".pkl",)),
-    "official_audio": ("wav2vec2", (".pkl",)),
-    "transcript": ("text", (".txt",)),
-}
+SOURCES = {column: (name, tuple(ends.split())) for column, name, ends in _TABLE.to_numpy()}
 FILE_COLUMNS = tuple(SOURCES)
+VIDEO_SUFFIXES = SOURCES["video"][1]
+MEDIA_SUFFIXES = (*VIDEO_SUFFIXES, *SOURCES["audio"][1])
 FACE_NAME = re.compile(r"(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 MOST_PAIRS = 10**6  # of names that are compared to guess which was meant
 
@@ -117,14 +109,19 @@ def entries(folder, suffixes):
     """{id: path} of one folder; of two files with one id the more usual suffix wins."""
     if not folder.is_dir():
         return {}
-    kind = os.path.isdir if suffixes is None else os.path.isfile
-    paths = [path for path in folder.iterdir() if path.name[0] != "." and kind(path)]
-    if suffixes is None:
-        return {path.name: str(path) for path in paths}
+    paths = [path for path in folder.iterdir() if path.name[0] != "."]
+    if not suffixes:
+        return {path.name: str(path) for path in paths if os.path.isdir(path)}
     rank = {suffix: n for n, suffix in enumerate(reversed(suffixes))}  # the last one stays
-    paths = [path for path in paths if path.suffix.lower() in rank]
+    paths = [path for path in paths if path.suffix.lower() in rank and os.path.isfile(path)]
     paths.sort(key=lambda path: (rank[path.suffix.lower()], path.name))
     return {path.stem: str(path) for path in paths}
+
+
+def without_ending(name):
+    """A file's name without the ending of a video or sound file; dots within an id stay."""
+    base, suffix = os.path.splitext(name)
+    return base if suffix.lower() in MEDIA_SUFFIXES else name
 
 
 def text_of(path):
@@ -191,7 +188,7 @@ def _split_table(folder, split, files, findings, strict):
     if split == "test" and not path.is_file():
         inside = folder / "test_data"
         kinds = (SOURCES[column] for column in ("video", "audio", "faces"))
-        ids = sorted(set().union(*(entries(inside / name, kind) for name, kind in kinds)))
+        ids = sorted(set().union(*(entries(inside / name, ends) for name, ends in kinds)))
         return pd.DataFrame({"id": ids, "split": split, **dict.fromkeys(EMOTIONS, np.nan)})
     if not path.is_file():
         raise CorpusError(f"{path} is missing; expected a CSV with the header {HEADER}.")
@@ -209,9 +206,7 @@ def _split_table(folder, split, files, findings, strict):
 
 def _id(name, known, where):
     """Filename -> id: no folder, no media suffix, zeros in front where the file has them."""
-    stem = re.split(r"[\\/]", name)[-1]
-    base, suffix = os.path.splitext(stem)
-    stem = base if suffix.lower() in MEDIA_SUFFIXES else stem
+    stem = without_ending(re.split(r"[\\/]", name)[-1])
     if not stem:
         raise CorpusError(f"{where}: Filename is empty; expected a clip's id.")
     padded = stem.zfill(5)

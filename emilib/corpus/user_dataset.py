@@ -12,10 +12,8 @@ vit/ and wav2vec2/ are used as in the real layout, found by the file's name. Wit
 faces are searched in the videos, see `emilib.corpus.faces`. Notebook 08 says more.
 """
 
-import os
 import random
 from collections import Counter, defaultdict
-from itertools import compress
 from pathlib import Path
 
 import pandas as pd
@@ -76,15 +74,14 @@ def read_table(table, strict=False):
     if rows.empty:
         raise CorpusError(f"{table} names no clip; expected a row a clip.")
     special, targets = _columns(table, rows.columns)
-    places = [f"{table}, line {line}" for line in rows.index]
+    places = pd.Index([f"{table}, line {line}" for line in rows.index])
     index = _media_below(folder)
     pairs = [_find(cell, where, index) for cell, where in zip(rows.iloc[:, 0], places, strict=True)]
     clips = pd.DataFrame(pairs, rows.index, ["id", "path"], dtype=object).assign(split="")
-    every = {path.as_posix() for paths in index.values() for path in paths}
-    unused = sorted(every - {path.as_posix() for path in clips["path"].dropna()})
+    unused = sorted(set().union(*index.values()) - set(clips["path"]), key=Path.as_posix)
     keys = clips["path"].where(clips["path"].notna(), clips["id"])
     first = layout.first_rows(clips, keys, rows.iloc[:, 1:], places, findings, strict)
-    rows, clips, places = rows[first], clips[first], list(compress(places, first))
+    rows, clips, places = rows[first], clips[first], places[first]
     first = layout.first_rows(clips, clips["id"], clips[["path"]], places, findings, strict)
     rows, clips = rows[first], clips[first].copy()  # a.mp4 and a.mov are one id
     stems = clips["id"].str.rsplit("/", n=1).str[-1]
@@ -100,14 +97,14 @@ def read_table(table, strict=False):
     texts = rows.get(special["text"], map(layout.text_of, clips["transcript"]))
     clips["transcript"] = pd.Series(texts, clips.index, dtype=object)
     clips["split"] = _splits(table, rows, clips["id"], special, targets)
-    labelled, training = clips["split"] != "test", clips["split"] == "train"
+    labelled = rows[clips["split"] != "test"]
     for name in targets:
-        clips[name] = layout.numbers(rows.loc[labelled, name], table, clips, findings, strict)
-    unlisted = {os.path.splitext(path)[0]: f"only the file {path}" for path in unused}
-    constant = [name for name in targets if clips.loc[training, name].nunique() < 2]
+        clips[name] = layout.numbers(labelled[name], table, clips, findings, strict)
+    unlisted = {path.with_suffix("").as_posix(): f"only the file {path}" for path in unused}
     settings = (targets, findings, unlisted, Path(table).name, strict)
     clips, findings = layout.finished(clips, folder, *settings)
-    if constant:
+    training = clips[clips["split"] == "train"]
+    if constant := [name for name in targets if training[name].nunique() < 2]:
         names = layout.shortened(constant)
         clips.attrs["notes"].append(f"Constant in training, so not to be learnt: {names}.")
     return clips, findings
@@ -154,8 +151,7 @@ def _find(cell, where, index):
     if len(paths := exact or paths) > 1:
         both = " and ".join(path.as_posix() for path in paths[:2])
         raise CorpusError(f"{where}: {cell} may be {both}; write its path.")
-    stem, suffix = os.path.splitext(name)
-    return stem if suffix.lower() in MEDIA_SUFFIXES else name, next(iter(paths), None)
+    return layout.without_ending(name), next(iter(paths), None)
 
 
 def _column(path):
@@ -170,8 +166,7 @@ def _splits(table, rows, ids, special, targets):
         cells, names = rows[special["split"]], ", ".join(SPLIT_NAMES)
         splits = cells.str.lower().map(SPLIT_NAMES)
         for line in splits.index[splits.isna()]:
-            got = f"got {cells[line]!r}"
-            raise CorpusError(f"{table}, line {line}: expected split {names}; {got}")
+            raise CorpusError(f"{table}, line {line}: expected split {names}; got {cells[line]!r}")
     for split in ("train", "validation"):
         if split not in set(splits):
             expected = "expected rows with split train and with validation, or no column split"

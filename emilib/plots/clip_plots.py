@@ -20,6 +20,7 @@ from emilib.plots.style import COLOURS, GREY, STYLE, bare, canvas, evenly, say, 
 MOST_FACES = 10  # side by side in a strip
 WORD_LINES = 4  # of a clip's words, and of its defects
 ARCHITECTURES = json.loads(Path(__file__).with_name("architectures.json").read_text("utf-8"))
+LOOKS = json.loads(Path(__file__).with_name("looks.json").read_text("utf-8"))  # of texts and marks
 BOX, GRID = (1.78, 0.72), (2.12, 1.02)  # width and height of a box; distance of two
 
 
@@ -59,8 +60,7 @@ def _draw_strip(axes, media) -> None:
     step = 1.06 * width
     for left, row in zip(step * np.arange(len(rows)), rows, strict=True):
         axes.imshow(media.images[row], extent=(left, left + width, height, 0))
-        place = {"ha": "center", "va": "top", "fontsize": 8.5}
-        axes.text(left + width / 2, height * 1.06, f"{media.times[row]:.2f} s", **place)
+        axes.text(left + width / 2, height * 1.06, f"{media.times[row]:.2f} s", LOOKS["stamp"])
     axes.set(xlim=(0, max(len(rows), MOST_FACES) * step), ylim=(height * 1.25, 0), anchor="W")
     text = f"{len(rows)} of {len(media.images)} sampled frames, with their time stamps"
     axes.set_title(text, loc="left", fontsize=9.5, color=GREY)
@@ -94,7 +94,7 @@ def _draw_labels(axes, labels: pd.Series) -> None:
 def _draw_words(axes, words, defects: Sequence[str] | None) -> None:
     axes.axis("off")
     spoken = isinstance(words, str) and bool(words.strip())
-    style = {"style": "italic", "color": COLOURS["text"]} if spoken else {}
+    style = LOOKS["spoken"] if spoken else {}
     paragraphs = [(1.0, "words", [f"“{words}”" if spoken else "no words"], style)]
     if defects is not None:
         paragraphs.append((0.38, "defects", defects or ["none"], {}))
@@ -112,33 +112,29 @@ def explained(look, note: str = "") -> Figure:
 
     Weights are means over seeds. Attention is drawn over its uniform value (1 is no choice at all).
     """
-    words, attention = look.prediction.text, look.attention or {}
+    words, timed, attention = look.prediction.text, [], look.attention or {}
     quoted = f"“{words}”" if words else "no words"
     lines = textwrap.wrap(quoted, 95, max_lines=6, placeholder=" …")
-
-    def draw_sound(axes, look):
-        sound_wave(axes, look.waveform, SAMPLE_RATE, look.start)
-        axes.set_ylabel("audio" if look.waveform is not None else "")
-
-    timed = [(0.74, look.images, _draw_frames), (0.6, look.waveform, draw_sound)]
-    for place, name in ((1, "frames"), (3, "audio")):
+    both = (("frames", 0.74, look.images, _draw_frames), ("audio", 0.6, look.waveform, _draw_sound))
+    for name, height, data, draw in both:
+        timed.append((height, data, draw))
         if name in attention:
             draw = functools.partial(_draw_attention, name=name)
-            timed.insert(place, (0.85, attention[name], draw))
+            timed.append((0.85, attention[name], draw))
     if look.weights is not None:
         timed.append((1.2, look.weights, _draw_weights))
-    heights = [0.25 + 0.17 * len(lines)]
-    heights += [0.34 if data is None else height for height, data, _ in timed] + [2.3]
+    heights = [0.34 if data is None else height for height, data, _ in timed]
+    heights = [0.25 + 0.17 * len(lines), *heights, 2.3]
     remarks = " ".join([note, *(f"{p[0].upper()}{p[1:]}." for p in look.prediction.problems)])
     # The title: the strongest emotion, and the modality without which the answer moves most.
     name, everything = Path(look.prediction.clip.name).name, look.without.loc["all"]
+    moves = (look.without.drop("all") - everything).abs().mean(axis=1)
     title = f"{name[:24]}: {everything.idxmax()} {everything.max():.2f}"
-    if len(moves := (look.without.drop("all") - everything).abs().mean(axis=1)):
-        title += f"; {moves.idxmax()} the answer moves most"
+    title += f"; {moves.idxmax()} the answer moves most"
     rows, height = {"rows": len(heights), "height_ratios": heights}, sum(heights) + 0.7
     figure, (top, *middle, bottom) = canvas(9.0, height, title, remarks.strip(), **rows)
     top.axis("off")
-    style = {"style": "italic", "color": COLOURS["text"]} if words else {"color": GREY}
+    style = LOOKS["spoken"] if words else {"color": GREY}
     top.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", **style)
     for axes, (_, _, draw) in zip(middle, timed, strict=True):
         draw(axes, look)
@@ -148,6 +144,11 @@ def explained(look, note: str = "") -> Figure:
     _draw_intensities(bottom, look)
     figure.legend(*bottom.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
+
+
+def _draw_sound(axes, look) -> None:
+    sound_wave(axes, look.waveform, SAMPLE_RATE, look.start)
+    axes.set_ylabel("audio" if look.waveform is not None else "")
 
 
 def _draw_frames(axes, look) -> None:
@@ -184,8 +185,12 @@ def attended(axes, heads, borders, name: str) -> None:
     axes.set_ylim(0, 1.08 * max(1.85, float(relative.max())))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
     axes.yaxis.set_major_formatter("{x:g} ×")
-    beside = {"xycoords": ("axes fraction", "data"), "va": "center", "size": 8.5}
-    axes.annotate(f"black: mean of {len(heads)}\nheads; dotted:\nno choice", (1.01, 1), **beside)
+    _beside(axes, f"black: mean of {len(heads)}\nheads; dotted:\nno choice", 1, size=8.5)
+
+
+def _beside(axes, text: str, y: float, **style) -> None:
+    """A text right of the axes, at a height of their data."""
+    axes.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center", **style)
 
 
 def _draw_weights(axes, look) -> None:
@@ -196,8 +201,7 @@ def _draw_weights(axes, look) -> None:
         if value.any():
             style = {"fill": True, "alpha": 0.8, "color": COLOURS[name], "baseline": top - value}
             axes.stairs(top, look.weight_borders, **style)
-            place = {"xycoords": ("axes fraction", "data"), "va": "center", "color": COLOURS[name]}
-            axes.annotate(name, (1.01, top[-1] - value[-1] / 2), **place)
+            _beside(axes, name, top[-1] - value[-1] / 2, color=COLOURS[name])
 
 
 def _draw_intensities(axes, look) -> None:
@@ -207,19 +211,15 @@ def _draw_intensities(axes, look) -> None:
     reach = 1.1 * float(look.without.to_numpy().max())
     if len(seeds) > 1:
         mean, spread = seeds.mean(axis=0), seeds.std(axis=0, ddof=1)
-        style = {"color": "#D4D4D4", "linewidth": 9, "label": "± sd over seeds"}
-        axes.hlines(y, mean - spread, mean + spread, **style)
+        axes.hlines(y, mean - spread, mean + spread, **LOOKS["spread"])
         reach = max(reach, float((mean + spread).max()))
     removed = [name for name in MODALITIES if f"without {name}" in look.without.index]
     offsets = np.linspace(0.24, -0.24, len(removed)) if len(removed) > 1 else [0.2]
     for offset, name in zip(offsets, removed, strict=True):
-        values, style = look.without.loc[f"without {name}"], {"color": COLOURS[name]}
-        axes.hlines(y + offset, everything, values, linewidth=1, **style)
-        # Not clipped: many values are 0, on the axis.
-        style |= {"markersize": 5, "zorder": 3, "clip_on": False, "label": f"without {name}"}
-        axes.plot(values, y + offset, "sD^"[MODALITIES.index(name)], **style)
-    style = {"markersize": 17, "mew": 2.4, "zorder": 4, "clip_on": False}
-    axes.plot(everything, y, "|", color="black", **style)  # the number beside the name
+        values, style = look.without.loc[f"without {name}"], LOOKS["removed"][name]
+        axes.hlines(y + offset, everything, values, linewidth=1, color=COLOURS[name])
+        axes.plot(values, y + offset, label=f"without {name}", color=COLOURS[name], **style)
+    axes.plot(everything, y, **LOOKS["everything"])  # the number beside the name
     axes.set_yticks(y, [f"{name}  {value:.2f}" for name, value in everything.items()])
     axes.set(ylim=(-0.6, len(y) - 0.4), xlabel="intensity, mean over seeds; | with everything")
     if bounded:
@@ -252,7 +252,6 @@ def over_time(windows: pd.DataFrame, emotions: Sequence[str], name: str, note: s
 @rc_context(STYLE | {"font.size": 8.6, "axes.grid": False, "text.parse_math": True})
 def architecture(axes, paper: str, lit: Sequence[str] = ()) -> None:
     """The network of paper "A" or "B" as boxes and arrows; those `lit`, by name, are filled."""
-    plain = {"arrowstyle": "-|>", "color": "black", "lw": 1.1, "shrinkA": 0, "shrinkB": 0}
     (wide, high), half, parts = GRID, BOX[0] / 2, ARCHITECTURES[paper]
     axes.set_title(parts["title"], loc="left", fontweight="bold", size=10)
     boxes = parts["boxes"]  # name → (column, row, text), rows are frames, text and audio
@@ -260,21 +259,19 @@ def architecture(axes, paper: str, lit: Sequence[str] = ()) -> None:
         colour = list(COLOURS.values())[(0, 2, 1)[row]] if column < 4 else GREY
         x, y = column * wide, -row * high
         fill = (colour, 0.3) if name in lit else "white"
-        style = {"boxstyle": "round,pad=0,rounding_size=0.12", "fc": fill, "ec": colour}
-        axes.add_patch(FancyBboxPatch((x - half, y - BOX[1] / 2), *BOX, lw=1.6, **style))
+        style = LOOKS["box"] | {"fc": fill, "ec": colour}
+        axes.add_patch(FancyBboxPatch((x - half, y - BOX[1] / 2), *BOX, **style))
         axes.text(x, y, text, ha="center", va="center", linespacing=1.35)
     for chain in parts["chains"]:
         for (a, b, _), (c, d, _) in itertools.pairwise(boxes[name] for name in chain.split()):
             ends = (c * wide - half, -d * high), (a * wide + half, -b * high)
-            axes.annotate("", *ends, arrowprops=plain)
+            axes.annotate("", *ends, arrowprops=LOOKS["arrow"])
     bottom, top = -2 * high - BOX[1] / 2 - 0.1, BOX[1] / 2 + 0.1
     axes.set(xlim=(-half - 0.1, 5 * wide + half + 0.1), ylim=(bottom, top), aspect="equal")
     axes.axis("off")
-    x, start, text, style = 3 * wide, 0, "query", {"color": COLOURS["text"], "lw": 1.6}
-    if paper == "A":
-        x, start, text = 0, BOX[1] / 2, "Stage I, Eq. 1"
-        style = {"color": GREY, "ls": "--", "arrowstyle": "<|-|>"}
+    column, start, text, style = parts["across"]
     for side in (1, -1):  # from the text in the middle row up to the frames, down to the sound
-        ends = ((x, side * y - high) for y in (high - BOX[1] / 2, start))
-        axes.annotate("", *ends, arrowprops=plain | style)
-        axes.text(x + 0.12, (side - 2) * high / 2, text, color=style["color"], va="center")
+        ends = ((column * wide, side * y - high) for y in (high - BOX[1] / 2, start))
+        axes.annotate("", *ends, arrowprops=LOOKS["arrow"] | style)
+        place = column * wide + 0.12, (side - 2) * high / 2
+        axes.text(*place, text, color=style["color"], va="center")

@@ -1,8 +1,8 @@
 """What the notebooks show code, figures, tables and a choice of clips with."""
 
-import ast
 import inspect
 import os
+import re
 import textwrap
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
@@ -18,16 +18,9 @@ from emilib.plots.style import rendered
 
 def show_source(*objects) -> Markdown:
     """The code of classes or functions as Markdown, with comments, without docstrings."""
-    code = []
-    for source in (textwrap.dedent(inspect.getsource(object_)) for object_ in objects):
-        lines = source.splitlines()
-        for node in ast.walk(ast.parse(source)):
-            named = isinstance(node, ast.ClassDef | ast.FunctionDef)
-            if named and ast.get_docstring(node) is not None and len(node.body) > 1:
-                first, last = node.body[0].lineno - 1, node.body[0].end_lineno
-                last += not (lines[last] or "").strip()  # and the blank line after it
-                lines[first:last] = [None] * (last - first)
-        code.append("\n".join(line for line in lines if line is not None))
+    # A docstring with a body behind it, and the blank line between the two.
+    docstring = re.compile(r'^( *)"""[\s\S]*?"""\n\n?(?=\1\S)', re.M)
+    code = [docstring.sub("", textwrap.dedent(inspect.getsource(x))).rstrip() for x in objects]
     return Markdown("\n\n".join(f"```python\n{text}\n```" for text in code))
 
 

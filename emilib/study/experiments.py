@@ -45,14 +45,8 @@ def all_experiments(profile) -> dict[str, Experiment]:
     """Every row of A2, A3, A4, B2, B3 and B4, by name, with settings and recipes of a profile."""
     path = Path(__file__).with_name("experiments.csv")
     rows = pd.read_csv(path, dtype=str, keep_default_na=False).itertuples()
-    listed = [_experiment(profile, row) for row in rows]
-    points = best_points() if profile.tuned else {}
-    for place, experiment in enumerate(listed if profile.tuned else ()):
-        if experiment.recipe is not None:
-            if experiment.name not in points:
-                raise ValueError(f"{TUNING.name} lacks {experiment.name}: run `emilib tune` first")
-            recipe = dataclasses.replace(experiment.recipe, **points[experiment.name])
-            listed[place] = dataclasses.replace(experiment, recipe=recipe)
+    points = best_points() if profile.tuned else None
+    listed = [_experiment(profile, row, points) for row in rows]
     if profile.taemi_fine_tune:
         # Encoders of their own serve the tables; frozen ones are there to be looked into.
         frozen = [e for e in listed if e.model == "TAEMI"]
@@ -68,23 +62,25 @@ def best_points(path=TUNING) -> dict[str, dict]:
     return best.drop(columns="rho").to_dict("index")
 
 
-def _experiment(profile, row) -> Experiment:
+def _experiment(profile, row, points) -> Experiment:
     modalities = tuple(_LETTERS[letter] for letter in row.input.split("+"))
     common = {"TAEMI": profile.taemi, "LastStepGRU": profile.baseline, **profile.earlier}
     common["DualStage"] = {**profile.dual_stage, "modalities": modalities}
-    change = json.loads(row.settings or "{}")
-    change = {k: tuple(v) if isinstance(v, list) else v for k, v in change.items()}
+    own = json.loads(row.settings or "{}").items()
+    own = {name: tuple(value) if isinstance(value, list) else value for name, value in own}
     features, recipe = row.features, None
     if features == "taemi":
         features = "ours" if profile.taemi_encoders is None else "ours, paper_b"
     if row.recipe:
-        recipe = getattr(profile, f"{row.recipe}_recipe")
-        recipe = dataclasses.replace(recipe, **json.loads(row.recipe_change or "{}"))
+        changes = json.loads(row.recipe_change or "{}")
+        if points is not None and row.name not in points:
+            raise ValueError(f"{TUNING.name} lacks {row.name}: run `emilib tune` first")
+        changes |= points[row.name] if points else {}
+        recipe = dataclasses.replace(getattr(profile, f"{row.recipe}_recipe"), **changes)
     rows = tuple(tuple(served.split(": ", 1)) for served in row.rows.split("; "))
-    members = tuple(row.members.split(" + ")) if row.members else ()
-    model, settings = row.model or None, {**common.get(row.model, {}), **change}
+    members, leaked = tuple(filter(None, row.members.split(" + "))), row.name.endswith("_leaked")
+    model, settings = row.model or None, {**common.get(row.model, {}), **own}
     train = fit_savchenko if model == "Savchenko2025" else None
-    leaked = row.name.endswith("_leaked")
     least = int(row.seeds or 0) if profile.more_seeds else 0
     return Experiment(
         row.name, model, settings, modalities, features, recipe, rows, members, leaked, train, least

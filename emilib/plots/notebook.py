@@ -95,15 +95,13 @@ def pick(groups: Mapping[str, Mapping], draw: Callable, play: Callable = lambda 
         return show(draw(first))
     names = [(f"{name} ({len(choices)})", name) for name, choices in groups.items()]
     group = ipywidgets.Dropdown(options=names, value=begin, description="among")
-    clip = ipywidgets.Dropdown(options=list(groups[begin].items()), value=first, description="clip")
-
-    def regroup(change) -> None:
-        clip.options = list(groups[change["new"]].items())
+    clip = ipywidgets.Dropdown(description="clip")
+    ipywidgets.dlink((group, "value"), (clip, "options"), lambda name: list(groups[name].items()))
+    clip.value = first
 
     def show_choice(key) -> None:
         display(*play(key), show(draw(key)))
 
-    group.observe(regroup, "value")
     display(group)
     return ipywidgets.interactive(show_choice, key=clip)
 

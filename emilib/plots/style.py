@@ -31,8 +31,7 @@ def sheet(width: float, height: float, title: str, corpus: str = "") -> Figure:
     height += header
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - header / height))
-    bold = {"size": 11.5, "weight": "bold"}
-    figure.text(0.012, 1 - 0.08 / height, "\n".join(titles), va="top", **bold)
+    figure.text(0.012, 1 - 0.08 / height, "\n".join(titles), va="top", size=11.5, weight="bold")
     figure.text(0.012, 1 - head / height, "\n".join(lines), va="top", size=8.5, color=GREY)
     return figure
 
@@ -51,13 +50,12 @@ def save(figure: Figure, folder, name: str, data: pd.DataFrame) -> None:
     atomic_write(Path(folder) / f"{name}.csv", data.to_csv(index=index, float_format="%.6g"))
 
 
+@rc_context(STYLE)
 def rendered(figure: Figure, kind: str) -> bytes:
     """The figure as a file of this kind, "svg" or "png", the same bytes each time."""
     metadata = {"svg": ("Date", "Creator"), "png": ("Software",)}  # of today, of this matplotlib
-    settings = {"format": kind, "dpi": 110, "metadata": dict.fromkeys(metadata[kind])}
     stream = io.BytesIO()
-    with rc_context(STYLE):
-        figure.savefig(stream, **settings)
+    figure.savefig(stream, format=kind, dpi=110, metadata=dict.fromkeys(metadata[kind]))
     return stream.getvalue()
 
 
@@ -77,8 +75,7 @@ def say(axes, text: str) -> None:
 @rc_context(STYLE)
 def legend_below(figure: Figure, axes, columns: int = 2) -> None:
     """One legend below all axes, of what `axes` holds."""
-    place = {"loc": "outside lower center", "ncols": columns}
-    figure.legend(*axes.get_legend_handles_labels(), **place)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
 
 
 def reach(value, low, high) -> np.ndarray:

@@ -89,8 +89,7 @@ def matrix(table: pd.DataFrame, title: str, corpus: str = "") -> Figure:
         box = {"facecolor": COLOURS[cell.verdict], "edgecolor": style.GREY, "linewidth": 0.6}
         axes.add_patch(Rectangle((x - 0.46, y - 0.42), 0.92, 0.84, **box))
         axes.text(x, y, signed(cell.value), ha="center", va="center", size=7.5)
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
+    style.bare(axes)
     axes.tick_params(length=0, labelbottom=False, labeltop=True, pad=0)
     axes.set(xlim=(-0.6, right + 0.6), ylim=(len(rows) - 0.4, -0.6))
     axes.set_yticks(range(len(rows)), rows)

@@ -40,18 +40,17 @@ def replicate(corpora: Mapping[int, Results]) -> pd.DataFrame:
     resolved alone, after Holm's correction over that corpus. The interval of the mean draws clips
     and corpora; p is after Holm's correction, verdict as of `metrics.verdict`, without a claim.
     """
-    first, rows = next(iter(corpora.values())), []
+    first, rows, alone = next(iter(corpora.values())), [], []
     for (row, reference), pair in differences(first.experiments).items():
-        gaps = [results.gap(*pair) for results in corpora.values()]
-        each = [float(per_seed.mean()) for per_seed, _ in gaps]
-        mean = metrics.summarise(np.array(each), np.mean([drawn for _, drawn in gaps], axis=0))
-        alone = [metrics.summarise(*gap).p for gap in gaps]
-        rows.append((row, reference, *each, mean.value, mean.low, mean.high, mean.p, *alone))
-    here, p_alone = [f"corpus {seed}" for seed in corpora], [f"p {seed}" for seed in corpora]
-    columns = ["row", "reference", *here, "mean", "low", "high", "p", *p_alone]
-    table = pd.DataFrame(rows, columns=columns)
-    table["same sign"] = np.sign(table[here]).eq(np.sign(table["mean"]), axis=0).sum(axis=1)
-    alone = [metrics.holm(table.pop(name)) < metrics.LEVEL for name in p_alone]
-    table["resolved"] = np.sum(alone, axis=0)
+        gaps = {f"corpus {seed}": results.gap(*pair) for seed, results in corpora.items()}
+        each = {name: float(per_seed.mean()) for name, (per_seed, _) in gaps.items()}
+        drawn = np.mean([drawn for _, drawn in gaps.values()], axis=0)
+        mean = metrics.summarise(np.array([*each.values()]), drawn)
+        of_mean = {"mean": mean.value, "low": mean.low, "high": mean.high, "p": mean.p}
+        rows.append({"row": row, "reference": reference, **each, **of_mean})
+        alone.append([metrics.summarise(*gap).p for gap in gaps.values()])
+    table = pd.DataFrame(rows)
+    table["same sign"] = np.sign(table[[*each]]).eq(np.sign(table["mean"]), axis=0).sum(axis=1)
+    table["resolved"] = (pd.DataFrame(alone).apply(metrics.holm) < metrics.LEVEL).sum(axis=1)
     table["verdict"] = metrics.verdict(table["mean"], table["p"])
     return table.assign(p=metrics.holm(table["p"]))

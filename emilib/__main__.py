@@ -6,7 +6,6 @@ progress to stderr. Exit codes: 0 done, 1 it could not be done, 2 the command wa
 """
 
 import dataclasses
-import functools
 import math
 import os
 import sys
@@ -178,12 +177,7 @@ def predict(
     """
     from emilib.predict.report import predict_files
 
-    draw = None
-    if picture is not None:
-        from emilib.predict import pictures
-
-        draw = functools.partial(pictures.draw, folder=picture)
-    predict_files(clips, model, text, window, step, json, csv, draw)
+    predict_files(clips, model, text, window, step, json, csv, picture)
 
 
 def export(name: Positional[str], folder: Folder, source: Source = DEFAULT) -> None:

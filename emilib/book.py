@@ -78,15 +78,10 @@ class Prose(IPythonRenderer):
         return self.block_math(f"\\begin{{{name}}}{body}\\end{{{name}}}")
 
 
-def picture(output) -> str:
-    """The kind of picture an output holds, or ""."""
-    return next((kind for kind in PICTURES if kind in output.get("data", {})), "")
-
-
 def shown(output, prose: Prose, render) -> str:
     """What a cell shows as HTML; "" for plain text."""
-    data, kind = output.get("data", {}), picture(output)
-    if kind:
+    data = output.get("data", {})
+    if kind := next((kind for kind in PICTURES if kind in data), ""):
         here = prose.sections[-1][1] if prose.sections else prose.title
         alt = html.escape(output.metadata.get(kind, {}).get("alt") or f"Figure in “{here}”")
         content = data[kind] if kind in PICTURES[1:] else b64encode(data[kind].encode()).decode()
@@ -117,7 +112,8 @@ def folded(cell) -> str:
         return "Set-up"
     lists = source.startswith(("show_table(", "show(")) or "remove-input" in tags
     draws = "plots.canvas(" in source or re.search(r"\baxes\.\w+\(", source)
-    return "Code" if lists or draws or any(map(picture, cell.outputs)) else ""
+    pictures = any({*PICTURES} & set(output.get("data", {})) for output in cell.outputs)
+    return "Code" if lists or draws or pictures else ""
 
 
 def video(id_: str, videos: Path | None) -> str:

@@ -247,14 +247,15 @@ class Workspace:
         code = code_version("study/tuning.py", "study/runs.py", *TRAINED_BY)
         return {"features": self.steps.official.key, "profile": self.profile, "code": code}
 
-    def _available(self, experiments: dict) -> dict[str, FeatureSplits]:
-        """The features that experiments are trained on, by kind, but for those not to be had."""
+    def _available(self, experiments: dict) -> tuple[dict[str, FeatureSplits], dict]:
+        """The features of experiments by kind, but for those not to be had; `untrainable`."""
         kinds = {e.features for e in experiments.values()}
         if not self.has_media:
             kinds &= OF_A_FILE
         elif not self.has_official:
             kinds -= {"official"}
-        return {kind: self.features(*kind.split(", ")) for kind in sorted(kinds)}
+        features = {kind: self.features(*kind.split(", ")) for kind in sorted(kinds)}
+        return features, untrainable(experiments, features)
 
     def results(self, names: Sequence[str] | None = None) -> Results:
         """Results of these experiments (all that are built, by default), trained where missing."""
@@ -264,8 +265,7 @@ class Workspace:
             raise ValueError(f"no experiment {unknown}; there are {', '.join(listed)}")
         members = [m for n in chosen for m in listed[n].members]  # a mean of members needs these
         wanted = {n: listed[n] for n in [*chosen, *members]}
-        features = self._available(wanted)
-        without = untrainable(wanted, features)
+        features, without = self._available(wanted)
         trained = [e for n, e in wanted.items() if n not in without]
         settings = {"workers": self.workers, "progress": Counter("training runs")}
         done = run(trained, self.profile.seeds, features, self.cache, **settings)
@@ -275,16 +275,12 @@ class Workspace:
 
     def lines(self) -> dict[str, np.ndarray]:
         """The lines to beat on our features, as `emilib.study.representation.lines`; kept."""
-        splits, signals = self.features(), self.reader.signals
-
-        def make(folder: Path) -> None:
-            lines = representation.lines(splits, signals, changes=self.has_media)
-            np.savez(folder / "predictions.npz", **lines)
-
+        splits, signals, name = self.features(), self.reader.signals, "predictions.npz"
+        lines = functools.partial(representation.lines, splits, signals, changes=self.has_media)
         parts = {"features": splits.fingerprint, "clean": signals is not None}
         parts["code"] = code_version("study/representation.py", "training/ridge.py")
-        folder = self.cache.shared_step("lines", parts, make)
-        return dict(np.load(folder / "predictions.npz", allow_pickle=False))
+        make = lambda folder: np.savez(folder / name, **lines())  # noqa: E731
+        return dict(np.load(self.cache.shared_step("lines", parts, make) / name))
 
     def worlds(self) -> pd.DataFrame:
         """When each mechanism pays, see `study.worlds.measure`; needs no corpus."""
@@ -296,8 +292,7 @@ class Workspace:
             raise ValueError("expected a corpus that says whose clip each is, got none")
         plain = dataclasses.replace(self.profile, tuned=False, more_seeds=False)
         listed = {n: e for n, e in all_experiments(plain).items() if e.recipe is not None}
-        features = self._available(listed)
-        without = untrainable(listed, features)
+        features, without = self._available(listed)
         listed = [e for name, e in listed.items() if name not in without]
         settings = {"workers": self.workers, "progress": Counter("tuning runs")}
         return tuning.tune(listed, features, people, self.cache, **settings)

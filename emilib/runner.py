@@ -10,6 +10,7 @@ at a bad one, all executed copies become ``runs/<profile>/book.html``.
 
 import argparse
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -41,21 +42,17 @@ FULL = re.compile("No space left|quota exceeded|File too large", re.I)
 MEDIA_TAG, SKIP_TAG = "media", "skip-execution"  # of cells that read media; nbclient's
 NO_MEDIA = "This cell reads media, and a feature file has none. Below: the embedded corpus.\n"
 METADATA = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+say = functools.partial(print, flush=True)
 
 
 class NotebookFailed(RuntimeError):
     """One sentence: which notebook, which cell, which error, where the executed copy lies."""
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
 def discover(folder, only: str | None = None) -> list[Path]:
     """The notebooks ``NN_name.ipynb`` of a folder by number, or the one whose number is `only`."""
-    paths = sorted(p for p in Path(folder).glob("*.ipynb") if re.match(r"\d\d_", p.name))
-    if only is not None:
-        paths = [p for p in paths if p.name[:2] == only.zfill(2)]
+    number = "[0-9][0-9]" if only is None else only.zfill(2)
+    paths = sorted(Path(folder).glob(f"{number}_*.ipynb"))
     if not paths:
         raise ValueError(f"There is no notebook named {only or 'NN'}_name.ipynb in {folder}.")
     return paths
@@ -112,9 +109,9 @@ def run_notebooks(
             say(label)
             started = time.time()
             notebook = json.loads(nbformat.writes(execute(path, out, parameters, label, media)))
-            files = [p for p in sorted(figures.rglob("*")) if p.is_file()] if figures else []
+            files = sorted(figures.rglob("*")) if figures else []
             # A file system may count in whole seconds.
-            written = [p for p in files if p.stat().st_mtime >= started - 1]
+            written = (p for p in files if p.stat().st_mtime >= started - 1)
             names = (p.relative_to(figures).as_posix() for p in written)
             record = {"key": made_from[path], "figures": sums(figures, names)}
             notebook["metadata"]["emi"] = record
@@ -174,6 +171,9 @@ def kernel_folder(label: str):
     """
     folder = Path(tempfile.gettempdir(), cache.temporary_name("emi"))
     path, ended, start = folder / "progress", threading.Event(), time.monotonic()
+    # Threads that spin while they wait are many times slower on a machine with other work.
+    changed = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    changed |= {"EMI_PROGRESS": str(path), "TMPDIR": str(folder)}
 
     def follow():
         spoke = start
@@ -187,9 +187,7 @@ def kernel_folder(label: str):
     folder.mkdir(mode=0o700)
     path.touch()
     before = os.environ.copy()
-    # Threads that spin while they wait are many times slower on a machine with other work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ |= {"EMI_PROGRESS": str(path), "TMPDIR": str(folder)}
+    os.environ |= changed
     threading.Thread(target=follow, daemon=True).start()
     try:
         yield folder
@@ -211,12 +209,12 @@ def update_notebooks(folder, out) -> list[Path]:
         run = [c for c in executed.cells if "injected-parameters" not in c.metadata.get("tags", [])]
         if [c.source for c in run] != [c.source for c in result.cells]:
             raise ValueError(f"{path.name} has changed since it was executed: run it again.")
-        count = 0
-        for cell, twin in zip(result.cells, run, strict=True):
+        for cell in result.cells:
             cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags" and v}
-            if cell.cell_type == "code":
-                count += 1
-                cell.execution_count, cell.outputs = count, cleaned(twin.outputs, count)
+        pairs = zip(result.cells, run, strict=True)
+        code = (pair for pair in pairs if pair[0].cell_type == "code")
+        for count, (cell, twin) in enumerate(code, 1):
+            cell.execution_count, cell.outputs = count, cleaned(twin.outputs, count)
         result.metadata = METADATA
         text = nbformat.writes(nbformat.from_dict(result)) + "\n"
         if text != path.read_text(encoding="utf-8"):

@@ -98,27 +98,20 @@ class Prediction:
         """One row of `EmiPredictor.predict`."""
         nothing = np.full((1, 1, len(self.emotions)), math.nan)
         intensity = nothing if self.reason else self.intensity[:, self.present.any(axis=1)]
-        return {
-            "clip": self.clip.name,
-            "status": "failed" if self.reason else "ok",
-            **self.over_seeds(intensity.mean(axis=1)),
-            "missing": ", ".join(self.missing),
-            "damaged": self.damaged,
-            "problems": "; ".join(self.problems),
-            "notes": " ".join(self.notes),
-            "text": self.text,
-            "windows": len(self.start),
-            "duration": self.duration,
-            "seconds": self.seconds,
-            "reason": self.reason or "",
-        }
+        row = {"clip": self.clip.name, "status": "failed" if self.reason else "ok"}
+        row |= self.over_seeds(intensity.mean(axis=1))
+        row |= {"missing": ", ".join(self.missing), "damaged": self.damaged}
+        row |= {"problems": "; ".join(self.problems), "notes": " ".join(self.notes)}
+        row |= {"text": self.text, "windows": len(self.start), "duration": self.duration}
+        return row | {"seconds": self.seconds, "reason": self.reason or ""}
 
     def windows(self) -> pd.DataFrame:
         """A row a window: start and end in s, each emotion and its sd over seeds, missing."""
         rows = pd.DataFrame([self.over_seeds(self.intensity[:, w]) for w in range(len(self.start))])
         absent = [", ".join(compress(MODALITIES, ~present)) for present in self.present]
-        ends = pd.DataFrame({"start": self.start, "end": self.end})
-        return ends.join(rows).assign(missing=absent)
+        return (
+            pd.DataFrame({"start": self.start, "end": self.end}).join(rows).assign(missing=absent)
+        )
 
 
 def clips_of(paths, text=None) -> list[Clip]:

@@ -112,10 +112,7 @@ class EmiPredictor:
         clips, _ = clips_of(paths, text), windows_of(0.0, window, step)  # both refuse nonsense
         read = functools.partial(read_clip, settings=self.settings, emotions=self.emotions)
         processes = 1 if len(clips) <= FEW else None
-
-        def died(clip) -> Prediction:
-            return Prediction(clip, self.emotions, f"{clip.name}: {ENDS}")
-
+        died = lambda clip: Prediction(clip, self.emotions, f"{clip.name}: {ENDS}")  # noqa: E731
         for prediction in ordered_map(read, clips, processes, died):
             began = time.perf_counter()
             try:
@@ -128,8 +125,7 @@ class EmiPredictor:
 
     def over_time(self, path, text: str | None = None, window=WINDOW, step=None) -> pd.DataFrame:
         """`Prediction.windows` of one clip; MediaError for a file that can't be read."""
-        prediction, _ = self._read(path, text, window, step)
-        return prediction.windows()
+        return self._read(path, text, window, step)[0].windows()
 
     def without(self, path, text: str | None = None) -> pd.DataFrame:
         """Which modality mattered: the intensities with each removed in turn.

@@ -37,18 +37,13 @@ def save(predictor, folder: Path) -> Path:
     for seed, model in predictor.models.items():
         model.save_pretrained(folder / f"seed-{seed}")
         (folder / f"seed-{seed}" / "README.md").unlink(missing_ok=True)  # the hub's empty card
-    names = [f"{modality}.{part}" for modality in predictor.moments for part in ("mean", "sd")]
-    arrays = [array for pair in predictor.moments.values() for array in pair]
-    save_file(dict(zip(names, arrays, strict=True)), folder / "moments.safetensors")
-    config = STATED | {
-        "model": type(model).__name__,
-        "seeds": list(predictor.models),
-        "modalities": list(predictor.modalities),
-        "emotions": list(predictor.emotions),
-        "scale": None if predictor.scale is None else predictor.scale.to_dict(),
-        "media": dataclasses.asdict(predictor.settings),
-        "facts": predictor.facts,
-    }
+    moments = {f"{name}.mean": mean for name, (mean, _) in predictor.moments.items()}
+    moments |= {f"{name}.sd": sd for name, (_, sd) in predictor.moments.items()}
+    save_file(moments, folder / "moments.safetensors")
+    config = STATED | {"model": type(model).__name__, "seeds": list(predictor.models)}
+    config |= {name: list(getattr(predictor, name)) for name in ("modalities", "emotions")}
+    config["scale"] = None if predictor.scale is None else predictor.scale.to_dict()
+    config |= {"media": dataclasses.asdict(predictor.settings), "facts": predictor.facts}
     atomic_write(folder / "README.md", str(_card(config)))
     # safetensors writes files that only their owner may read; a model is there to be shared.
     for path in folder.rglob("*.safetensors"):

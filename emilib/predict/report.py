@@ -12,24 +12,22 @@ from emilib.progress import report
 
 
 def predict_files(
-    paths: Sequence[Path], model, text, window, step, json_file, csv_file, draw=None
+    paths: Sequence[Path], model, text, window, step, json_file, csv_file, pictures_folder
 ) -> None:
-    """The command: ValueError at the end, all being written, where a file could not be read.
-    draw : what makes pictures, as `pictures.draw` but of its folder; None for none"""
+    """The command: ValueError at the end, all being written, where a file could not be read."""
     texts = words_of(paths, text)
     predictor, predictions = EmiPredictor.from_pretrained(model), []
     for prediction in predictor.predictions(paths, texts, window, step):
         predictions.append(prediction)
         outcome = prediction.reason or f"{prediction.seconds:.1f} s"
         report(f"{len(predictions)}/{len(paths)} {prediction.clip.name}: {outcome}")
-    clips, span = [prediction.row() for prediction in predictions], []
+    clips = [prediction.row() for prediction in predictions]
     windows = [prediction.windows().to_dict("records") for prediction in predictions]
     table = pd.DataFrame(clips)
     if window is not None or step is not None:
         pairs = zip(clips, windows, strict=True)
         table = pd.DataFrame([{**clip, **part} for clip, parts in pairs for part in parts or [{}]])
-        span = [name for name in ("start", "end") if name in table]
-    shown = table[["clip", *span]].round(1)
+    shown = table.filter(["clip", "start", "end"]).round(1)
     for emotion in predictor.emotions:
         spread = table[f"{emotion} sd"].map(" ±{:.2f}".format)
         shown[emotion] = table[emotion].map("{:.2f}".format) + spread
@@ -40,18 +38,18 @@ def predict_files(
     if csv_file is not None:
         atomic_write(csv_file, table.to_csv(index=False, float_format="%.6g"))
     if json_file is not None:
-        names = ("problems", "notes", "missing")
-        lists = [{name: getattr(p, name) for name in names} for p in predictions]
-        parts = zip(clips, lists, windows, strict=True)
-        clips = [{**clip, **more, "windows": rows} for clip, more, rows in parts]
+        for clip, prediction, rows in zip(clips, predictions, windows, strict=True):
+            lists = {name: getattr(prediction, name) for name in ("problems", "notes", "missing")}
+            clip |= lists | {"windows": rows}
         document = {"model": predictor.facts, "note": predictor.note, "clips": clips}
         # pandas writes null for NaN
         text = pd.Series(document).to_json(double_precision=15, force_ascii=False, indent=1)
         atomic_write(json_file, text + "\n")
-    if draw is not None:
-        draw(predictor, predictions)
-    failed = table.loc[table["status"] == "failed", "clip"]
-    if len(failed):
+    if pictures_folder is not None:
+        from emilib.predict import pictures  # Matplotlib starts slowly
+
+        pictures.draw(predictor, predictions, pictures_folder)
+    if failed := [prediction.clip.name for prediction in predictions if prediction.reason]:
         count = f"{len(failed)} of {len(clips)}"
         raise ValueError(f"{count} files could not be predicted: {', '.join(failed)}")
 

@@ -145,20 +145,14 @@ def replicate(source: Source = DEFAULT, corpora: int = 3, seeds: int = 2) -> Non
 
 def bench(
     repeats: Annotated[int, arg(help="timed runs")] = 5,
-    device: str | None = None,
-    precision: Literal["default", "float32", "bf16"] = "default",
     scale: Annotated[float, arg(help="of the batches; small on a CPU")] = 1.0,
     compile: Annotated[bool, arg(help="the ViT, with torch.compile")] = False,
-    out: Annotated[Path | None, arg(help="write the table to FILE")] = None,
 ) -> None:
     """How fast the papers' encoders run on this machine, with random weights."""
     from emilib.features.rates import throughput
 
-    wanted = {"default": {}, "float32": {"precision": None}, "bf16": {"precision": "bf16"}}
-    rates = throughput(repeats, device, scale, compile=compile, **wanted[precision])
+    rates = throughput(repeats, scale=scale, compile=compile)
     print(rates.to_string(index=False, float_format="{:.2f}".format))
-    if out is not None:
-        rates.to_csv(out, index=False)
 
 
 def predict(

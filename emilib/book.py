@@ -154,7 +154,7 @@ def chapter(path: Path, executed: Path, figures: Path, videos: Path | None) -> d
             code["names"] = re.findall(r"^(?:def|class) (\w+)", cell.source, re.M)
             code["imports"] = re.findall(r"^(?:from|import) (\S+)", cell.source, re.M)
             code["printed"] = "".join(map(printed, outputs)).rstrip()
-            code["shown"] = [text for o in outputs if (text := shown(o, prose, render))]
+            code["shown"] = list(filter(None, (shown(o, prose, render) for o in outputs)))
             code["live"] = list(interactive(cell.source, figures, videos)) if outputs else []
             cells.append(code)
     about = {"number": path.name[:2], "title": prose.title, "sections": prose.sections}
@@ -196,14 +196,11 @@ def of_run(profile, corpus, notebooks, executed: Path, figures: Path) -> Path:
     seed = size.pop("seed", 0)
     made = f"embedded, seed {seed}: " + ", ".join(f"{n} {split}" for split, n in size.items())
     packages = (f"{n} {metadata.version(n)}" for n in ("torch", "transformers", "numpy"))
-    facts = {
-        "Version": f"emilib {__version__}, code {cache.code_version('.')[:12]}",
-        "Profile": profile.name,
-        "Corpus": Path(corpus).name if corpus else made,
-        "Seeds": seeds + "; five in Tables B3 and B4" * profile.more_seeds,
-        "Machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "Software": f"Python {platform.python_version()}, {', '.join(packages)}",
-    }
+    facts = {"Version": f"emilib {__version__}, code {cache.code_version('.')[:12]}"}
+    facts |= {"Profile": profile.name, "Corpus": Path(corpus).name if corpus else made}
+    facts["Seeds"] = seeds + "; five in Tables B3 and B4" * profile.more_seeds
+    facts["Machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    facts["Software"] = f"Python {platform.python_version()}, {', '.join(packages)}"
     # Only the embedded corpus shows nobody: clips of another one stay out of the file.
     videos = None if corpus else executed.parent / f"corpus{profile.suffix}" / "raw"
     path = executed.parent / f"book{profile.suffix}.html"

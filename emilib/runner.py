@@ -205,7 +205,8 @@ def update_notebooks(folder, out) -> list[Path]:
     Raises ValueError where a copy is of another version of its notebook."""
     changed = []
     for path in discover(folder):
-        result, executed = nbformat.read(path, 4), nbformat.read(Path(out) / path.name, 4)
+        text = (Path(out) / path.name).read_text("utf-8").replace(f"{ROOT}{os.sep}", "")
+        result, executed = nbformat.read(path, 4), nbformat.reads(text.replace(str(ROOT), "."), 4)
         run = [c for c in executed.cells if "injected-parameters" not in c.metadata.get("tags", [])]
         if [c.source for c in run] != [c.source for c in result.cells]:
             raise ValueError(f"{path.name} has changed since it was executed: run it again.")
@@ -214,25 +215,19 @@ def update_notebooks(folder, out) -> list[Path]:
         pairs = zip(result.cells, run, strict=True)
         code = (pair for pair in pairs if pair[0].cell_type == "code")
         for count, (cell, twin) in enumerate(code, 1):
-            cell.execution_count, cell.outputs = count, cleaned(twin.outputs, count)
+            cell.execution_count = count
+            cell.outputs = [output for output in twin.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:
+                output.update({"execution_count": count} if "execution_count" in output else {})
+                output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+        # Where a kernel cuts its output is a matter of time.
+        CoalesceStreamsPreprocessor().preprocess(result, {})
         result.metadata = METADATA
         text = nbformat.writes(nbformat.from_dict(result)) + "\n"
         if text != path.read_text(encoding="utf-8"):
             cache.atomic_write(path, text)
             changed.append(path)
     return changed
-
-
-def cleaned(outputs: list, count: int) -> list:
-    plain = json.dumps([output for output in outputs if output.get("name") != "stderr"])
-    plain = plain.replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".")
-    cell = nbformat.from_dict({"outputs": json.loads(plain)})
-    for output in cell.outputs:
-        if "execution_count" in output:
-            output.execution_count = count
-        output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
-    # Where a kernel cuts its output is a matter of time.
-    return CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, 0)[0].outputs
 
 
 def unfinished_rows(figures: Path) -> list[str]:

@@ -185,7 +185,7 @@ def test_problems_are_printed_and_the_exit_code_says_so(emilib, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"--run": "taemo"}, "There is no run 'taemo'"), ({"--corpus": "bare"}, "has no test clips")],
+    [({"--run": "taemo"}, "no experiment .'taemo'"), ({"--corpus": "bare"}, "has no test clips")],
 )
 def test_what_can_not_be_done_is_said_before_training(emilib, corpus, tmp_path, change, words):
     (tmp_path / "bare").mkdir()

@@ -68,14 +68,13 @@ def load(source, make):
         fusion, arrays = getattr(models, config["model"]), load_file(folder / "moments.safetensors")
         parts = {seed: str(folder / f"seed-{seed}") for seed in config["seeds"]}
         predictor = make(
-            encoders={role: _encoder(folder / role, role) for role in ROLES},
-            models={s: quietly(fusion.from_pretrained, p, strict=True) for s, p in parts.items()},
-            moments={m: (arrays[f"{m}.mean"], arrays[f"{m}.sd"]) for m in config["modalities"]},
-            settings=MediaSettings(**config["media"]),
-            facts=config["facts"],
-            modalities=tuple(config["modalities"]),
-            emotions=tuple(config["emotions"]),
-            scale=TargetScale.from_dict(config["scale"]),
+            {role: _encoder(folder / role, role) for role in ROLES},
+            {s: quietly(fusion.from_pretrained, p, strict=True) for s, p in parts.items()},
+            {m: (arrays[f"{m}.mean"], arrays[f"{m}.sd"]) for m in config["modalities"]},
+            MediaSettings(**config["media"]),
+            config["facts"],
+            *(tuple(config[name]) for name in ("modalities", "emotions")),
+            TargetScale.from_dict(config["scale"]),
         )
         _try(predictor)
         if not (text := "".join([predictor.note, *strings(config)])).isprintable():
@@ -118,5 +117,5 @@ def _card(config: dict) -> ModelCard:
     tags = ["emotional-mimicry-intensity", "multimodal"]
     data = ModelCardData(license="mit" if free else "other", library_name="emilib", tags=tags)
     more = {"limits": LIMITS[facts["synthetic"]], "six": tuple(config["emotions"]) == EMOTIONS}
-    template = str(Path(__file__).with_name("card.md"))
-    return ModelCard.from_template(data, template_path=template, **facts, **config, **more)
+    more["template_path"] = str(Path(__file__).with_name("card.md"))
+    return ModelCard.from_template(data, **facts, **config, **more)

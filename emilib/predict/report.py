@@ -23,10 +23,9 @@ def predict_files(
         report(f"{len(predictions)}/{len(paths)} {prediction.clip.name}: {outcome}")
     clips = [prediction.row() for prediction in predictions]
     windows = [prediction.windows().to_dict("records") for prediction in predictions]
-    table = pd.DataFrame(clips)
-    if window is not None or step is not None:
-        pairs = zip(clips, windows, strict=True)
-        table = pd.DataFrame([{**clip, **part} for clip, parts in pairs for part in parts or [{}]])
+    cut, pairs = window is not None or step is not None, zip(clips, windows, strict=True)
+    rows = [{**clip, **part} for clip, parts in pairs for part in (cut and parts) or [{}]]
+    table = pd.DataFrame(rows)
     shown = table.filter(["clip", "start", "end"]).round(1)
     for emotion in predictor.emotions:
         spread = table[f"{emotion} sd"].map(" ±{:.2f}".format)

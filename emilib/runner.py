@@ -218,7 +218,8 @@ def update_notebooks(folder, out) -> list[Path]:
             cell.execution_count = count
             cell.outputs = [output for output in twin.outputs if output.get("name") != "stderr"]
             for output in cell.outputs:
-                output.update({"execution_count": count} if "execution_count" in output else {})
+                if "execution_count" in output:
+                    output.execution_count = count
                 output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
         # Where a kernel cuts its output is a matter of time.
         CoalesceStreamsPreprocessor().preprocess(result, {})

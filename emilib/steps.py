@@ -105,13 +105,10 @@ class Steps:
         return {"profile": self.profile, "reader": self.reader, "cache": self.cache}
 
     def __iter__(self) -> Iterator[Step]:
-        if not self.reader.has_media:
-            yield self.official
-            return
-        yield from (self.media, *self.starts.values(), *self.runs.values())
-        for stage in STAGES if self.profile.taemi_encoders else STAGES[:3]:
-            yield self.features(stage)
-        if self.reader.has_official:
+        if self.reader.has_media:
+            yield from (self.media, *self.starts.values(), *self.runs.values())
+            yield from map(self.features, STAGES if self.profile.taemi_encoders else STAGES[:3])
+        if self.reader.has_official:  # as a feature file always has
             yield self.official
 
     def _step(self, name, kind, make, needs=(), columns=(), split=None, **settings) -> Step:

@@ -67,15 +67,12 @@ def load(source, make):
                 raise ValueError(f"expected *.safetensors in {role}, got none")
         fusion, arrays = getattr(models, config["model"]), load_file(folder / "moments.safetensors")
         parts = {seed: str(folder / f"seed-{seed}") for seed in config["seeds"]}
-        predictor = make(
-            {role: _encoder(folder / role, role) for role in ROLES},
-            {s: quietly(fusion.from_pretrained, p, strict=True) for s, p in parts.items()},
-            {m: (arrays[f"{m}.mean"], arrays[f"{m}.sd"]) for m in config["modalities"]},
-            MediaSettings(**config["media"]),
-            config["facts"],
-            *(tuple(config[name]) for name in ("modalities", "emotions")),
-            TargetScale.from_dict(config["scale"]),
-        )
+        encoders = {role: _encoder(folder / role, role) for role in ROLES}
+        fused = {s: quietly(fusion.from_pretrained, p, strict=True) for s, p in parts.items()}
+        moments = {m: (arrays[f"{m}.mean"], arrays[f"{m}.sd"]) for m in config["modalities"]}
+        about = {name: tuple(config[name]) for name in ("modalities", "emotions")}
+        about |= {"facts": config["facts"], "scale": TargetScale.from_dict(config["scale"])}
+        predictor = make(encoders, fused, moments, MediaSettings(**config["media"]), **about)
         _try(predictor)
         if not (text := "".join([predictor.note, *strings(config)])).isprintable():
             raise ValueError(f"config.json: expected printable text, got {text!a}")

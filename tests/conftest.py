@@ -10,10 +10,10 @@ import pytest
 
 from emilib import profiles
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the number of threads moves last bits
+os.environ["OMP_NUM_THREADS"] = "1"  # the number of threads moves last bits
 CLOCK = Fraction(1, 90000)
 # Files whose one test takes long, begun first: another process does the many short ones meanwhile.
-LONG = ("test_paper_profile", "test_odd_sets", "test_faults", "test_predict", "test_pipeline")
+LONG = ("test_ranks", "test_odd_sets", "test_faults", "test_predict", "test_pipeline")
 
 
 def pytest_addoption(parser):

@@ -16,18 +16,10 @@ AUDEERING = "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES |= {"intermediate_size": 32}
 PICTURE = {"image_size": 32, "patch_size": 8}
-SOUND = {  # the layer-norm architecture of wav2vec2-large, narrow
-    **SIZES,
-    "conv_dim": (8,) * 7,
-    "feat_extract_norm": "layer",
-    "do_stable_layer_norm": True,
-    "conv_bias": True,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-    "num_codevectors_per_group": 4,
-    "codevector_dim": 8,
-    "proj_codevector_dim": 8,
-}
+# the layer-norm architecture of wav2vec2-large, narrow
+SOUND = {**SIZES, "conv_dim": (8,) * 7, "feat_extract_norm": "layer", "do_stable_layer_norm": True}
+SOUND |= {"conv_bias": True, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+SOUND |= {"num_codevectors_per_group": 4, "codevector_dim": 8, "proj_codevector_dim": 8}
 TINY = {**SIZES, "num_hidden_layers": 1}
 WORDS = ["what a lovely surprise", "this is far too hard", "we won the game", "i am so sorry"]
 TEXTS = ["I really admire what you did.", "oh no", "we did it, we did it!"]

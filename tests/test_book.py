@@ -1,5 +1,3 @@
-"""The book: complete, without a network, readable without eyes, as wide as the screen."""
-
 import json
 import re
 import shutil
@@ -66,16 +64,13 @@ def test_every_formula_is_converted(text, page):
     assert "<span>(8)</span></div>" in text, "numbers of equations stand at the margin"
 
 
-def test_links_within_the_book_lead_somewhere(page):
+def test_links_lead_somewhere_and_interactive_figures_have_data(page, text):
     ids = [tag["id"] for tag in page.find_all(id=True)]
     assert len(ids) == len(set(ids))
     links = [tag["href"] for tag in page.find_all("a", href=True)]
     assert {f"#ch{number:02}" for number in range(10)} <= set(links)
     for link in links:
         assert link[1:] in ids if link[0] == "#" else link.startswith("http"), link
-
-
-def test_five_interactive_figures_with_data(text):
     found = re.findall(r'class="live" data-name="(\w+)"><script [^>]*>(.*?)</script>', text, re.S)
     assert {name for name, _ in found} == set(book.LIVE)
     assert len(found) == len(book.LIVE)
@@ -141,25 +136,18 @@ def test_a_failed_and_a_missing_chapter_do_not_stop_the_others(tmp_path):
     assert "2020-02-03 04:05 UTC, 1.0 minutes" in text
 
 
-def test_what_is_folded():
+def test_what_is_folded_and_clips_are_part_of_the_file_where_they_are_small(tmp_path):
     drawn = nbformat.v4.new_output("display_data", {"image/png": "AAAA"})
-    cases = {
-        "import a\nfrom b import (\n    c,\n)\n\nx = 1": "Set-up",
-        "from emilib.pipeline import Workspace\n\nws = Workspace(profile)\nprint(ws)": "Set-up",
-        "import a\n\nx = a.b()": "",
-        "# NBVAL_CHECK_OUTPUT\nprint(1)": "Check",
-        "show_table(rows)": "Code",
-        "def draw(axes):\n    axes.plot([1, 2])": "Code",
-        "def show(x):\n    return x": "",
-    }
+    cases = {"import a\nfrom b import (\n    c,\n)\n\nx = 1": "Set-up"}
+    cases["from emilib.pipeline import Workspace\n\nws = Workspace(profile)\nprint(ws)"] = "Set-up"
+    cases |= {"import a\n\nx = a.b()": "", "def show(x):\n    return x": ""}
+    cases |= {"# NBVAL_CHECK_OUTPUT\nprint(1)": "Check", "show_table(rows)": "Code"}
+    cases["def draw(axes):\n    axes.plot([1, 2])"] = "Code"
     for source, word in cases.items():
         assert book.folded(nbformat.v4.new_code_cell(source)) == word, source
     assert book.folded(nbformat.v4.new_code_cell("draw()", outputs=[drawn])) == "Code"
     hidden = nbformat.v4.new_code_cell("x = 1", metadata={"tags": ["remove-input"]})
     assert book.folded(hidden) == "Code"
-
-
-def test_clips_are_part_of_the_file_where_they_are_small(tmp_path):
     (tmp_path / "taemi_attention.csv").write_text("clip,attention\n007,0.5\n008,0.5\n")
     (tmp_path / "007.mp4").write_bytes(b"small")
     (tmp_path / "008.mp4").write_bytes(b"0" * (book.MOST_BYTES + 1))

@@ -1,5 +1,3 @@
-"""Keys, finished steps, and what is left of a step that failed, was killed, or was spoilt."""
-
 import dataclasses
 import json
 import os
@@ -19,12 +17,27 @@ class Point:
     y: tuple = (1, 2)
 
 
-def test_keys_are_of_what_is_in_them():
+def test_keys_are_of_what_is_in_them_and_what_killed_processes_left_is_swept(tmp_path):
     assert key(a=1, b=[1, 2], c=Point(3)) == key(c=Point(np.int64(3)), b=(1, 2), a=1)
     different = [{"a": 1}, {"a": 2}, {"b": 1}, {"a": "1"}, {"a": Point(1)}, {"a": {"x": 1}}]
     assert len({key(**parts) for parts in different}) == 6
     with pytest.raises(TypeError, match="plain data"):
         key(a=object())
+    lived = subprocess.Popen(["sleep", "60"])
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    names = {pid: f".step.0123abcd.{pid}@{cache.HOST}" for pid in (lived.pid, gone.pid)}
+    for name in names.values():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part").touch()
+    (tmp_path / f".file.0123abcd.{gone.pid}@{cache.HOST}").touch()
+    (tmp_path / f".elsewhere.0123abcd.{gone.pid}@other").touch()
+    (tmp_path / ".hidden").touch()
+    cache.sweep(tmp_path, tmp_path / "not there")
+    lived.kill()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    expected = [names[lived.pid], f".elsewhere.0123abcd.{gone.pid}@other", ".hidden"]
+    assert left == sorted(expected)
 
 
 def write(text):
@@ -37,18 +50,11 @@ def test_a_step_is_made_once_and_again_when_it_is_spoilt(tmp_path):
     assert first == kept.step("kind", {"a": 1}, write("8"))
     assert json.loads((first / "parts.json").read_text()) == {"a": 1}
     assert [kept.has("kind", {"a": a}) for a in (1, 2)] == [True, False]
-    for name, text in (
-        ("value.txt", "abce"),
-        ("value.txt", None),
-        ("other", ""),
-        (SUMS, "{"),
-        (SUMS, b"\xff{}"),
-    ):
-        assert (first / "value.txt").read_text() == "abcd"
-        if text is None:
-            (first / name).unlink()
-        else:
-            (first / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    value = first / "value.txt"
+    harms = [(SUMS, b"{"), (SUMS, b"\xff{}"), ("other", b""), ("value.txt", b"abce")]
+    for name, content in [*harms, ("value.txt", None)]:
+        assert value.read_text() == "abcd"
+        (first / name).write_bytes(content) if content is not None else value.unlink()
         assert not Cache(tmp_path).has("kind", {"a": 1})
         assert Cache(tmp_path).step("kind", {"a": 1}, write("abcd")) == first
         assert Cache(tmp_path).has("kind", {"a": 1})
@@ -79,24 +85,6 @@ def test_of_two_at_one_step_the_second_waits(tmp_path):
     assert (Cache(tmp_path).folder("kind", {"a": 1}) / "value.txt").read_text() == "first"
 
 
-def test_what_killed_processes_left_is_swept(tmp_path):
-    lived = subprocess.Popen(["sleep", "60"])
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    names = {pid: f".step.0123abcd.{pid}@{cache.HOST}" for pid in (lived.pid, gone.pid)}
-    for name in names.values():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "part").touch()
-    (tmp_path / f".file.0123abcd.{gone.pid}@{cache.HOST}").touch()
-    (tmp_path / f".elsewhere.0123abcd.{gone.pid}@other").touch()
-    (tmp_path / ".hidden").touch()
-    cache.sweep(tmp_path, tmp_path / "not there")
-    lived.kill()
-    left = sorted(path.name for path in tmp_path.iterdir())
-    expected = [names[lived.pid], f".elsewhere.0123abcd.{gone.pid}@other", ".hidden"]
-    assert left == sorted(expected)
-
-
 def test_a_failing_step_leaves_nothing_but_its_scratch(tmp_path):
     kept, half = Cache(tmp_path), Cache(tmp_path).scratch("kind", {"a": 1}) / "half"
 
@@ -113,22 +101,19 @@ def test_a_failing_step_leaves_nothing_but_its_scratch(tmp_path):
     assert [p.name for p in (tmp_path / "kind").iterdir()] == [key(a=1)]
 
 
-def test_files_are_written_whole_and_summed(tmp_path):
+def test_what_is_renamed_is_whole_and_on_the_disk(tmp_path, monkeypatch):
+    calls, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: calls.append("sync") or sync(number))
+    monkeypatch.setattr(os, "replace", lambda *p: calls.append("rename") or replace(*p))
     path = tmp_path / "a" / "b.txt"
-    atomic_write(path, "one")
+    path.parent.mkdir()
+    path.write_text("one")
     atomic_write(path, b"abc")
+    assert calls == ["sync", "rename"]
     assert list(path.parent.iterdir()) == [path]
     # FIPS 180-2, appendix B.1
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert file_sum(path) == expected
-
-
-def test_what_is_renamed_is_on_the_disk(tmp_path, monkeypatch):
-    calls, sync, replace = [], os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda number: calls.append("sync") or sync(number))
-    monkeypatch.setattr(os, "replace", lambda *p: calls.append("rename") or replace(*p))
-    atomic_write(tmp_path / "a", "one")
-    assert calls == ["sync", "rename"]
     calls.clear()
     Cache(tmp_path).step("kind", {"a": 1}, write("abcd"))
     assert calls == ["sync", "sync", "sync", "rename"], "value.txt, the parts, the sums"

@@ -1,15 +1,20 @@
-"""TAEMI with encoders inside, against the cached path and against each clip alone."""
+import dataclasses
 
 import numpy as np
 import pytest
+import small_checkpoints
 import torch
 from small_checkpoints import WORDS, tiny_audio, tiny_text
 
+from emilib import profiles
 from emilib.features.encoders import padded
 from emilib.models.end_to_end import EndToEnd
 from emilib.models.taemi import TAEMI
+from emilib.pipeline import Workspace
+from emilib.training.loop import predict
 
 TEXTS = ["no", *WORDS[1:]]
+SIZES = {"train": 12, "validation": 10, "test": 4}
 LENGTHS = [900, 4000, 1500, 2600]
 MOMENTS = {"audio": (torch.full((16,), 0.1), 2.0), "text": (0.0, torch.full((16,), 0.5))}
 
@@ -71,3 +76,33 @@ def test_absent_sound_and_text_change_nothing():
     without = model(data["frames"], None, None).intensity
     torch.testing.assert_close(model(**data).intensity, without)
     torch.testing.assert_close(model.fusion(data["frames"], None, None).intensity, without)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    weights = small_checkpoints.write(tmp_path_factory.mktemp("weights"))
+    paper, smoke = profiles.paper(), profiles.smoke()
+    named = {
+        role: {**config, "checkpoint": str(weights / config["checkpoint"])}
+        for role, config in paper.taemi_encoders.items()
+    }
+    named["text"] |= {"pool": "mean"}
+    changes = {"taemi_recipe": dataclasses.replace(smoke.taemi_recipe, epochs=2), "seeds": (0,)}
+    changes |= {"warm_start": None, "taemi_encoders": named, "taemi_fine_tune": True, "workers": 1}
+    profile = dataclasses.replace(smoke, corpus_size=SIZES, **changes)
+    return Workspace(profile, home=tmp_path_factory.mktemp("home"))
+
+
+def test_the_saved_model_predicts_what_it_predicted(workspace):
+    """Encoders are trained, saved and read back with the fusion; the table's rows are theirs."""
+    results = workspace.results(["taemi_tuned"])
+    outcome, data = results["taemi_tuned"], workspace.features_of("taemi_tuned").validation
+    assert data.ids == outcome.ids
+    again = predict(results.model("taemi_tuned"), data)
+    np.testing.assert_allclose(again, outcome.predictions[0], atol=1e-4)
+    assert ("B2", "TAEMI") in outcome.experiment.rows
+    assert workspace.experiments()["taemi"].rows == ()
+    before, after = workspace.encoders("paper_b"), results.model("taemi_tuned")
+    for role, module in (("audio", after.audio), ("text", after.text)):
+        pairs = zip(before[role].parameters(), module.parameters(), strict=True)
+        assert not all(torch.equal(a, b) for a, b in pairs), role

@@ -1,5 +1,3 @@
-"""Extraction against single clips, plain loops, other batches, restarts and another device."""
-
 import dataclasses
 import functools
 

@@ -1,5 +1,3 @@
-"""Feature files in the public forms, written here with NumPy, pickle and safetensors."""
-
 import dataclasses
 import json
 import pickle
@@ -62,23 +60,6 @@ def test_a_pickle_gives_the_real_steps_of_each_clip(tmp_path, front, lengths, pr
     assert f"{padded} clips padded {'in front' if front else 'behind'} (by {known})" in note
 
 
-def test_lengths_count_more_than_zeros_and_what_is_empty_is_missing(tmp_path):
-    def sound(part):
-        array = np.ones((len(part["id"]), 14, 3))
-        array[0], array[1, 4:], array[2, 0, 0] = 0, 0, -np.inf
-        return array
-
-    lengths = {"audio_lengths": lambda part: [6] * len(part["id"])}
-    written(tmp_path / "a.pkl", audio=sound, **lengths)
-    table, arrays = read_features(tmp_path / "a.pkl")
-    first, second, third = list(arrays["audio"].values())[:3]
-    assert first is None
-    assert (len(second), second[3].all(), second[4].any()) == (6, True, False)
-    assert (third[0, 0], np.isfinite(third).all()) == (0, True)
-    assert "3 clips without" in table.attrs["notes"][1], "one in each split"
-    assert "3 values not finite" in table.attrs["notes"][1]
-
-
 @pytest.mark.parametrize(("pool", "row"), [("cls", 0), ("last", -1)])
 def test_the_token_that_is_asked_for(tmp_path, pool, row):
     _, real = written(tmp_path / "a.pkl")
@@ -134,7 +115,7 @@ def test_what_has_no_such_form_is_refused(tmp_path, changes, message):
         read_features(tmp_path / "a.pkl")
 
 
-def test_files_of_other_forms_are_refused(tmp_path):
+def test_lengths_count_more_than_zeros_and_other_forms_are_refused(tmp_path):
     files = {"a.h5": b"", "a.safetensors": b"cut", "a.pkl": pickle.dumps({"train": {}})}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
@@ -142,6 +123,21 @@ def test_files_of_other_forms_are_refused(tmp_path):
             read_features(tmp_path / name)
     with pytest.raises(CorpusError, match="text pool: expected one of mean, cls, last, got 'max'"):
         read_features(tmp_path / "a.pkl", "max")
+
+    def sound(part):
+        array = np.ones((len(part["id"]), 14, 3))
+        array[0], array[1, 4:], array[2, 0, 0] = 0, 0, -np.inf
+        return array
+
+    lengths = {"audio_lengths": lambda part: [6] * len(part["id"])}
+    written(tmp_path / "a.pkl", audio=sound, **lengths)
+    table, arrays = read_features(tmp_path / "a.pkl")
+    first, second, third = list(arrays["audio"].values())[:3]
+    assert first is None
+    assert (len(second), second[3].all(), second[4].any()) == (6, True, False)
+    assert (third[0, 0], np.isfinite(third).all()) == (0, True)
+    assert "3 clips without" in table.attrs["notes"][1], "one in each split"
+    assert "3 values not finite" in table.attrs["notes"][1]
 
 
 def test_from_a_feature_file_to_tables(tmp_path, monkeypatch):

@@ -28,11 +28,9 @@ from safetensors.torch import load_file, save_file
 
 from emilib import EMOTIONS
 from emilib.corpus import CorpusError, audit, feature_files, media, read
-from emilib.features import loading
-from emilib.models import TAEMI
+from emilib.export import predictor_of
 from emilib.predict import Clip, EmiPredictor
 from emilib.predict.clip import MediaSettings, read_clip
-from emilib.profiles import SMALL_AUDIO, SMALL_TEXT, SMALL_VISION
 
 MEMORY = 1 << 30  # bytes beyond what the tests have
 SECONDS = 60
@@ -66,30 +64,11 @@ def bounded(function, *arguments):
     return result
 
 
-# ---- model folders ------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A predictor of random weights, as `export` writes it."""
-    torch.manual_seed(0)
-    words = ["well that was fun", "no"]
-    encoders = {
-        "vision": loading.small_vision(SMALL_VISION),
-        "audio": loading.small_audio(SMALL_AUDIO),
-        "text": loading.small_text(SMALL_TEXT, words, max_tokens=64),
-    }
-    widths = {"frames": 96, "audio": 64, "text": 128}
-    settings = {f"{name}_dim": width for name, width in widths.items()}
-    models = {seed: TAEMI(**settings, width=16) for seed in (0, 1)}
-    moments = {m: (np.zeros(width), np.ones(width)) for m, width in widths.items()}
-    licences = {role: {"source": "here", "licence": "MIT"} for role in encoders}
-    facts = {"experiment": "taemi", "corpus": "nothing", "synthetic": True, "profile": "none"}
-    facts |= {"clips": {"train": 0}, "words": "None.", "selected": False, "rho": 0.0}
-    facts |= {"rho_sd": 0.1, "rho_of_each": dict.fromkeys(EMOTIONS, 0.0), "version": "0"}
-    facts["encoders"] = licences
-    media_settings = MediaSettings(5.0, 64, "video", 2)
-    predictor = EmiPredictor(encoders, models, moments, media_settings, facts)
+def model(workspace, tmp_path_factory):
+    """A saved predictor that takes films whole, whether or not there are faces."""
+    predictor = predictor_of(workspace, "taemi")
+    predictor.settings = MediaSettings(5.0, 64, "video", 2)
     return predictor.save_pretrained(tmp_path_factory.mktemp("model") / "taemi")
 
 
@@ -192,9 +171,6 @@ def test_facts_are_printed_as_text_or_not_at_all(model, tmp_path):
         edit(folder / "config.json", facts={**facts, "corpus": corpus})
         with pytest.raises(ValueError, match="printable"):
             EmiPredictor.from_pretrained(folder)
-
-
-# ---- clips --------------------------------------------------------------------------------------
 
 
 def chunk(kind, content):
@@ -382,9 +358,6 @@ def test_a_clip_that_ends_its_worker_takes_no_other_with_it(predictor, tmp_path,
     assert re.search(r"lethal\.mp4.*ends the process", table.loc["lethal", "reason"])
     assert "odd.mp4: AttributeError" in table.loc["odd", "reason"]
     assert (table["status"] == "failed").sum() == 2
-
-
-# ---- corpora and pickles ------------------------------------------------------------------------
 
 
 def own_corpus(folder):

@@ -51,7 +51,7 @@ def imports(name: str):
 IMPORTS = {name: set(imports(name)) for name in MODULES}
 
 
-def test_each_room_imports_only_what_it_may():
+def test_each_room_imports_only_what_it_may_and_at_the_top():
     for name in MODULES:
         room = f"{name}.".split(".")[1]
         allowed = tuple(f"emilib.{other}." for other in MAY_IMPORT.get(room, ()))
@@ -59,6 +59,10 @@ def test_each_room_imports_only_what_it_may():
             own = f"{target}.".startswith(allowed) or not target.startswith("emilib.")
             assert own, f"{name} may not import {target}"
             assert target.split(".")[0] not in MAY_NOT_LOAD.get(room, ()), (name, target)
+    for name in MODULES:
+        late = {t for t, inside in IMPORTS[name] if inside and not needs_slow(t)}
+        # A command imports what it runs: --help answers at once.
+        assert not late or name == "emilib.__main__", f"{name} imports {late} inside a function"
 
 
 def needs_slow(name: str, seen: frozenset = frozenset()) -> bool:
@@ -67,20 +71,9 @@ def needs_slow(name: str, seen: frozenset = frozenset()) -> bool:
     return name.split(".")[0] in LATE or any(needs_slow(t, seen | {name}) for t in targets)
 
 
-def test_imports_stand_at_the_top():
-    """But those that keep slow packages, or what needs them, out of `import emilib` and --help."""
-    for name in MODULES:
-        late = {t for t, inside in IMPORTS[name] if inside and not needs_slow(t)}
-        # A command imports what it runs: --help answers at once.
-        assert not late or name == "emilib.__main__", f"{name} imports {late} inside a function"
-
-
-def test_no_circle():
+def test_modules_form_no_circle_and_can_be_read_in_one_sitting():
     """Not even by an import inside a function; packages form none either."""
     graph = {n: {t for t, _ in IMPORTS[n] if t in MODULES and t != n} for n in MODULES}
     tuple(graphlib.TopologicalSorter(graph).static_order())
-
-
-def test_a_module_can_be_read_in_one_sitting():
     for name, path in MODULES.items():
         assert len(path.read_text().splitlines()) <= LIMIT, name

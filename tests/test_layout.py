@@ -1,5 +1,3 @@
-"""Reading a corpus folder: ids, files by name, splits, and a clear error for what is wrong."""
-
 import numpy as np
 import pytest
 
@@ -37,7 +35,7 @@ def corpus(tmp_path):
     return tmp_path
 
 
-def test_order_columns_and_types(corpus):
+def test_order_columns_and_types_and_files_by_name_not_by_row(corpus):
     clips = read(corpus)
     assert clips["id"].tolist() == ["00003", "00012", "00001", "00007", "12660", "12661"]
     assert clips["split"].tolist() == ["train"] * 2 + ["validation"] * 2 + ["test"] * 2
@@ -46,9 +44,6 @@ def test_order_columns_and_types(corpus):
     assert clips.loc[1, list(EMOTIONS)].tolist() == [1, 0, 0, 0, 0, 0]
     assert clips[clips["split"] == "test"][list(EMOTIONS)].isna().all(axis=None)
     assert clips.attrs == {"folder": str(corpus), "notes": [], "targets": list(EMOTIONS)}
-
-
-def test_every_file_is_that_of_its_filename_not_of_its_row(corpus):
     for name in ("00003.avi", "00003.json", ".00003.mp4"):  # mp4 is taken before rarer containers
         touch(corpus / "raw" / name)
     (corpus / "text/00003.txt").write_text("\n")
@@ -112,7 +107,12 @@ def test_same_row_twice_is_harmless_a_contradiction_is_not(corpus):
         read(corpus)
 
 
-def test_label_that_is_no_number(corpus):
+def test_headers_of_any_form_are_read_and_labels_that_are_no_numbers_refused(corpus):
+    head = "Filename , " + ", ".join(f'"{name}"' for name in reversed(EMOTIONS))
+    text = f"{head}\n\n 00012, 1 ,2,3,4,5,6\r\n00003,0,0,0,0,0,0\n"
+    (corpus / "train_split.csv").write_text(text, encoding="utf-8-sig")
+    labels = read(corpus).set_index("id").loc["00012", list(EMOTIONS)]
+    assert labels.tolist() == [6, 5, 4, 3, 2, 1]
     write_csv(corpus / "train_split.csv", row("00012"), row("00003", 0, 0, "high", 0, "", "inf"))
     with pytest.raises(CorpusError, match=r"train_split.csv, line 3: Determination .*'high'"):
         read(corpus)
@@ -120,14 +120,6 @@ def test_label_that_is_no_number(corpus):
     assert labels.isna().tolist() == [False, False, True, False, True, True]
     defects = [defect for *_, defect, _ in read_with_findings(corpus)[1]]
     assert defects == ["label not a number"] * 3
-
-
-def test_header_may_have_a_byte_order_mark_spaces_and_another_order(corpus):
-    head = "Filename , " + ", ".join(f'"{name}"' for name in reversed(EMOTIONS))
-    text = f"{head}\n\n 00012, 1 ,2,3,4,5,6\r\n00003,0,0,0,0,0,0\n"
-    (corpus / "train_split.csv").write_text(text, encoding="utf-8-sig")
-    labels = read(corpus).set_index("id").loc["00012", list(EMOTIONS)]
-    assert labels.tolist() == [6, 5, 4, 3, 2, 1]
 
 
 def fill(folder, text):

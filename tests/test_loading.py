@@ -1,15 +1,24 @@
-"""Checkpoints in the published formats, small and random, against transformers called directly."""
-
 import json
+import re
+import shutil
 
+import numpy as np
 import pytest
 import small_checkpoints as small
 import torch
 import transformers
+import whisper
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from small_checkpoints import SOUND, TEXTS
+from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
+from emilib import profiles
 from emilib.features import checkpoints, loading
-from emilib.features.encoders import padded
+from emilib.features.encoders import AudioEncoder, padded, resize, resize_in_passes
+from emilib.features.loading import wordpiece
 from emilib.profiles import SMALL_AUDIO, SMALL_TEXT, SMALL_VISION
 
 ACCEPTANCE = [0.5460754, 0.6062266, 0.40431657]  # arousal, dominance, valence of a second of zeros
@@ -29,9 +38,15 @@ SMALL = {
 
 
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+def nothing_here(monkeypatch, tmp_path_factory, request):
+    """A machine without network, and but for one test without weights."""
     torch.manual_seed(0)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    if not request.node.get_closest_marker("weights"):
+        empty = tmp_path_factory.mktemp("cache")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(empty / "hub"))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(empty))
+        monkeypatch.delenv(checkpoints.WEIGHTS, raising=False)
 
 
 def pictures(height=32, width=32):
@@ -42,9 +57,6 @@ def pictures(height=32, width=32):
 def sounds():
     clips = [torch.randn(n) * 0.02 + 0.1 for n in (6000, 4000, 1500)]
     return clips, *padded(clips)
-
-
-# ----------------------------------------------------------------------- what the networks give
 
 
 @torch.no_grad()
@@ -145,9 +157,6 @@ def test_saved_and_read_back_gives_the_same_features(tmp_path, kind, monkeypatch
     assert torch.equal(*((pair[0] if role == "audio" else pair) for pair in (first, second)))
 
 
-# ------------------------------------------------------------------------------ what is refused
-
-
 def rewrite(path, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
@@ -172,23 +181,16 @@ def test_a_checkpoint_of_another_family_is_refused(tmp_path, kind, role):
         loading.load_encoder(tmp_path)
 
 
-def test_another_sampling_rate_and_a_head_that_is_not_there_are_refused(tmp_path):
+def test_another_sampling_rate_a_lacking_head_and_code_are_refused(tmp_path):
     small.sound_folder(tmp_path)
     transformers.Wav2Vec2FeatureExtractor(sampling_rate=8000).save_pretrained(tmp_path)
     refused("audio", tmp_path, "8000 Hz")
     small.sound_folder(tmp_path)
     rewrite(tmp_path / "config.json", architectures=["EmotionWav2Vec2"])
     refused("audio", tmp_path, r"lacks 4 .*classifier\.dense")
-
-
-def test_code_of_a_checkpoint_is_never_run(tmp_path):
     (tmp_path / "configuration.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     config = {"model_type": "new", "auto_map": {"AutoConfig": "configuration.NewConfig"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    refused("text", tmp_path, "never run")
-    small.text_folder(tmp_path)
-    remote = {"AutoModel": "configuration.New", "AutoConfig": "configuration.NewConfig"}
-    rewrite(tmp_path / "config.json", auto_map=remote)
     refused("text", tmp_path, "never run")
     assert not (tmp_path / "ran").exists()
 
@@ -215,3 +217,149 @@ def test_missing_damaged_and_incomplete_files_are_refused(tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).unlink()
     refused("text", tmp_path, "tokenizer")
+
+
+def test_the_table_is_complete():
+    table = checkpoints.table()
+    assert len(table) == len(checkpoints.CHECKPOINTS) == table["checkpoint"].nunique() == 7
+    assert (table["here"] == "no").all()
+    assert table.loc[table["non-commercial"] != "", "checkpoint"].tolist() == [small.AUDEERING]
+    for role in ("vision", "audio", "text"):
+        entry = checkpoints.get(getattr(profiles.get("paper"), role)["checkpoint"])
+        assert (entry.role, "A" in entry.paper) == (role, True)
+    for entry in checkpoints.CHECKPOINTS:
+        digits = 64 if entry.role == "speech" else 40
+        assert not entry.revision or re.fullmatch(f"[0-9a-f]{{{digits}}}", entry.revision)
+    assert checkpoints.get("gpt2") is None
+    turbo = checkpoints.get("turbo")
+    assert f"/{turbo.revision}/{turbo.files}" in whisper._MODELS["turbo"]
+
+
+@pytest.mark.parametrize("below", [small.AUDEERING, small.AUDEERING.split("/")[1]])
+def test_weights_are_found_below_the_folder_of_the_environment(monkeypatch, tmp_path, below):
+    (tmp_path / below).mkdir(parents=True)
+    small.emotion_folder(tmp_path / below)
+    entry = checkpoints.get(small.AUDEERING)
+    assert not checkpoints.available(entry.name)
+    assert checkpoints.locate(entry.name) == (entry.name, entry.revision)
+    monkeypatch.setenv(checkpoints.WEIGHTS, str(tmp_path))
+    assert checkpoints.available(entry.name)
+    assert checkpoints.locate(entry.name) == (str(tmp_path / below), None)
+    assert loading.pretrained("audio", entry.name).dim == 19
+
+
+def test_identity_is_that_of_the_bytes_and_whispers_file_is_found(tmp_path, monkeypatch):
+    small.vit_folder(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    small.vit_folder(tmp_path / "c")  # other random weights, files of the same size
+    first, same, other = (checkpoints.identity(str(tmp_path / name)) for name in "abc")
+    assert first == same != other
+    entry = checkpoints.get("bert-base-uncased")
+    assert checkpoints.identity(entry.name) == f"{entry.name}@{entry.revision}"
+    assert checkpoints.identity(entry.name, "abc") == f"{entry.name}@abc"
+    assert checkpoints.whisper_file() is None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv(checkpoints.WEIGHTS, str(tmp_path / "own"))
+    for place in ("cache/whisper", "own/whisper", "own"):  # the later wins
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / "large-v3-turbo.pt").write_bytes(b"x")
+        assert checkpoints.whisper_file() == tmp_path / place / "large-v3-turbo.pt"
+    assert checkpoints.available("turbo")
+
+
+@pytest.mark.parametrize("name", small.MAKERS)
+def test_missing_weights_name_what_how_large_and_where(name):
+    entry = checkpoints.get(name)
+    with pytest.raises(ValueError) as error:
+        loading.pretrained(entry.role, entry.name)
+    message, place = str(error.value), f"$EMI_WEIGHTS/{entry.name}"
+    for word in (entry.size, entry.licence, entry.revision, *entry.files.split(), place):
+        assert word in message
+    assert "\n" not in message
+
+
+GROUP = {**SOUND, "feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False}
+
+
+def network(config):
+    torch.manual_seed(0)
+    return Wav2Vec2Model(Wav2Vec2Config(**config)).eval()
+
+
+# (height, width), and what they are resized to
+SIZES_OF_PICTURES = [(s, (224, 224)) for s in ((160, 160), (720, 1280), (97, 131), (224, 300))]
+SIZES_OF_PICTURES += [((33, 17), (64, 64)), ((480, 640), (256, 341)), ((64, 80), (64, 80))]
+
+
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("way", [resize, resize_in_passes])
+@pytest.mark.parametrize(("size", "wanted"), SIZES_OF_PICTURES)
+def test_resizing_is_within_one_grey_level_of_pillow(way, size, wanted, resample):
+    draw = np.random.default_rng(0)
+    images = torch.from_numpy(draw.integers(0, 256, (1, 3, *size), np.uint8))
+    resized = way(images, wanted, resample)[0].permute(1, 2, 0).numpy().astype(float)
+    picture = Image.fromarray(images[0].permute(1, 2, 0).numpy())
+    expected = picture.resize(wanted[::-1], Image.Resampling[resample.upper()])
+    away = np.abs(resized - np.asarray(expected, float))
+    # Noise has ties in both passes, which may be rounded the other way twice.
+    assert away.max() <= 2
+    assert (away > 1).mean() < 1e-4
+    assert (resized == resized.round()).all()
+    with pytest.raises(ValueError, match="uint8"):
+        loading.small_vision(SMALL_VISION)(torch.zeros(1, 3, 8, 8))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("config", [SOUND, SMALL_AUDIO, GROUP], ids=["large", "small", "group"])
+def test_a_batch_gives_what_transformers_gives_each_clip(config, normalise):
+    """Group norm as well: there padding would change the states by more than 1."""
+    model, (clips, waveform, valid) = network(config), sounds()
+    hidden, steps = AudioEncoder(model, normalise)(waveform, valid)
+    other, _ = AudioEncoder(model, normalise)(waveform.masked_fill(~valid, 7.0), valid)
+    assert torch.equal(hidden[steps], other[steps])  # whatever the padding holds
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=normalise)
+    for row, clip in enumerate(clips):
+        inputs = extractor(clip.numpy(), sampling_rate=16000, return_tensors="pt")
+        expected = model(inputs["input_values"]).last_hidden_state[0]
+        assert steps[row].tolist() == [n < len(expected) for n in range(hidden.shape[1])]
+        torch.testing.assert_close(hidden[row, steps[row]], expected, atol=1e-4, rtol=1e-3)
+
+
+@given(st.integers(1, 9000))
+@settings(deadline=None, max_examples=30)
+def test_steps_are_those_of_the_convolutions(samples):
+    encoder = AudioEncoder(network(SOUND))
+    assert (encoder.shortest, encoder.stride) == (400, 320)  # the figures of wav2vec 2.0
+    waveform = torch.zeros(1, samples)
+    if samples < 400:
+        assert int(encoder.steps(torch.tensor(samples))) <= 0
+        with pytest.raises(ValueError, match="at least 400 samples"):
+            encoder(waveform, waveform == 0)
+    else:
+        with torch.no_grad():
+            convolved = encoder.model.feature_extractor(waveform)
+        assert int(encoder.steps(torch.tensor(samples))) == convolved.shape[-1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_words_alone_give_what_they_give_in_a_batch_and_long_ones_are_cut(pool):
+    encoder = loading.small_text(SMALL_TEXT, small.TEXTS, pool, max_tokens=6).eval()
+    texts = [small.TEXTS[0] * 9, *small.TEXTS]
+    tokens = encoder.tokens(texts)
+    assert tokens["input_ids"].shape == (4, 6)
+    assert tokens["attention_mask"].sum(dim=1).tolist() == [6, 6, 4, 6]
+    alone = torch.cat([encoder(**encoder.tokens([text])) for text in texts])
+    torch.testing.assert_close(encoder(**tokens), alone, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="pool"):
+        loading.small_text(SMALL_TEXT, small.TEXTS, pool="last")
+
+
+def test_the_vocabulary_is_the_same_whatever_the_order_of_texts():
+    tokenizer = wordpiece(TEXTS, 80)
+    assert wordpiece(TEXTS[::-1], 80).get_vocab() == tokenizer.get_vocab()
+    assert wordpiece(TEXTS, 45).get_vocab().items() < tokenizer.get_vocab().items()
+    assert len(wordpiece(TEXTS, 45)) == 45
+    assert "did" in tokenizer.get_vocab()
+    assert tokenizer.decode(tokenizer("Oh NO")["input_ids"], skip_special_tokens=True) == "oh no"

@@ -1,5 +1,3 @@
-"""Metrics against SciPy and against loops a reader can follow."""
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -17,17 +15,11 @@ def scores():
     return target, predictions
 
 
-def test_pearson_is_scipys(scores):
-    target, predictions = scores
-    expected = stats.pearsonr(target, predictions[0], axis=0).statistic
-    np.testing.assert_allclose(pearson(target, predictions[0]), expected, atol=1e-12)
-    assert mean_pearson(target, predictions[0]) == pytest.approx(expected.mean(), abs=1e-12)
-
-
 @pytest.mark.parametrize("scale", [-1.0, 1e-200, 1e150])
-def test_scale_does_not_matter(scores, scale):
+def test_pearson_is_scipys_at_any_scale(scores, scale):
     target, (prediction, *_) = scores
-    expected = np.sign(scale) * pearson(target, prediction)
+    expected = np.sign(scale) * stats.pearsonr(target, prediction, axis=0).statistic
+    assert mean_pearson(target, scale * prediction) == pytest.approx(expected.mean(), abs=1e-12)
     np.testing.assert_allclose(pearson(target, scale * prediction), expected, atol=1e-12)
     narrow = (1 + 1e-5 * prediction).astype(np.float32)  # one pass in float32 would lose it
     exact = stats.pearsonr(target, narrow.astype(float), axis=0).statistic
@@ -58,25 +50,7 @@ def test_resampling_is_the_naive_loop(scores):
     np.testing.assert_allclose(alone, got[..., [2]], atol=1e-12)
 
 
-def test_interval_is_scipys_percentile_bootstrap(scores):
-    target, predictions = scores
-
-    def statistic(rows):
-        return mean_pearson(target[rows], predictions[0][rows])
-
-    settings = {"vectorized": False, "n_resamples": 1500, "method": "percentile", "rng": 5}
-    expected = stats.bootstrap((np.arange(80),), statistic, **settings).confidence_interval
-    got = estimate(target, predictions[0], resamples=4000)
-    assert got.low == pytest.approx(expected.low, abs=0.01)
-    assert got.high == pytest.approx(expected.high, abs=0.01)
-    assert np.isnan(got.sd)
-    each = [mean_pearson(target, p) for p in predictions]
-    over_seeds = estimate(target, predictions, resamples=200)
-    assert over_seeds.per_seed == pytest.approx(each)
-    assert (over_seeds.value, over_seeds.sd) == pytest.approx((np.mean(each), np.std(each, ddof=1)))
-
-
-def test_difference_is_paired(scores):
+def test_difference_is_paired_and_its_interval_the_naive_loop(scores):
     target, predictions = scores
     worse = predictions + np.random.default_rng(7).normal(0, 0.05, predictions.shape)
     same = metrics.difference(target, predictions, predictions, resamples=100)
@@ -86,14 +60,11 @@ def test_difference_is_paired(scores):
     each = [mean_pearson(target, a) - mean_pearson(target, b) for a, b in pairs]
     assert got.per_seed == pytest.approx(each)
     alone = estimate(target, predictions, resamples=500)
+    rho = [mean_pearson(target, p) for p in predictions]
+    assert (alone.value, alone.sd) == pytest.approx((np.mean(rho), np.std(rho, ddof=1)))
+    assert np.isnan(estimate(target, predictions[0], resamples=9).sd)
     # The same clips are hard for both, so the paired interval is much the narrower.
     assert got.high - got.low < 0.5 * (alone.high - alone.low)
-    back = metrics.difference(target, worse, predictions, resamples=500)
-    assert back.value == pytest.approx(-got.value)
-    assert back.low == pytest.approx(-got.high)
-
-
-def test_the_two_level_interval_is_the_naive_loop(scores):
     target, predictions = scores
     worse = predictions + np.random.default_rng(7).normal(0, 0.3, predictions.shape)
     got = metrics.difference(target, predictions, worse, resamples=60, seed=4)
@@ -136,7 +107,7 @@ def test_intervals_cover_the_truth_where_clips_and_seeds_vary(seeds, share, leas
     assert np.mean(np.array(chances) < 0.05) <= 1.02 - least
 
 
-def test_holm_is_the_loop_of_its_definition():
+def test_holm_is_the_loop_of_its_definition_and_verdicts_need_the_whole_family():
     draw = np.random.default_rng(0)
     for p in (draw.random(9) ** 3, np.array([0.01, 0.01, 0.04]), np.array([])):
         corrected = holm([*p[:2], np.nan, *p[2:]])
@@ -147,9 +118,6 @@ def test_holm_is_the_loop_of_its_definition():
         without = np.delete(corrected, min(2, len(p)))
         np.testing.assert_allclose(without, [expected[i] for i in range(len(p))])
         assert np.isnan(corrected).sum() == 1
-
-
-def test_a_verdict_needs_the_whole_family():
     values, claimed = [0.1, -0.1, np.nan, 0.1], [1.0, 0.3, 1.0, np.nan]
     words = ["as claimed", "the opposite", "", "resolved"]
     assert metrics.verdict(values, [0.001, 0.002, np.nan, 0.003], claimed).tolist() == words

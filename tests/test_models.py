@@ -1,11 +1,10 @@
-"""What holds for every model in every setting: padding, absence, company, gradients, saving."""
-
 import copy
 import functools
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from emilib import MODALITIES, models
+from emilib.features import FeatureSet
+from emilib.models import for_features
+from emilib.study import Recipe, fit
 
 DIMS = {"frames": 6, "audio": 7, "text": 5}
 LONGEST = {"frames": 6, "audio": 9}
@@ -180,10 +182,17 @@ def test_every_parameter_is_trained(case):
 
 
 @every_model
-def test_saves_and_loads(case, tmp_path):
+def test_weights_are_saved_and_keep_their_meaning(case, tmp_path):
     ready(case).save_pretrained(tmp_path)
     loaded = type(ready(case)).from_pretrained(tmp_path).eval()
     assert torch.equal(loaded(**batch()).intensity, ready(case)(**batch()).intensity)
+    name, changes = CASES[case]
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in models.MODELS[name](**changes).parameters())
+    out = ready(case)(**batch())
+    kept = json.loads(KEPT.read_text())[case]
+    assert parameters == kept["parameters"]
+    torch.testing.assert_close(out.intensity, torch.tensor(kept["intensity"]), atol=1e-4, rtol=0)
 
 
 @every_model
@@ -233,13 +242,51 @@ def test_bad_input_is_refused(case):
 KEPT = Path(__file__).with_name("kept_outputs.json")
 
 
-@every_model
-def test_weights_keep_their_meaning(case):
-    """Exported models rely on it: number of parameters at full size, outputs of a small model."""
-    name, changes = CASES[case]
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in models.MODELS[name](**changes).parameters())
-    out = ready(case)(**batch())
-    kept = json.loads(KEPT.read_text())[case]
-    assert parameters == kept["parameters"]
-    torch.testing.assert_close(out.intensity, torch.tensor(kept["intensity"]), atol=1e-4, rtol=0)
+WIDTHS = {"frames": 5, "audio": 3, "text": 7}
+CLIPS = 24
+
+
+def regression(targets=2, lacking=()):
+    """A regression with gaps: clip 0 lacks frames, clip 1 sound, clip 2 words, clip 3 all."""
+    draw = np.random.default_rng(0)
+    target = draw.normal(size=(CLIPS, targets))
+    arrays = {"target": target}
+    for name, gaps in (("frames", (0, 3)), ("audio", (1, 3))):
+        columns = [np.resize(row, WIDTHS[name]) for row in target]
+        noisy = [mix + 0.1 * draw.normal(size=(draw.integers(2, 7), len(mix))) for mix in columns]
+        arrays[name] = [None if i in gaps else steps for i, steps in enumerate(noisy)]
+    arrays["text"] = np.stack([np.resize(row, WIDTHS["text"]) for row in target])
+    arrays["text"][[2, 3]] = np.nan
+    arrays = {name: array for name, array in arrays.items() if name not in lacking}
+    return FeatureSet.from_arrays(range(CLIPS), **arrays)
+
+
+def trained(name, data, epochs=2):
+    torch.manual_seed(0)
+    model = for_features(name, data, **SIZES.get(name, {}))
+    return fit(model, data, None, Recipe(epochs=epochs, batch_size=8, lr=1e-2), seed=0)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_every_model_learns_any_width_and_targets_and_does_without_a_modality(name):
+    data = regression(9)
+    result = trained(name, data, epochs=20)
+    assert result.predict(data).shape == (CLIPS, 9)
+    assert result.history["loss"].iloc[-1] < 0.95 * result.history["loss"].iloc[0]
+    for lacking in WIDTHS:
+        data, reads = regression(1, lacking=[lacking]), ready(name).dims
+        if list(reads) == [lacking]:
+            with pytest.raises(ValueError, match=lacking):
+                trained(name, data)
+            continue
+        assert np.isfinite(trained(name, data).predict(data)).all()
+        few = regression(9, lacking=[lacking])  # to predict, more may lack than in training
+        assert lacking not in reads or np.isfinite(result.predict(few)).all()
+
+
+def test_what_does_not_fit_is_refused():
+    for name, lacking in (("TAMEI", []), ("TAEMI", ["target"]), ("Yu2024", ["frames", "audio"])):
+        with pytest.raises(ValueError, match=r"TAMEI|targets|frames or audio"):
+            for_features(name, regression(lacking=lacking))
+    with pytest.raises(ValueError, match="num_targets"):
+        fit(for_features("MeanLinear", regression(2)), regression(1), recipe=Recipe(epochs=1))

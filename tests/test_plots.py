@@ -1,5 +1,3 @@
-"""Figures draw what they are given; pickers show the first choice, and in a front end any other."""
-
 from types import SimpleNamespace
 
 import ipywidgets
@@ -54,16 +52,13 @@ def test_differences_are_drawn_as_they_are_to_the_same_bytes(tmp_path):
     assert {kind["alt"] for kind in about.values()} == {title}
 
 
-def test_names_stand_at_the_ends_of_lines():
+def test_names_stand_at_the_ends_of_lines_and_an_envelope_holds_every_peak():
     axes = Figure().subplots()
     style.label_ends(axes, {"b": (1, 0.5), "a": (1, 0.5), "d": (1, 0.0), "c": (1, 1.0)})
     heights = {text.get_text(): text.xy[1] for text in axes.texts}
     assert (heights["d"], heights["c"]) == (0, 1)  # where their lines end
     assert abs(heights["a"] - heights["b"]) == pytest.approx(0.045)  # which ended at one place
     assert heights["a"] + heights["b"] == pytest.approx(1)
-
-
-def test_an_envelope_holds_every_peak():
     waveform = np.random.default_rng(0).standard_normal(10_007)
     time, low, high = style.envelope(waveform, 1000, points=90)
     assert (len(time), low.min(), high.max()) == (90, waveform.min(), waveform.max())
@@ -73,7 +68,7 @@ def test_an_envelope_holds_every_peak():
     assert style.evenly(2, 4).tolist() == [0, 1]
 
 
-def test_a_card_shows_what_a_clip_has_and_says_what_it_lacks():
+def test_a_card_shows_what_a_clip_has_and_lacks_and_a_long_title_stays_inside():
     images, sound = np.zeros((12, 4, 4, 3), np.uint8), np.sin(np.arange(32_000))
     clip = {"images": images, "times": np.arange(12) / 6, "waveform": sound, "duration": 2.0}
     clip, labels = SimpleNamespace(sample_rate=16_000, **clip), pd.Series({"Awe": 0.5, "Joy": 0.0})
@@ -90,9 +85,6 @@ def test_a_card_shows_what_a_clip_has_and_says_what_it_lacks():
     clip.images = clip.waveform = None
     figure = clip_plots.clip_card(clip, "Clip 1", labels * np.nan, np.nan, [], CORPUS)
     assert {"no frame could be decoded", "no sound", "no labels", "no words"} <= set(texts(figure))
-
-
-def test_a_long_title_stays_inside_and_a_dollar_is_no_formula():
     title = "Trained on everything, evaluated with a part of it; what is heard is worth $5 and $6"
     figure, _ = style.canvas(5, 2, f"{title} \\frac{{$", CORPUS)
     style.rendered(figure, "png")
@@ -104,16 +96,13 @@ def test_a_long_title_stays_inside_and_a_dollar_is_no_formula():
     assert second.y1 <= first.y0
 
 
-def test_source_is_shown_without_docstrings_and_tables_aligned():
+def test_a_front_end_gets_drop_downs_and_source_is_shown_without_docstrings(monkeypatch):
     code = notebook.show_source(notebook.pick).data
     assert '"""' not in code
     compile(code.removeprefix("```python").removesuffix("```"), "shown", "exec")
     frame = pd.DataFrame({"what": ["a|b", "c"], "rho": [-0.12345, np.nan]})
     lines = notebook.show_table(frame, digits=2).data.splitlines()
     assert lines == ["| what | rho |", "| :-- | --: |", "| a\\|b | −0.12 |", "| c | – |"]
-
-
-def test_a_front_end_gets_drop_downs_and_a_file_the_first_picture(monkeypatch):
     groups = {"short": {"one": 1, "two": 2}, "empty": {}, "long": {"three": 3}}
     drawn, displayed = [], []
     draw = lambda key: drawn.append(key) or Figure(figsize=(1, 1))  # noqa: E731
@@ -131,9 +120,6 @@ def test_a_front_end_gets_drop_downs_and_a_file_the_first_picture(monkeypatch):
     assert (clip.value, drawn[1:]) == (3, [2, 1, 3])
     monkeypatch.setenv("EMI_WIDGETS", "off")
     assert not notebook.live()
-
-
-def test_groups_follow_gaps():
     present = np.array([[1, 0, 0], [1, 1, 1], [0, 1, 1]], bool)
     groups = {"everything": {"b": 1}, "no sound, no words": {"a": 0}, "no face": {"c": 2}}
     assert notebook.gap_groups("abc", present) == groups

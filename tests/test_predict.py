@@ -1,5 +1,3 @@
-"""Prediction of files: the numbers of the corpus's own path, and a reason for every failure."""
-
 import json
 import subprocess
 import sys
@@ -77,18 +75,15 @@ def long_video(tmp_path_factory):
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory, video):
     base = tmp_path_factory.mktemp("mixed")
-    (base / "zero.mp4").touch()
+    paths = {n: base / f"{n}.mp4" for n in ("both", "mute", "blind", "zero", "none", "locked")}
+    make_video(paths["both"], 2.0)
+    make_video(paths["mute"], 2.5, sound=False)
+    make_video(paths["blind"], 3.0, picture=False)
+    paths["zero"].touch()
     key = "00112233445566778899aabbccddeeff"
     locked = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": key, "encryption_kid": key}
-    return {
-        "both": make_video(base / "both.mp4", 2.0),
-        "mute": make_video(base / "mute.mp4", 2.5, sound=False),
-        "blind": make_video(base / "blind.mp4", 3.0, picture=False),
-        "zero": base / "zero.mp4",
-        "none": base / "none.mp4",
-        # half of its noise passes for sound
-        "locked": copied(video, base / "locked.mp4", **locked),
-    }
+    copied(video, paths["locked"], **locked)  # half of its noise passes for sound
+    return paths
 
 
 def test_prediction_equals_the_workspaces_features_and_models(workspace, predictor):
@@ -109,7 +104,7 @@ def test_prediction_equals_the_workspaces_features_and_models(workspace, predict
     np.testing.assert_allclose(row[SPREADS].astype(float), spread, atol=3e-3)
 
 
-def test_a_saved_predictor_gives_identical_numbers_with_any_threads(predictor, folder, video):
+def test_a_saved_predictor_gives_the_same_numbers_and_says_what_it_is(predictor, folder, video):
     again, threads, found = EmiPredictor.from_pretrained(folder), torch.get_num_threads(), []
     for count, one in enumerate((predictor, again), 1):
         torch.set_num_threads(count)
@@ -117,9 +112,6 @@ def test_a_saved_predictor_gives_identical_numbers_with_any_threads(predictor, f
     torch.set_num_threads(threads)
     np.testing.assert_array_equal(*found)
     assert (again.note, again.settings) == (predictor.note, predictor.settings)
-
-
-def test_the_folder_holds_no_pickle_and_says_what_it_is(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".json", ".safetensors", ".md"}
     assert len({path.stat().st_mode for path in files}) == 1
@@ -132,7 +124,7 @@ def test_the_folder_holds_no_pickle_and_says_what_it_is(folder):
     assert "Whisper" not in card, "advice for the machine that wrote it"
 
 
-def test_each_bad_file_is_a_row_with_its_reason_and_the_others_go_on(predictor, mixed):
+def test_each_bad_file_is_a_row_and_company_changes_no_number(predictor, mixed, monkeypatch):
     table = predictor.predict(list(mixed.values())).set_index(np.array(list(mixed)))
     assert table["status"].tolist() == ["ok"] * 3 + ["failed"] * 3
     assert table["missing"].tolist() == ["text", "audio, text", "frames, text", "", "", ""]
@@ -145,9 +137,6 @@ def test_each_bad_file_is_a_row_with_its_reason_and_the_others_go_on(predictor, 
     for method in (predictor.without, predictor.over_time, predictor.look):
         with pytest.raises(MediaError, match="empty"):
             method(mixed["zero"])
-
-
-def test_order_company_and_workers_change_no_number(predictor, mixed, monkeypatch):
     paths = [mixed[name] for name in ("both", "mute", "blind", "zero")]
     first = predictor.predict(paths).set_index("clip")
     monkeypatch.setattr(predictor_module, "FEW", 1)  # now in other processes
@@ -166,6 +155,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.slow
 def test_a_clip_from_the_shell_waits_for_no_library_that_it_does_not_need(folder, video):
     command = [sys.executable, "-c", COMMAND.replace("{SLOW}", str(SLOW))]
     command += ["predict", video, "--model", folder]
@@ -199,7 +189,7 @@ def test_without_a_modality_is_as_if_the_clip_had_none(predictor, video, tmp_pat
     assert len(table.round(6).drop_duplicates()) == 4
 
 
-def test_look_gives_attention_that_sums_to_one_over_the_clip(predictor, video):
+def test_look_gives_attention_or_weights_over_the_clip(predictor, video, workspace, mixed):
     look = predictor.look(video, text="I am happy.")
     assert look.images.shape == (15, 3, 64, 64)
     np.testing.assert_allclose(look.times, np.arange(15) / 5, atol=0.02)
@@ -213,12 +203,8 @@ def test_look_gives_attention_that_sums_to_one_over_the_clip(predictor, video):
     assert look.weights is None
     figure = clip_plots.explained(look, predictor.note)
     assert "attention\nover frames" in [axes.get_ylabel() for axes in figure.axes]
-
-
-def test_look_of_dual_stage_gives_its_weights(workspace, mixed):
     look = predictor_of(workspace, "dual_stage_vat").look(mixed["mute"], text="Fine.")
-    assert look.attention is None
-    assert look.weights.shape == (2, 6, 3)
+    assert (look.attention, look.weights.shape) == (None, (2, 6, 3))
     np.testing.assert_allclose(look.weights.sum(axis=2), 1, atol=1e-6)
     assert (look.weights[:, :, 1] == 0).all()
     np.testing.assert_allclose(look.weight_borders, np.linspace(0, look.end, 7))

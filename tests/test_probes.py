@@ -1,5 +1,3 @@
-"""Probes against closed forms and answers that are known beforehand."""
-
 import dataclasses
 
 import numpy as np
@@ -36,7 +34,7 @@ def _splits(rng):
     return FeatureSplits(train, validation, test, fingerprint="")
 
 
-def test_pooled_sound_is_mean_and_deviation_and_pooled_frames_are_the_change_since_the_first(rng):
+def test_statistics_of_clips_and_ridge_are_their_closed_forms(rng, monkeypatch):
     steps = rng.standard_normal((7, 3))
     words = np.array([[1.0, 2], [3, 4]])
     data = FeatureSet.from_arrays("ab", frames=[steps, None], audio=[steps, None], text=words)
@@ -48,9 +46,6 @@ def test_pooled_sound_is_mean_and_deviation_and_pooled_frames_are_the_change_sin
     np.testing.assert_allclose(change[0], columns, rtol=1e-5, atol=1e-6)
     assert np.isnan([*sound[1], *change[1]]).all()
     np.testing.assert_array_equal(representation.clip_statistics(data, "text"), words)
-
-
-def test_ridge_is_the_closed_form_on_standardised_columns(rng, monkeypatch):
     monkeypatch.setattr(ridge, "ALPHAS", np.array([7.0]))
     x, y = rng.standard_normal((40, 5)) * [1, 10, 0.1, 3, 1] + 4, rng.standard_normal((40, 2))
     valid_x = rng.standard_normal((30, 5))
@@ -60,7 +55,7 @@ def test_ridge_is_the_closed_form_on_standardised_columns(rng, monkeypatch):
     np.testing.assert_allclose(representation.ridge(x, y, valid_x), expected, atol=1e-10)
 
 
-def test_probe_has_a_row_a_modality_and_tells_them_apart(rng):
+def test_probes_tell_modalities_apart_and_lines_are_ridges_their_sum_and_the_ceiling(rng):
     table = representation.probe(_splits(rng))
     assert table["modality"].tolist() == ["frames", "audio", "text", "all"]
     assert tuple(table.columns[1:]) == EMOTIONS
@@ -69,9 +64,6 @@ def test_probe_has_a_row_a_modality_and_tells_them_apart(rng):
     assert abs(mean["audio"]) < 0.3
     assert abs(mean["text"]) < 0.3
     assert mean["all"] > 0.9
-
-
-def test_lines_are_ridges_their_sum_and_the_ceiling(rng):
     splits = _splits(rng)
     splits.validation.ids[:], splits.test.ids[:] = (
         [str(start + i) for i in range(n)] for start, n in ((1000, 50), (2000, 4))

@@ -1,5 +1,3 @@
-"""Operation counts against torch's own counter, what follows from them, and the benchmark."""
-
 import dataclasses
 
 import pandas as pd
@@ -24,12 +22,7 @@ REAL = pd.DataFrame(REAL | {"seconds": [54_423, 33_122, 32_645]})
         (ViTConfig(), ("pixel_values", (1, 3, 224, 224)), resources.VIT, 0.01),
         (BertConfig(), ("input_ids", (1, 32)), resources.BERT, 0.02),
         # the positional convolution and the projection are left out: a few per cent
-        (
-            rates.WAV2VEC2,
-            ("input_values", (1, 112_000)),
-            resources.wav2vec2(7.0, 1),
-            0.08,
-        ),
+        (rates.WAV2VEC2, ("input_values", (1, 112_000)), resources.wav2vec2(7.0, 1), 0.08),
     ],
 )
 def test_operations_are_what_torch_counts(config, inputs, operations, tolerance):
@@ -44,14 +37,13 @@ def test_operations_are_what_torch_counts(config, inputs, operations, tolerance)
 def test_the_real_data_take_hours_and_twice_the_clips_twice_the_work():
     table = resources.estimate(profiles.paper(), REAL, transcribe=REAL["clips"].sum(), cores=16)
     assert (table[["pflop", "hours", "disk", "gpu"]] >= 0).all(axis=None)
-    stages = ["decoding", "transcripts", "Stage I", "features", "Stage II", "fine-tuning"]
-    assert table["stage"].tolist() == stages
+    assert {"transcripts", "fine-tuning"} < set(table["stage"])
     assert 1 < table["hours"].sum() < 24 * 30
     assert f" {table['hours'].sum():,.1f} " in resources.text(table)
     double = REAL.assign(clips=2 * REAL["clips"], seconds=2 * REAL["seconds"])
     frozen = dataclasses.replace(profiles.paper(), taemi_fine_tune=False)
     one, two = (resources.estimate(frozen, clips) for clips in (REAL, double))
-    assert one["stage"].tolist() == ["decoding", "Stage I", "features", "Stage II"]
+    assert not {"transcripts", "fine-tuning"} & set(one["stage"])
     assert two["pflop"].tolist() == pytest.approx((2 * one["pflop"]).tolist())
 
 

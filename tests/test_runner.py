@@ -1,5 +1,3 @@
-"""The notebook runner on tiny notebooks: what is kept, what is run again, what a failure says."""
-
 import os
 import signal
 import subprocess
@@ -51,15 +49,10 @@ def test_runs_in_order_skips_what_is_done_and_reruns_what_changed(tmp_path, caps
     executed = out / "00_first.ipynb"
     made_from = runner.keys(runner.discover(source))[source / "00_first.ipynb"]
     content = executed.read_bytes()
-    for path, harmed in [
-        (made, None),
-        (made, b""),
-        (made, b"0.57"),
-        (executed, content.replace(b"smoke\\n", b"smoky\\n")),
-        (executed, b"\xff" + content[1:]),
-        (executed, b"[1]"),
-        (executed, b'{"metadata": {"emi": 1}}'),
-    ]:
+    other = [content.replace(b"smoke\\n", b"smoky\\n"), b"\xff" + content[1:]]
+    other += [b"[1]", b'{"metadata": {"emi": 1}}']
+    harms = [(made, harmed) for harmed in (None, b"", b"0.57")] + [(executed, h) for h in other]
+    for path, harmed in harms:
         before = path.read_bytes()
         path.write_bytes(harmed) if harmed is not None else path.unlink()
         assert not runner.up_to_date(executed, made_from, made.parent), harmed
@@ -81,7 +74,12 @@ def test_runs_in_order_skips_what_is_done_and_reruns_what_changed(tmp_path, caps
 
 
 def test_keys_depend_on_source_parts_and_what_comes_before(tmp_path):
-    paths = [write(tmp_path, "00_a.ipynb", "1"), write(tmp_path, "01_b.ipynb", "2")]
+    paths = [write(tmp_path, "00_a.ipynb", "1"), write(tmp_path, "03_b.ipynb", "2")]
+    (tmp_path / "draft.ipynb").touch()
+    assert runner.discover(tmp_path) == paths
+    assert runner.discover(tmp_path, "3") == runner.discover(tmp_path, "03") == paths[1:]
+    with pytest.raises(ValueError, match="no notebook"):
+        runner.discover(tmp_path, "09")
     first = runner.keys(paths, profile="smoke")
     executed = nbformat.read(paths[0], as_version=4)
     executed.cells[2].outputs = [nbformat.v4.new_output("stream", text="1")]
@@ -220,14 +218,7 @@ def test_cleaned_outputs_can_be_committed(tmp_path, monkeypatch):
         runner.update_notebooks(tmp_path / "in", tmp_path / "out")
 
 
-def test_only_update_writes_into_the_checkout(tmp_path, monkeypatch, capsys):
-    monkeypatch.delenv("EMI_HOME", raising=False)
-    assert Workspace("embedded").figures == runner.ROOT / "runs" / "embedded" / "figures"
-    assert runner.main(["--profile", "smoke", "--update"]) == 1
-    assert "--update is for the default run" in capsys.readouterr().err
-
-
-def test_cells_that_read_media_keep_their_pictures_on_a_feature_file(tmp_path):
+def test_cells_of_media_keep_their_pictures_and_only_update_writes(tmp_path, monkeypatch, capsys):
     path = write(tmp_path / "in", "04_a.ipynb", "open('/no/where')", "print('runs')")
     notebook = nbformat.read(path, 4)
     notebook.cells[2].metadata["tags"] = [runner.MEDIA_TAG]
@@ -238,21 +229,13 @@ def test_cells_that_read_media_keep_their_pictures_on_a_feature_file(tmp_path):
     made = nbformat.read(tmp_path / "out" / "04_a.ipynb", 4)
     texts = [[output.text for output in cell.outputs] for cell in made.cells[-2:]]
     assert texts == [[runner.NO_MEDIA, "a picture"], ["runs\n"]]
-
-
-def test_one_notebook_by_its_number(tmp_path):
-    paths = [write(tmp_path, name, "1") for name in ("00_a.ipynb", "03_b.ipynb")]
-    (tmp_path / "draft.ipynb").touch()
-    assert runner.discover(tmp_path) == paths
-    assert runner.discover(tmp_path, "3") == runner.discover(tmp_path, "03") == paths[1:]
-    with pytest.raises(ValueError, match="no notebook"):
-        runner.discover(tmp_path, "09")
-
-
-def test_what_is_unfinished_and_what_a_corpus_is(tmp_path):
-    assert any(row.startswith("A1, Train") for row in runner.unfinished_rows(tmp_path))
-    assert runner.unfinished_rows(runner.ROOT / "figures") == []
     (tmp_path / "train_split.csv").write_text("Filename\n")
     before = runner.feature_files.state(tmp_path, "*.csv")
     os.utime(tmp_path / "train_split.csv", ns=(1, 1))
     assert runner.feature_files.state(tmp_path, "*.csv") != before
+    monkeypatch.delenv("EMI_HOME", raising=False)
+    assert Workspace("embedded").figures == runner.ROOT / "runs" / "embedded" / "figures"
+    assert runner.main(["--profile", "smoke", "--update"]) == 1
+    assert "--update is for the default run" in capsys.readouterr().err
+    assert any(row.startswith("A1, Train") for row in runner.unfinished_rows(tmp_path))
+    assert runner.unfinished_rows(runner.ROOT / "figures") == []

@@ -1,7 +1,6 @@
-"""The list of dependencies and run_all.sh: what is read, what is installed, what a failure says."""
-
 import ast
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ TOOLS = "bash dirname df awk sed cksum cat mkdir rm cp sleep grep tail flock env
 LISTED = {canonicalize_name(Requirement(line).name) for line in environment.requirements()}
 
 
-def test_the_list_is_exact():
+def test_the_list_is_exact_and_packages_and_room_are_checked(tmp_path, monkeypatch):
     yaml = pytest.importorskip("yaml")
     *conda, pip = yaml.safe_load(environment.FILE.read_text())["dependencies"]
     assert environment.requirements() == pip["pip"]
@@ -31,6 +30,19 @@ def test_the_list_is_exact():
     assert specs["python"] == ">=3.11,<3.14"
     assert all([s.operator for s in Requirement(line).specifier] == ["=="] for line in pip["pip"])
     assert len(LISTED) == len(pip["pip"]), "a package twice"
+    numpy, path = importlib.metadata.version("numpy"), tmp_path / "environment.yml"
+    packages = (f"numpy=={numpy}", "scipy==0.1", "no==1")
+    path.write_text("".join(f"      - {package} # why\n" for package in packages))
+    same, other, missing = environment.check(path)
+    assert same == ("numpy", numpy, numpy)
+    assert (same.fits, other.fits, missing.fits, missing.installed) == (True, False, False, None)
+    assert environment.Row("torch", "2.13.0", "2.13.0+cpu").fits
+    monkeypatch.delenv("EMI_MIN_FREE_GB", raising=False)
+    free = environment.require_room(tmp_path / "not" / "yet", need_gb=0)
+    assert free == pytest.approx(shutil.disk_usage(tmp_path).free / 1e9, rel=0.2)
+    monkeypatch.setenv("EMI_MIN_FREE_GB", "9999999")
+    with pytest.raises(OSError, match=r"needs 1e\+07 GB and .* GB free"):
+        environment.require_room(tmp_path)
 
 
 def imported(sources):
@@ -57,24 +69,6 @@ def test_what_is_imported_is_listed_and_what_is_listed_is_used():
     named = "".join((ROOT / name).read_text() for name in others).lower()
     assert [name for name in LISTED - used if name not in named] == []
 
-
-def test_packages_and_room_are_checked(tmp_path, monkeypatch):
-    numpy, path = importlib.metadata.version("numpy"), tmp_path / "environment.yml"
-    packages = (f"numpy=={numpy}", "scipy==0.1", "no==1")
-    path.write_text("".join(f"      - {package} # why\n" for package in packages))
-    same, other, missing = environment.check(path)
-    assert same == ("numpy", numpy, numpy)
-    assert (same.fits, other.fits, missing.fits, missing.installed) == (True, False, False, None)
-    assert environment.Row("torch", "2.13.0", "2.13.0+cpu").fits
-    monkeypatch.delenv("EMI_MIN_FREE_GB", raising=False)
-    free = environment.require_room(tmp_path / "not" / "yet", need_gb=0)
-    assert free == pytest.approx(shutil.disk_usage(tmp_path).free / 1e9, rel=0.2)
-    monkeypatch.setenv("EMI_MIN_FREE_GB", "9999999")
-    with pytest.raises(OSError, match=r"needs 1e\+07 GB and .* GB free"):
-        environment.require_room(tmp_path)
-
-
-# ------------------------------------------------------------------ run_all.sh
 
 INSTALLED = ["venv", "pip uv", "uv --torch-backend=auto -r LIST links= more=", "pip"]
 
@@ -188,7 +182,7 @@ def test_an_interrupted_installation_is_noticed(checkout):
     assert checkout.calls()[-4:] == INSTALLED
 
 
-def test_uv_installs_as_pip_is_configured_and_pip_where_uv_cannot(checkout):
+def test_uv_pip_or_conda_installs_as_is_configured(checkout):
     places = "global.find-links='/a /b'\n:env:.extra-index-url='file:///c'\nglobal.timeout='9'"
     checkout.run(STUB_PIP_CONFIG=places)
     uv = "uv --index-strategy=unsafe-best-match -r LIST links=/a,/b more=file:///c"
@@ -197,6 +191,14 @@ def test_uv_installs_as_pip_is_configured_and_pip_where_uv_cannot(checkout):
         shutil.rmtree(checkout.root / ".venv")
         checkout.run(**failure)
         assert checkout.calls() == ["venv", *calls, "pip", "pip"]
+    shutil.rmtree(checkout.root / ".venv")
+    checkout.add("conda")
+    checkout.run()
+    prefix, listed = checkout.root / "runs/env", checkout.root / "environment.yml"
+    assert checkout.calls() == [f"conda env create --prefix {prefix} --file {listed}", "pip"]
+    assert not (checkout.root / ".venv").exists()
+    checkout.run()
+    assert checkout.calls() == []
 
 
 def test_an_installation_that_fails(checkout):
@@ -213,11 +215,54 @@ def test_an_installation_that_fails(checkout):
     assert checkout.calls()[-4:] == INSTALLED, "the next run installs again"
 
 
-def test_conda_is_used_where_it_is(checkout):
-    checkout.add("conda")
-    checkout.run()
-    prefix, listed = checkout.root / "runs/env", checkout.root / "environment.yml"
-    assert checkout.calls() == [f"conda env create --prefix {prefix} --file {listed}", "pip"]
-    assert not (checkout.root / ".venv").exists()
-    checkout.run()
-    assert checkout.calls() == []
+HEAVY = ("torch", "transformers", "whisper", "av", "numba", "pandas", "scipy", "sklearn")
+
+
+def loaded_after(code):
+    """Which heavy packages are in sys.modules after `code`, in a new process."""
+    shown = f"{code}\nimport sys\nprint(*sorted(set({HEAVY!r}) & set(sys.modules)))"
+    shown = subprocess.check_output([sys.executable, "-c", shown], text=True, cwd=ROOT)
+    return shown.splitlines()[-1].split()
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed(tmp_path):
+    assert loaded_after("import torch")[0] == "torch", "the check itself"
+    assert loaded_after("import emilib, emilib.__main__") == []
+    code = f"from emilib import submission\nassert submission.validate({str(tmp_path / 's.csv')!r})"
+    assert not {"torch", "transformers", "numba"} & set(loaded_after(code))
+
+
+def printed(shell):
+    command = [sys.executable, "-m", "emilib", "--tyro-print-completion", shell]
+    return subprocess.check_output(command, text=True, cwd=ROOT)
+
+
+ASK = """
+source <(cat {script} |{pipe}) || exit 1
+rule=$(complete -p python) || exit 1
+ask() {{
+    COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
+    $(sed 's/.*-F \\([^ ]*\\) .*/\\1/' <<<"$rule")
+    echo "${{COMPREPLY[*]}}"
+}}
+ask python -m emilib sub
+ask python -m emilib features --profile ""
+ask python some_script
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_completion_of_notebook_08_completes(tmp_path):
+    """bash runs the notebook's line, and the function it registers for `python` answers."""
+    assert "#compdef" in printed("zsh")
+    text = (ROOT / "notebooks" / "08_your_own_data.ipynb").read_text("utf-8")
+    pattern = r'"source <\(python -m emilib --tyro-print-completion bash \|(.*)\)(?:\\n)?"'
+    [pipe] = re.findall(pattern, text)
+    script = tmp_path / "completion.sh"
+    script.write_text(printed("bash"), encoding="utf-8")
+    asks = ASK.format(script=script, pipe=json.loads(f'"{pipe}"'))
+    result = subprocess.check_output(["bash", "--norc", "-c", asks], text=True)
+    command, values, other = result.split("\n")[:3]
+    assert command == "submit"
+    assert values.split() == ["smoke", "embedded", "paper"]
+    assert other == "", "file names complete where this has none"

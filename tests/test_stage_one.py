@@ -1,5 +1,3 @@
-"""Pretraining against plain loops, single clips, restarts and Eq. 10."""
-
 import dataclasses
 import functools
 import math
@@ -14,11 +12,10 @@ from small_checkpoints import WORDS
 from small_checkpoints import tiny_audio as audio
 from small_checkpoints import tiny_text as text
 from small_checkpoints import tiny_vision as vision
-from test_contrastive import eq1
 from torch import nn
 
 from emilib.features.encoders import padded
-from emilib.models.contrastive import ContrastivePair, contrastive_loss
+from emilib.models.contrastive import ContrastivePair, contrastive_loss, recall_at, text_groups
 from emilib.training import contrastive_pretraining as stage_one
 from emilib.training import self_supervised as pretraining
 from emilib.training.contrastive_pretraining import Clips, pretrain, usable
@@ -139,12 +136,17 @@ def test_masked_sound_does_not_reach_the_prediction(monkeypatch):
     assert losses[0] == losses[1]
 
 
-def test_clips_without_words_or_media_are_left_out():
+def test_clips_without_words_or_media_are_left_out_and_other_encoders_refused():
     some = clips(6)
     some.texts[0], some.frames[1], some.audio[2] = "", None, None
     some.frames[3], some.audio[4] = some.frames[3][:0], torch.zeros(100)
     assert usable(some, vision()) == [2, 4, 5]
     assert usable(some, audio()) == [1, 3, 5]
+    for media, side in ((vision(), "both"), (encoder("both"), "frames")):
+        with pytest.raises(ValueError, match=f"joint={side == 'both'}, got "):
+            pretrain(media, text(), clips(), plan_of(side), seed=0)
+    with pytest.raises(ValueError, match=r"optimizer: expected one of .*, got 'adam'"):
+        StageOne(optimizer="adam")
 
 
 @given(count=st.integers(1, 3000), seed=st.integers(0, 99))
@@ -248,14 +250,6 @@ def test_a_joint_run_is_the_sum_of_both_losses_with_one_text_encoder():
             torch.testing.assert_close(after, step, rtol=1e-3, atol=1e-5)
 
 
-def test_a_run_of_another_kind_than_its_plan_is_refused():
-    for media, side in ((vision(), "both"), (encoder("both"), "frames")):
-        with pytest.raises(ValueError, match=f"joint={side == 'both'}, got "):
-            pretrain(media, text(), clips(), plan_of(side), seed=0)
-    with pytest.raises(ValueError, match=r"optimizer: expected one of .*, got 'adam'"):
-        StageOne(optimizer="adam")
-
-
 @pytest.mark.parametrize("side", ["frames", "audio", "both"])
 def test_a_killed_run_goes_on_to_the_same_bits(side, tmp_path):
     media, words, plan = encoder(side), text(), plan_of(side)
@@ -290,15 +284,113 @@ def test_a_damaged_checkpoint_is_removed_and_made_again(tmp_path):
         return pretrain(media, words, clips(), plan, seed=3, checkpoint=tmp_path)
 
     whole, intact = run(), path.read_bytes()
-    draw = np.random.default_rng(0)
-    for place in draw.integers(0, 8 * len(intact), 40):
+    damaged = [b"", intact[:20], intact[: len(intact) // 2]]
+    for place in np.random.default_rng(0).integers(0, 8 * len(intact), 40):
         flipped = bytearray(intact)
         flipped[place // 8] ^= 1 << place % 8
-        path.write_bytes(flipped)
+        damaged.append(flipped)
+    for content in damaged:
+        path.write_bytes(content)
         assert load_state(tmp_path, "identity", []) is None
         assert not path.exists()
-    for content in (b"", intact[:20], intact[: len(intact) // 2]):
-        path.write_bytes(content)
-        again = run()
-        assert again.history == whole.history
-        assert all(map(same, modules_of(again), modules_of(whole)))
+    path.write_bytes(damaged[-1])
+    again = run()
+    assert again.history == whole.history
+    assert all(map(same, modules_of(again), modules_of(whole)))
+
+
+GROUPS = torch.tensor([3, 1, 3, 2, 1, 3])
+
+
+def embeddings(clips=6, width=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    sides = torch.randn(2, clips, width, generator=generator, dtype=torch.float64)
+    return nn.functional.normalize(sides, dim=-1).unbind()
+
+
+def eq1(queries, keys, scale, groups=None):
+    """Eq. 1 by two loops; clips of an equal transcript stay out of each other's denominator."""
+    total = 0.0
+    for i, query in enumerate(queries):
+        terms = [torch.exp(scale * (query * key).sum()) for key in keys]
+        left = [
+            t for j, t in enumerate(terms) if j == i or groups is None or groups[i] != groups[j]
+        ]
+        total = total - torch.log(terms[i] / sum(left))
+    return total / len(queries)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("groups", [None, GROUPS])
+def test_loss_and_gradient_are_those_of_a_double_loop(symmetric, groups):
+    leaves = [*embeddings(), torch.tensor(9.0, dtype=torch.float64)]
+    media, text, scale = leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    loss = contrastive_loss(*leaves, symmetric=symmetric, same_text=groups)
+    expected = eq1(media, text, scale, groups)
+    if symmetric:
+        expected = (expected + eq1(text, media, scale, groups)) / 2
+    torch.testing.assert_close(loss, expected)
+    slopes = [torch.autograd.grad(value, leaves) for value in (loss, expected)]
+    torch.testing.assert_close(*slopes)
+    media, text = (side.float() for side in embeddings(64, 32))
+    exact = contrastive_loss(media, text, 100.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(contrastive_loss(media, text, 100.0), exact)
+
+
+def test_pair_pools_projects_and_normalises():
+    torch.manual_seed(0)
+    pair = ContrastivePair(6, 5, width=4, segments=2)
+    states, valid = torch.randn(2, 6, 6), torch.tensor([[True] * 6, [True] * 3 + [False] * 3])
+    states[1, 3:] = torch.nan
+    media, text, scale = pair(states, torch.randn(2, 5), valid)
+    # Clip 1 has three steps in two segments: steps 0 and 1, and step 2.
+    pooled = torch.stack([states[0].mean(0), (states[1, :2].mean(0) + states[1, 2]) / 2])
+    expected = pooled @ pair.media_head.weight.T
+    torch.testing.assert_close(media, expected / expected.norm(dim=-1, keepdim=True))
+    torch.testing.assert_close(text.norm(dim=-1), torch.ones(2))
+    torch.testing.assert_close(scale, torch.tensor(1 / 0.07))
+    torch.testing.assert_close(pair(pooled, torch.randn(2, 5))[0], media)  # pooled before
+    change = ContrastivePair(6, 5, width=4, segments=2, reference="first")
+    change.load_state_dict(pair.state_dict())
+    expected = (pooled - states[:, 0]) @ pair.media_head.weight.T
+    got = change(states, torch.randn(2, 5), valid)[0]
+    with pytest.raises(ValueError, match="expected reference as one of"):
+        ContrastivePair(6, 5, reference="mean")
+    torch.testing.assert_close(got, expected / expected.norm(dim=-1, keepdim=True))
+    with pytest.raises(ValueError, match="real step in every clip"):
+        pair(states, torch.randn(2, 5), valid & valid[:, 3:4])
+
+
+def test_eq1_to_the_letter_and_groups_of_equal_words():
+    settings = {"learn_temperature": False, "cosine": False, "width": None, "temperature": 0.5}
+    media, text = embeddings()
+    pair = ContrastivePair(4, 4, **settings).double()
+    assert [p.requires_grad for p in pair.parameters()] == [False]
+    embedded = pair(2 * media, 3 * text)
+    loss = contrastive_loss(*embedded, symmetric=False)
+    torch.testing.assert_close(loss, eq1(2 * media, 3 * text, torch.tensor(2.0)))
+    with pytest.raises(ValueError, match="got 1024 and 768"):
+        ContrastivePair(1024, 768, width=None)
+    pair = ContrastivePair(6, 5)  # its scale is bounded, and can come back
+    pair.log_scale.data.fill_(20.0)
+    pair.logit_scale.backward()
+    torch.testing.assert_close(pair.logit_scale, torch.tensor(100.0))
+    assert pair.log_scale.grad > 0
+    groups = text_groups(["Well done!", " well  DONE!", "well done", "", "  "])
+    kinds = torch.tensor([0, 0, 1, 2, 2])
+    assert torch.equal(groups[:, None] == groups, kinds[:, None] == kinds)
+
+
+@pytest.mark.parametrize("groups", [None, GROUPS])
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_recall_is_that_of_sorted_lists(groups, k):
+    media, text = embeddings(seed=3)
+    hits = 0
+    for i in range(6):
+        nearest = sorted(range(6), key=lambda j, i=i: -float(text[i] @ media[j]))[:k]
+        own = [j for j in range(6) if j == i or (groups is not None and groups[i] == groups[j])]
+        hits += any(j in own for j in nearest)
+    assert recall_at(media, text, k, groups) == pytest.approx(hits / 6)
+    same = torch.ones(5, 3) / math.sqrt(3)
+    assert recall_at(same, same, 4) == 0, "collapsed"

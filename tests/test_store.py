@@ -1,5 +1,3 @@
-"""The feature store: what is written is read back, whatever happens in between."""
-
 import pickle
 from itertools import chain, islice
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""The embedded corpus: statistics of its design, and the files of one small corpus."""
-
 import json
 import shutil
 from pathlib import Path
@@ -38,13 +36,7 @@ def ridge_rho(drawn, prefixes):
     return pd.DataFrame(guess).corrwith(pd.DataFrame(drawn.label[valid])).mean()
 
 
-def test_each_modality_tells_its_share_of_the_label():
-    drawn = [draw(seed=seed) for seed in range(3)]
-    for modalities, share in (([V], 0.48), ([A], 0.56), ([T], 0.64), ([V, A, T], 0.77)):
-        assert abs(np.mean([ridge_rho(one, modalities) for one in drawn]) - share) < 0.04
-
-
-def test_labels_are_shares_of_annotators_that_seeds_explain_and_persons_do_not():
+def test_each_modality_tells_its_share_of_labels_that_seeds_explain_and_persons_do_not():
     drawn = draw(train=6000, validation=0, test=0, seed=1)
     np.testing.assert_allclose((drawn.label > 0).mean(axis=0), DESIGN.nonzero, atol=0.03)
     assert set(np.unique(drawn.label)) <= {k / n for n in range(3, 10) for k in range(n + 1)}
@@ -58,10 +50,18 @@ def test_labels_are_shares_of_annotators_that_seeds_explain_and_persons_do_not()
     assert explained(drawn.seed) > 5 * by_chance
     assert pd.Series(drawn.topic).groupby(drawn.seed).nunique().max() == 1
     assert len(set(drawn.topic)) == len(TOPICS)
+    drawn = [draw(seed=seed) for seed in range(3)]
+    for modalities, share in (([V], 0.48), ([A], 0.56), ([T], 0.64), ([V, A, T], 0.77)):
+        assert abs(np.mean([ridge_rho(one, modalities) for one in drawn]) - share) < 0.04
 
 
-def test_nobody_is_in_two_splits_and_some_performances_are_not_in_train():
-    drawn = draw(seed=2)
+def test_splits_people_performances_and_defects_are_those_of_the_design():
+    drawn, again, other = (draw(seed=seed) for seed in (2, 2, 3))
+    pd.testing.assert_frame_equal(signals(drawn), signals(again))
+    np.testing.assert_array_equal(drawn.label, again.label)
+    assert not signals(drawn).equals(signals(other))
+    assert drawn.id == sorted(drawn.id)
+    assert 0.5 < drawn.split[:500].count("train") / 500 < 0.8, "splits interleave"
     table = pd.DataFrame({"split": drawn.split, "person": drawn.person, "seed": drawn.seed})
     people = table.groupby("split")["person"].nunique()
     assert table.groupby("person")["split"].nunique().max() == 1
@@ -73,19 +73,6 @@ def test_nobody_is_in_two_splits_and_some_performances_are_not_in_train():
     assert seeds["train"] < seeds["validation"]
     new = ~table["seed"].isin(seeds["train"])
     assert new[table["split"] == "validation"].mean() == pytest.approx(DESIGN.unseen, abs=0.05)
-
-
-def test_ids_interleave_train_and_validation_and_a_seed_draws_the_same_again():
-    drawn, again, other = (draw(train=60, validation=40, test=5, seed=seed) for seed in (4, 4, 5))
-    assert drawn.id == [f"{i:05d}" for i in range(105)]
-    assert drawn.split[100:] == ["test"] * 5
-    assert 20 < drawn.split[:50].count("train") < 40
-    pd.testing.assert_frame_equal(signals(drawn), signals(again))
-    np.testing.assert_array_equal(drawn.label, again.label)
-    assert not signals(drawn).equals(signals(other))
-
-
-def test_every_defect_occurs_at_its_rate_and_hides_its_channel():
     drawn, rates = draw(seed=6), DATA["defects"]
     columns, defect = signals(drawn), np.array(drawn.defect)
     for name, rate in rates.items():
@@ -120,18 +107,15 @@ def test_every_action_unit_moves_its_part_of_the_face_and_an_empty_room_has_nobo
         if unit in heights:
             assert heights[unit][0] < next(middle) < heights[unit][1], unit
             assert abs(next(middle)) < 0.08, unit
+
+    def seam(x, **unit):  # row of the darkest place between the lips
+        return still(**unit)[100:121, 80 + x].sum(axis=1).argmin()
+
+    assert seam(14, au12=0.5) < seam(0, au12=0.5) - 1, "a smile goes up"
+    assert seam(13, au15=1.0) > seam(0, au15=1.0) + 1
     room = still(empty=True)
     np.testing.assert_array_equal(room, still(empty=True, au26=1.0, yaw=0.3))
     assert np.ptp(room, axis=(0, 1)).max() < 80 < np.ptp(still(), axis=(0, 1)).min()
-
-
-def test_corners_of_the_mouth_go_up_in_a_smile_and_down_in_sorrow():
-    def seam(picture, x):  # row of the darkest place between the lips
-        return picture[100:121, 80 + x].sum(axis=1).argmin()
-
-    smile, sorrow = still(au12=0.5), still(au15=1.0)
-    assert seam(smile, 14) < seam(smile, 0) - 1
-    assert seam(sorrow, 13) > seam(sorrow, 0) + 1
 
 
 def test_speech_repeats_to_the_bit_and_prosody_is_heard():
@@ -164,7 +148,9 @@ def facts(corpus):
     return pd.DataFrame([json.loads(note.read_text()) for note in notes]).set_index("id")
 
 
-def test_layout_and_labels_are_those_of_the_real_set(corpus):
+def test_layout_and_labels_are_those_of_the_real_set_and_only_the_reader_knows_more(
+    corpus, tmp_path
+):
     clips, drawn, known = read(corpus), draw(**COUNTS, seed=3), facts(corpus)
     assert clips["split"].value_counts().to_dict() == COUNTS
     whole = clips[known.defect.reindex(clips["id"]).isin(["", "lying_rate"]).to_numpy()]
@@ -175,14 +161,8 @@ def test_layout_and_labels_are_those_of_the_real_set(corpus):
     test = np.array(drawn.split) == "test"
     np.testing.assert_allclose(labels[~test], drawn.label[~test])
     assert labels[test].isna().all(axis=None)
-    written = pd.read_csv(corpus / ".synthetic" / "signals.csv", dtype={"id": str})
-    assert written["id"].tolist() == drawn.id
-
-
-def test_persons_and_test_labels_are_noted_where_only_the_reader_looks(corpus, tmp_path):
-    drawn, reader = draw(**COUNTS, seed=3), CorpusReader(corpus, Cache(tmp_path), 1)
+    reader = CorpusReader(corpus, Cache(tmp_path), 1)
     assert reader.people.to_dict() == dict(zip(drawn.id, drawn.person, strict=True))
-    test = np.array(drawn.split) == "test"
     assert reader.test_labels.index.tolist() == np.array(drawn.id)[test].tolist()
     np.testing.assert_allclose(reader.test_labels[list(EMOTIONS)], drawn.label[test])
     labels = {path for path in corpus.rglob("*.csv") if EMOTIONS[0] in path.read_text()}
@@ -239,7 +219,14 @@ def test_defects_are_really_there(tmp_path):
     assert not list((tmp_path / "no_face").rglob("*.jpg"))
 
 
-def test_two_workers_finish_an_interrupted_corpus_to_the_same_and_leave_it_alone(corpus, tmp_path):
+def test_two_workers_finish_an_interrupted_corpus_and_refuse_a_foreign_one(tmp_path, corpus):
+    (tmp_path / "thesis.tex").write_text("mine")
+    for place in (tmp_path, tmp_path / "thesis.tex"):
+        with pytest.raises(CorpusError, match=r"synthetic\.json"):
+            make(place, train=2, validation=1, test=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(CorpusError, match="same parameters"):
+        make(corpus, **COUNTS, seed=4)
     copy, calls = tmp_path / "copy", []
     shutil.copytree(corpus, copy)
     names = [Path(path).stem for path in read(copy)["video"].dropna()]
@@ -264,13 +251,3 @@ def test_two_workers_finish_an_interrupted_corpus_to_the_same_and_leave_it_alone
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*.mp4")}
     make(copy, **COUNTS, seed=3, progress=progress)
     assert before == {path: path.stat().st_mtime_ns for path in copy.rglob("*.mp4")}
-
-
-def test_a_foreign_folder_is_refused(tmp_path, corpus):
-    (tmp_path / "thesis.tex").write_text("mine")
-    for place in (tmp_path, tmp_path / "thesis.tex"):
-        with pytest.raises(CorpusError, match=r"synthetic\.json"):
-            make(place, train=2, validation=1, test=0)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-    with pytest.raises(CorpusError, match="same parameters"):
-        make(corpus, **COUNTS, seed=4)

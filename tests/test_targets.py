@@ -1,5 +1,3 @@
-"""Targets of any name, number and range go from a CSV through training to a prediction."""
-
 import dataclasses
 import re
 import shutil
@@ -11,7 +9,7 @@ import torch
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from test_training import RECIPE, TRAIN, VALID, small
 
-from emilib import models, profiles, submission
+from emilib import models, submission
 from emilib.corpus import CorpusError
 from emilib.export import predictor_of
 from emilib.pipeline import Workspace
@@ -27,7 +25,7 @@ def wide(data):
     return data.with_target(data.target * WIDE + FROM)
 
 
-def test_a_scale_is_that_of_scikit_learn_and_leaves_the_unit_interval_alone():
+def test_a_scale_is_scikit_learns_and_fit_predicts_in_the_range_given():
     target = wide(TRAIN).target
     for by, reference in (("sd", StandardScaler()), ("range", MinMaxScaler())):
         scale = TargetScale.of(target, by)
@@ -40,9 +38,6 @@ def test_a_scale_is_that_of_scikit_learn_and_leaves_the_unit_interval_alone():
     assert TargetScale.of(TRAIN.target) is None
     constant = np.full((4, 1), 5.0)
     np.testing.assert_array_equal(TargetScale.of(constant).transform(constant), 0)
-
-
-def test_fit_is_fit_on_standardised_targets_and_predicts_in_the_range_given():
     result = fit(small(), wide(TRAIN), wide(VALID), RECIPE, seed=1)
     scale = TargetScale.of(wide(TRAIN).target)
     scaled = TRAIN.with_target(scale.transform(wide(TRAIN).target))
@@ -57,14 +52,9 @@ def test_fit_is_fit_on_standardised_targets_and_predicts_in_the_range_given():
     assert rho > 0.5
     spread = result.predict(VALID).std(axis=0) / wide(VALID).target.std(axis=0)
     assert ((spread > 0.05) & (spread < 1.5)).all()
-
-
-def test_targets_of_a_model_that_ends_in_a_sigmoid_come_into_its_range():
-    data = wide(TRAIN)
-    model = models.for_features("TAEMI", data, width=8, sigmoid=True)
-    result = fit(model, data, None, dataclasses.replace(RECIPE, epochs=1))
-    expected = TargetScale.of(data.target, "range").to_dict()
-    assert result.scale.to_dict() == expected
+    bounded = models.for_features("TAEMI", wide(TRAIN), width=8, sigmoid=True)
+    result = fit(bounded, wide(TRAIN), None, dataclasses.replace(RECIPE, epochs=1))
+    assert result.scale.to_dict() == TargetScale.of(wide(TRAIN).target, "range").to_dict()
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +69,10 @@ def own(workspace, tmp_path_factory):
         rows.append([f"take {number}.mp4", *values, split, row.transcript or ""])
     columns = ["file", "valence", "arousal", "split", "text"]
     pd.DataFrame(rows, columns=columns).to_csv(root / "labels.csv", index=False)
-    smoke = profiles.smoke()
-    recipe = dataclasses.replace(smoke.taemi_recipe, epochs=1)
-    profile = dataclasses.replace(smoke, workers=1, taemi_recipe=recipe)
+    recipe = dataclasses.replace(workspace.profile.taemi_recipe, epochs=1)
+    plans = workspace.profile.stage_one
+    plans = {side: dataclasses.replace(p, epochs=1, cycle_epochs=1) for side, p in plans.items()}
+    profile = dataclasses.replace(workspace.profile, stage_one=plans, taemi_recipe=recipe)
     return Workspace(profile, root, tmp_path_factory.mktemp("home"))
 
 

@@ -1,5 +1,3 @@
-"""The training loop against its formulas in plain code; resume to the same bits."""
-
 import dataclasses
 import math
 
@@ -167,12 +165,13 @@ def test_only_matrices_of_linear_layers_and_attention_decay(name):
     assert len(everything["params"]) == len(names)
 
 
-def test_it_learns_and_records_each_epoch():
+def test_it_learns_records_each_epoch_and_the_seed_alone_decides_the_bits():
     result = fit(small(), TRAIN, VALID, RECIPE, seed=1)
     history = result.history
     assert history["loss"].iloc[-1] < 0.5 * history["loss"].iloc[0]
     assert result.parameters == 9 * 16 + 16 + 16 * 6 + 6
     assert result.seconds == pytest.approx(history["seconds"].sum())
+    assert not result.model.training
     best = history.loc[history["epoch"] == result.epoch].iloc[0]
     assert best["rho"] == history["rho"].max()
     prediction = result.predict(VALID)
@@ -180,6 +179,15 @@ def test_it_learns_and_records_each_epoch():
     np.testing.assert_allclose(prediction, np.concatenate(alone), atol=1e-6)
     assert mean_pearson(VALID.target, prediction) == pytest.approx(best["rho"], abs=1e-6)
     assert best["rho Joy"] == pytest.approx(pearson(VALID.target, prediction)[5], abs=1e-6)
+    model, drawn = small(), []
+    torch.manual_seed(5)
+    expected = torch.rand(12)
+    torch.manual_seed(5)
+    fit(model, TRAIN, VALID, RECIPE, 3, progress=lambda _: drawn.append(torch.rand(2)))
+    assert torch.equal(torch.cat(drawn), expected), "the caller's draws stay what they were"
+    plain, other = (fit(small(), TRAIN, VALID, RECIPE, seed).model for seed in (3, 4))
+    assert same_bits(weights(model), weights(plain))
+    assert not same_bits(weights(other), weights(plain))
 
 
 def test_early_stopping_keeps_the_best_epoch(monkeypatch):
@@ -201,18 +209,6 @@ def test_early_stopping_keeps_the_best_epoch(monkeypatch):
     assert rarely.history["rho"].isna().tolist() == [True, True, True, False, False]
     assert rarely.epoch == 5
     assert same_bits(weights(rarely.model), trained[4])
-
-
-def test_the_seed_decides_the_bits_and_nothing_drawn_outside_does():
-    model, drawn = small(), []
-    torch.manual_seed(5)
-    expected = torch.rand(12)
-    torch.manual_seed(5)
-    fit(model, TRAIN, VALID, RECIPE, 3, progress=lambda _: drawn.append(torch.rand(2)))
-    assert torch.equal(torch.cat(drawn), expected), "the caller's draws stay what they were"
-    plain, other = (fit(small(), TRAIN, VALID, RECIPE, seed).model for seed in (3, 4))
-    assert same_bits(weights(model), weights(plain))
-    assert not same_bits(weights(other), weights(plain))
 
 
 @pytest.mark.parametrize(
@@ -272,7 +268,7 @@ def test_pearson_loss_is_one_minus_mean_rho():
     assert history["loss"].item() == pytest.approx(loss, abs=1e-5)
 
 
-def test_unfit_recipes_and_data_are_refused_and_a_loss_that_is_not_finite():
+def test_unfit_recipes_data_and_losses_are_refused_and_denormals_are_zero_inside():
     for change in ({"schedule": "linear"}, {"epochs": 0}, {"clip": -1.0}, {"loss": "l1"}):
         with pytest.raises(ValueError, match=next(iter(change))):
             Recipe(**change)
@@ -286,6 +282,13 @@ def test_unfit_recipes_and_data_are_refused_and_a_loss_that_is_not_finite():
     model = small()
     with pytest.raises(RuntimeError, match="nan in epoch 2"):
         fit(model, TRAIN, None, RECIPE, progress=lambda _: model.net[0].bias.data.fill_(math.nan))
+    tiny = torch.tensor(1e-310, dtype=torch.float64)
+    assert (tiny * 1).item() > 0
+    with loop.no_denormals():
+        with loop.no_denormals():
+            pass  # the inner one restores what it met
+        assert (tiny * 1).item() == 0
+    assert (tiny * 1).item() > 0
 
 
 @pytest.mark.cuda
@@ -296,13 +299,3 @@ def test_mixed_precision_on_a_gpu(precision, tmp_path):
     result = fit(small(), TRAIN, VALID, recipe, checkpoint=tmp_path)
     plain = fit(small(), TRAIN, VALID, dataclasses.replace(recipe, mixed_precision=None))
     assert abs(result.history["rho"].max() - plain.history["rho"].max()) < 0.05
-
-
-def test_denormal_numbers_count_as_zero_only_inside():
-    tiny = torch.tensor(1e-310, dtype=torch.float64)
-    assert (tiny * 1).item() > 0
-    with loop.no_denormals():
-        with loop.no_denormals():
-            pass  # the inner one restores what it met
-        assert (tiny * 1).item() == 0
-    assert (tiny * 1).item() > 0

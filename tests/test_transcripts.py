@@ -1,5 +1,3 @@
-"""Transcripts: from files, from a small Whisper checkpoint written here, or none."""
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -57,10 +55,7 @@ def test_the_words_of_a_clip_are_those_of_its_loud_windows(model, monkeypatch):
     assert transcripts.transcribe(model, source, batch_size=1) == expected
     assert sizes == [(1, 1), (1, 2), (1, 4), (1, 4)]
     assert transcripts.transcribe(model, clips, batch_size=3) == expected
-
-
-def test_what_the_model_takes_for_no_speech_is_empty(model, monkeypatch):
-    result = transcripts.decode_windows(model, SOUNDS[:1])[0]
+    result = decode(model, SOUNDS[:1])[0]
     for share, words in ((1.0, result.text), (0.999, "")):
         monkeypatch.setattr(transcripts, "NO_SPEECH", share * result.no_speech_prob)
         assert transcripts.transcribe(model, SOUNDS[:1]) == [words]

@@ -1,5 +1,3 @@
-"""A folder of videos with a CSV of one's own: columns, files, splits, and what is wrong with it."""
-
 import re
 from collections import Counter
 
@@ -39,13 +37,10 @@ def test_targets_of_any_name_and_range_are_what_pandas_alone_reads(tmp_path):
     table = audit(tmp_path, workers=1)
     assert set(table["defect"]) == {"unreadable"}  # the files hold nothing
     assert sorted(table["id"]) == ["a", "b", "c", "d"]
-
-
-@pytest.mark.parametrize("word", ["validation", "valid", "VAL", "dev"])
-def test_names_of_splits(tmp_path, word):
-    text = f"file,x,split\na,1,train\nb,2,Training\nc,3,{word}\nd,4,Test\n"
-    splits = ["train", "train", "validation", "test"]
-    assert read(make(tmp_path, text))["split"].tolist() == splits
+    for word in ("validation", "valid", "VAL", "dev"):
+        text = SPLIT.replace("Val", word).replace("TRAIN", "Training")
+        (tmp_path / "labels.csv").write_text(text)
+        assert read(tmp_path)["split"].tolist() == clips["split"].tolist()
 
 
 @pytest.mark.parametrize("cell", ["a", "a.mp4", "raw/a.mp4", "raw/a", "./raw/a.mp4", "raw\\a.mp4"])
@@ -65,7 +60,7 @@ def test_any_subfolder_and_any_container_also_sound_alone(tmp_path, inside, suff
     assert clips[["video", "audio"]].notna().sum().sum() == 4
 
 
-def test_two_files_of_one_name_are_told_apart_by_their_path(tmp_path):
+def test_two_files_of_one_name_are_told_apart_and_folders_of_the_real_layout_used(tmp_path):
     make(tmp_path, "", names=("a", "b"), inside="one")
     make(tmp_path, "file,x,split\na,1,train\nb,2,val\n", names=("a",), inside="two")
     (tmp_path / "audio").mkdir()
@@ -78,6 +73,11 @@ def test_two_files_of_one_name_are_told_apart_by_their_path(tmp_path):
     for name in ("one/a", "two/a"):
         assert column(clips, "video")[name] == str(tmp_path / f"{name}.mp4")
     assert clips["audio"].isna().all()  # nothing tells whose a.mp3 is
+    for inside, suffix in (("audio", ".mp3"), ("vit", ".pkl"), ("face_images/a", ".jpg")):
+        make(tmp_path, SPLIT, names="a", inside=inside, suffix=suffix)
+    row = read(make(tmp_path, SPLIT)).iloc[0]
+    places = {"audio": "audio/a.mp3", "official_vision": "vit/a.pkl", "faces": "face_images/a"}
+    assert row[[*places]].tolist() == [str(tmp_path / place) for place in places.values()]
 
 
 def test_words_come_from_a_column_or_from_text_files(tmp_path):
@@ -91,14 +91,6 @@ def test_words_come_from_a_column_or_from_text_files(tmp_path):
     assert words == {"a": None, "b": "from a file", "c": None, "d": None}
 
 
-def test_folders_of_the_real_layout_are_used_where_they_are(tmp_path):
-    for inside, suffix in (("audio", ".mp3"), ("vit", ".pkl"), ("face_images/a", ".jpg")):
-        make(tmp_path, SPLIT, names="a", inside=inside, suffix=suffix)
-    row = read(make(tmp_path, SPLIT)).iloc[0]
-    places = {"audio": "audio/a.mp3", "official_vision": "vit/a.pkl", "faces": "face_images/a"}
-    assert row[[*places]].tolist() == [str(tmp_path / place) for place in places.values()]
-
-
 @pytest.mark.parametrize("name", ["group", "Speaker", "person", "subject"])
 def test_without_a_split_column_no_group_is_in_two_splits(tmp_path, name):
     who = {f"clip{i}": f"p{i % 15}" for i in range(60)}
@@ -110,6 +102,9 @@ def test_without_a_split_column_no_group_is_in_two_splits(tmp_path, name):
     assert groups["validation"] == {"p1", "p4", "p5"}  # kept results hold on to the draw
     make(tmp_path, "\n".join([f"file,x,{name}", *reversed(rows)]), who)
     assert column(read(tmp_path), "split") == splits
+    rows = [f"clip{i},{i},{'big' if i < 7 else f'small{i}'}" for i in range(10)]
+    splits = read(make(tmp_path, "\n".join([f"file,x,{name}", *rows]), [*who][:10]))["split"]
+    assert splits.tolist() == ["train"] * 7 + ["validation"] * 3, "four would be too many"
 
 
 def test_without_groups_clips_are_drawn_and_rows_without_targets_are_test_clips(tmp_path):
@@ -118,13 +113,6 @@ def test_without_groups_clips_are_drawn_and_rows_without_targets_are_test_clips(
     splits = column(read(make(tmp_path, "file,x,y\n" + "\n".join(rows), names)), "split")
     assert Counter(splits.values()) == {"train": 16, "validation": 4, "test": 5}
     assert {n for n, s in splits.items() if s == "test"} == set(names[20:])
-
-
-def test_a_large_group_stays_in_training(tmp_path):
-    rows = [f"c{i},{i},{'big' if i < 7 else f'small{i}'}\n" for i in range(10)]
-    text = "file,x,group\n" + "".join(rows)
-    splits = read(make(tmp_path, text, [f"c{i}" for i in range(10)]))["split"]
-    assert splits.tolist() == ["train"] * 7 + ["validation"] * 3  # four would be too many
 
 
 def test_files_without_id_are_noted_and_a_row_twice_is_harmless(tmp_path):

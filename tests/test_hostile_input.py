@@ -28,9 +28,11 @@ from safetensors.torch import load_file, save_file
 
 from emilib import EMOTIONS
 from emilib.corpus import CorpusError, audit, feature_files, media, read
-from emilib.export import predictor_of
+from emilib.features import loading
+from emilib.models import TAEMI
 from emilib.predict import Clip, EmiPredictor
 from emilib.predict.clip import MediaSettings, read_clip
+from emilib.profiles import SMALL_AUDIO, SMALL_TEXT, SMALL_VISION
 
 MEMORY = 1 << 30  # bytes beyond what the tests have
 SECONDS = 60
@@ -65,10 +67,20 @@ def bounded(function, *arguments):
 
 
 @pytest.fixture(scope="module")
-def model(workspace, tmp_path_factory):
-    """A saved predictor that takes films whole, whether or not there are faces."""
-    predictor = predictor_of(workspace, "taemi")
-    predictor.settings = MediaSettings(5.0, 64, "video", 2)
+def model(tmp_path_factory):
+    """A predictor of random weights, as `export` writes it."""
+    torch.manual_seed(0)
+    encoders = {"vision": loading.small_vision(SMALL_VISION)}
+    encoders["audio"] = loading.small_audio(SMALL_AUDIO)
+    encoders["text"] = loading.small_text(SMALL_TEXT, ["well that was fun"], max_tokens=64)
+    widths = {"frames": 96, "audio": 64, "text": 128}
+    models = {seed: TAEMI(*widths.values(), width=16) for seed in (0, 1)}
+    moments = {m: (np.zeros(width), np.ones(width)) for m, width in widths.items()}
+    facts = {"experiment": "taemi", "corpus": "nothing", "synthetic": True, "profile": "none"}
+    facts |= {"clips": {"train": 0}, "words": "None.", "selected": False, "rho": 0.0}
+    facts |= {"rho_sd": 0.1, "rho_of_each": dict.fromkeys(EMOTIONS, 0.0), "version": "0"}
+    facts["encoders"] = {role: {"source": "here", "licence": "MIT"} for role in encoders}
+    predictor = EmiPredictor(encoders, models, moments, MediaSettings(5.0, 64, "video", 2), facts)
     return predictor.save_pretrained(tmp_path_factory.mktemp("model") / "taemi")
 
 

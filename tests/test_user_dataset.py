@@ -60,7 +60,7 @@ def test_any_subfolder_and_any_container_also_sound_alone(tmp_path, inside, suff
     assert clips[["video", "audio"]].notna().sum().sum() == 4
 
 
-def test_two_files_of_one_name_are_told_apart_and_folders_of_the_real_layout_used(tmp_path):
+def test_two_files_of_one_name_are_told_apart(tmp_path):
     make(tmp_path, "", names=("a", "b"), inside="one")
     make(tmp_path, "file,x,split\na,1,train\nb,2,val\n", names=("a",), inside="two")
     (tmp_path / "audio").mkdir()
@@ -73,6 +73,9 @@ def test_two_files_of_one_name_are_told_apart_and_folders_of_the_real_layout_use
     for name in ("one/a", "two/a"):
         assert column(clips, "video")[name] == str(tmp_path / f"{name}.mp4")
     assert clips["audio"].isna().all()  # nothing tells whose a.mp3 is
+
+
+def test_folders_of_the_real_layout_are_used(tmp_path):
     for inside, suffix in (("audio", ".mp3"), ("vit", ".pkl"), ("face_images/a", ".jpg")):
         make(tmp_path, SPLIT, names="a", inside=inside, suffix=suffix)
     row = read(make(tmp_path, SPLIT)).iloc[0]

@@ -67,13 +67,9 @@ def faces(folder: Folder) -> None:
     print(finder.write(read(folder)).to_string(index=False, float_format="{:.2f}".format))
 
 
-def features(
-    source: Source = DEFAULT, kind: Literal["ours", "official"] = "ours", compile: bool = False
-) -> None:
-    """Features of all clips into the store; --compile takes the ViT through torch.compile."""
-    workspace = source.workspace()
-    workspace.profile = dataclasses.replace(workspace.profile, compile_vision=compile)
-    splits = workspace.features(kind)
+def features(source: Source = DEFAULT, kind: Literal["ours", "official"] = "ours") -> None:
+    """Features of all clips into the store."""
+    splits = source.workspace().features(kind)
     for split in ("train", "validation", "test"):
         print(f"{split:12s}{getattr(splits, split)}")
 
@@ -146,12 +142,11 @@ def replicate(source: Source = DEFAULT, corpora: int = 3, seeds: int = 2) -> Non
 def bench(
     repeats: Annotated[int, arg(help="timed runs")] = 5,
     scale: Annotated[float, arg(help="of the batches; small on a CPU")] = 1.0,
-    compile: Annotated[bool, arg(help="the ViT, with torch.compile")] = False,
 ) -> None:
     """How fast the papers' encoders run on this machine, with random weights."""
     from emilib.features.rates import throughput
 
-    rates = throughput(repeats, scale=scale, compile=compile)
+    rates = throughput(repeats, scale)
     print(rates.to_string(index=False, float_format="{:.2f}".format))
 
 

@@ -37,5 +37,6 @@ def predictor_of(workspace, experiment: str) -> EmiPredictor:
     encoders, features = workspace.encoders(*stage), workspace.features(kind, *stage).train
     how = (profile.fps, profile.image_size, profile.visual, int(profile.audio_every))
     media = MediaSettings(*how, features.frame_reference)
-    about = (tuple(filter(features.dims.get, chosen.modalities)), outcome.targets, outcome.scale)
+    reads = tuple(m for m in chosen.modalities if m in features.dims)
+    about = (reads, outcome.targets, outcome.scale)
     return EmiPredictor(encoders, models, features.scaling, media, facts, *about)

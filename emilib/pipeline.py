@@ -276,10 +276,12 @@ class Workspace:
     def lines(self) -> dict[str, np.ndarray]:
         """The lines to beat on our features, as `emilib.study.representation.lines`; kept."""
         splits, signals, name = self.features(), self.reader.signals, "predictions.npz"
-        lines = functools.partial(representation.lines, splits, signals, changes=self.has_media)
         parts = {"features": splits.fingerprint, "clean": signals is not None}
         parts["code"] = code_version("study/representation.py", "training/ridge.py")
-        make = lambda folder: np.savez(folder / name, **lines())  # noqa: E731
+
+        def make(folder: Path) -> None:
+            np.savez(folder / name, **representation.lines(splits, signals, self.has_media))
+
         return dict(np.load(self.cache.shared_step("lines", parts, make) / name))
 
     def worlds(self) -> pd.DataFrame:

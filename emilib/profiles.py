@@ -54,7 +54,6 @@ class Profile:
     taemi_fine_tune: bool = False  # train TAEMI's encoders of sound and words with it
     worlds: dict = dataclasses.field(default_factory=dict)  # of `emilib.study.worlds.Size`
     workers: int | None = None  # processes for decoding and for training runs; None: one a core
-    compile_vision: bool = False  # `torch.compile` the ViT when features are made; for a GPU
 
     @property
     def suffix(self) -> str:

@@ -27,7 +27,6 @@ from emilib.features.store import Rows
 from emilib.progress import Counter
 from emilib.reader import CorpusReader
 from emilib.training import contrastive_pretraining, self_supervised
-from emilib.training.loop import one_thread
 
 ROLES = ("vision", "audio", "text")
 STAGES = ("random", "start", "aligned", "paper_b")  # of the encoders
@@ -66,10 +65,12 @@ class Step:
 
     def folder(self) -> Path:
         """The finished folder; made where it is missing.
-        One torch thread on a CPU: a step made alone and made beside another have the same bits."""
+
+        One torch thread on a CPU: a step made alone and made beside another have the same bits.
+        """
         # All ranks work on Stage I together.
         run = self.cache.step if self.kind == STAGE_ONE else self.cache.shared_step
-        with contextlib.nullcontext() if torch.cuda.is_available() else one_thread():
+        with contextlib.nullcontext() if torch.cuda.is_available() else workers.one_thread():
             return run(self.kind, self.parts, functools.partial(self.make, self))
 
     @functools.cached_property
@@ -125,7 +126,10 @@ class Steps:
         p, columns = self.profile, ("frames", "waveform", "seen")
         frames = [p.visual, p.fps, p.stored_frames, p.image_size, p.face_size, p.max_seconds]
         code = code_version("reader.py", "corpus/media.py", "corpus/faces.py")
-        make = lambda step, ids: self.reader.decoded(ids, profile=p, kept=p.stored_frames)  # noqa: E731
+
+        def make(step: Step, ids: list[str]) -> Iterator[dict]:
+            return self.reader.decoded(ids, profile=p, kept=p.stored_frames)
+
         return self._step("decoding", "media", make, (), columns, frames=frames, code=code)
 
     def clips(self) -> contrastive_pretraining.Clips:
@@ -289,7 +293,7 @@ class Steps:
             changed = (None if medium is None else corrupt(i, medium) for i, medium in pairs)
             media = dict.fromkeys(media, [None] * len(ids)) | {modality: changed}
             words = [""] * len(ids)
-        batching = Batching.on(workers.device(), compile=self.profile.compile_vision)
+        batching = Batching.on(workers.device())
         encoders, every = self.encoders(step.settings["stage"]), step.settings["every"]
         rows = extract(encoders, *media.values(), words, every, batching=batching)
         for id_, row in zip(ids, rows, strict=True):
@@ -303,5 +307,9 @@ class Steps:
         """Stores "frames" and "audio" of the organisers' pickles; all that a feature file has."""
         code = code_version("reader.py", "corpus/feature_files.py")
         name = "official features" if self.reader.has_media else "features of the file"
-        make = lambda step, ids: self.reader.official(ids)  # noqa: E731
-        return self._step(name, "official", make, (), self.reader.official_columns, code=code)
+        columns = self.reader.official_columns
+
+        def make(step: Step, ids: list[str]) -> Iterator[dict]:
+            return self.reader.official(ids)
+
+        return self._step(name, "official", make, (), columns, code=code)

@@ -1,5 +1,6 @@
 """Worker processes, imported once and reused; they end with the process that started them."""
 
+import contextlib
 import functools
 import os
 import signal
@@ -29,6 +30,19 @@ def device():
 
     number, gpus = int(os.environ.get("LOCAL_RANK") or 0), torch.cuda.device_count()
     return torch.device("cuda", number % gpus) if gpus else torch.device("cpu")
+
+
+@contextlib.contextmanager
+def one_thread():
+    """One torch thread: the number of threads changes the last bits of sums."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def ordered_map(

@@ -1,18 +1,14 @@
-import dataclasses
-import functools
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_checkpoints import WORDS, tiny_audio, tiny_text, tiny_vision
-from torch._dynamo.testing import CompileCounter
 
 from emilib.features import encoders as encoders_module
 from emilib.features import extraction
 from emilib.features.encoders import AudioEncoder, padded
-from emilib.features.extraction import Batching, encode_frames, encode_waveforms, extract
+from emilib.features.extraction import Batching, encode_waveforms, extract
 from emilib.features.loading import small_audio, small_text, small_vision
 from emilib.features.store import SHARD
 from emilib.profiles import SMALL_AUDIO, SMALL_TEXT, SMALL_VISION
@@ -152,15 +148,29 @@ def test_long_audio_is_the_states_of_its_pieces_normalised_as_a_whole(monkeypatc
         close(features, torch.stack([group.mean(dim=0) for group in states.split(3)]).numpy())
 
 
-def test_a_network_is_compiled_once_and_gives_the_same_features(clips, extracted, monkeypatch):
-    """With a compiler that changes nothing: torch's own takes half a minute on a CPU."""
-    counter = CompileCounter()
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
-    network = extraction.compiled(clips[0]["vision"])
-    for part in (slice(0, 4), slice(5, 12)):
-        encoded = encode_frames(network, clips[1][part], dataclasses.replace(SMALL, compile=True))
-        all_close(encoded, [row["frames"] for row in extracted[part]])
-    assert counter.frame_count == 1
+@pytest.mark.parametrize(("limit", "expected"), [(extraction.SMALL, {1}), (0, {3})])
+def test_small_encoders_take_one_thread_each_whatever_the_machine_has(
+    clips, extracted, monkeypatch, limit, expected
+):
+    """The number of threads changes last bits; large encoders take all there are."""
+    monkeypatch.setattr(extraction, "SMALL", limit)
+    encoders, *media = clips
+    before, seen, hooks = torch.get_num_threads(), set(), []
+    for encoder in encoders.values():
+        watch = lambda *_: seen.add(torch.get_num_threads())  # noqa: E731
+        hooks.append(encoder.model.register_forward_hook(watch))
+    torch.set_num_threads(3)
+    try:
+        rows = list(extract(encoders, *media, device="cpu"))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+        for hook in hooks:
+            hook.remove()
+    assert seen == expected
+    for name in NAMES if limit else ():
+        pairs = zip(rows, extracted, strict=True)
+        assert all(np.array_equal(row[name], other[name]) for row, other in pairs)
 
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -23,12 +23,14 @@ SPLITS = tuple(SPLIT_FILES)
 COLUMNS = ("Filename", *EMOTIONS)
 HEADER = ",".join(COLUMNS)
 
-_TABLE = pd.read_csv(Path(__file__).with_name("layout.csv"), keep_default_na=False)
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".mpg", ".mpeg")
+AUDIO_SUFFIXES = (".mp3", ".wav", ".flac", ".m4a", ".aac", ".ogg", ".opus", ".mp4")
+MEDIA_SUFFIXES = (*VIDEO_SUFFIXES, *AUDIO_SUFFIXES)
 # column -> (folder, suffixes by preference); no suffixes: the entry is a folder of its own
-SOURCES = {column: (name, tuple(ends.split())) for column, name, ends in _TABLE.to_numpy()}
+SOURCES = {"video": ("raw", VIDEO_SUFFIXES), "audio": ("audio", AUDIO_SUFFIXES)}
+SOURCES |= {"faces": ("face_images", ()), "official_vision": ("vit", (".pkl",))}
+SOURCES |= {"official_audio": ("wav2vec2", (".pkl",)), "transcript": ("text", (".txt",))}
 FILE_COLUMNS = tuple(SOURCES)
-VIDEO_SUFFIXES = SOURCES["video"][1]
-MEDIA_SUFFIXES = (*VIDEO_SUFFIXES, *SOURCES["audio"][1])
 FACE_NAME = re.compile(r"(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 MOST_PAIRS = 10**6  # of names that are compared to guess which was meant
 

@@ -1,19 +1,25 @@
 """Frozen encoders over many clips: frames of many clips in one batch, audio and text by length.
-No batch reaches beyond a group of `store.SHARD` clips, so a clip's features are the same to the bit
-whichever shards existed before. A GPU's are those of a CPU but for rounding (TF32, bf16)."""
 
+No batch reaches beyond a group of `store.SHARD` clips. So the features of a clip are the same to
+the bit whichever shards existed before, however many processes made them, and whether the run was
+killed; large encoders on another number of cores differ in last bits, as on a GPU (TF32, bf16).
+"""
+
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, islice, pairwise
 
 import numpy as np
 import torch
 
 from emilib import SAMPLE_RATE, workers
-from emilib.features.encoders import VisionEncoder, padded
+from emilib.features.encoders import padded
 from emilib.features.store import SHARD
 
+SMALL = 5_000_000  # parameters of encoders for which one thread is enough
 LONGEST = 30.0  # s of audio that a network sees at once; attention grows with the square of it
 
 
@@ -26,7 +32,6 @@ class Batching:
     seconds: float = 240.0  # of audio with the padding
     tokens: int = 2048  # of text with the padding
     precision: str | None = None  # None is single; "bf16" is autocast (features are in float16)
-    compile: bool = False  # `torch.compile` for the pictures, in full batches: it compiles once
 
     @classmethod
     def on(cls, device, **fields) -> "Batching":
@@ -37,7 +42,6 @@ class Batching:
         return cls(**fields)
 
 
-@torch.inference_mode()
 def extract(encoders, frames, waveforms, texts, audio_every=1, device=None, batching=None):
     """Features of clips in their order, as dicts of half-precision arrays or None.
 
@@ -53,21 +57,21 @@ def extract(encoders, frames, waveforms, texts, audio_every=1, device=None, batc
     batching = batching or Batching.on(device)
     for encoder in encoders.values():
         encoder.to(device).eval()
-    vision = compiled(encoders["vision"]) if batching.compile else encoders["vision"]
+    size = sum(p.numel() for encoder in encoders.values() for p in encoder.parameters())
+    small = device.type == "cpu" and size <= SMALL
     clips = zip(frames, waveforms, texts, strict=True)
     while group := list(islice(clips, SHARD)):
         pictures, sounds, words = zip(*group, strict=True)
-        pictures = encode_frames(vision, pictures, batching)
-        sounds = encode_waveforms(encoders["audio"], sounds, audio_every, batching)
-        words = encode_texts(encoders["text"], words, batching)
-        for row in zip(pictures, sounds, words, strict=True):
-            yield dict(zip(("frames", "audio", "text"), row, strict=True))
-
-
-def compiled(encoder: VisionEncoder) -> VisionEncoder:
-    """The same weights behind `torch.compile`, for batches of one shape."""
-    network = torch.compile(encoder.model, dynamic=False)
-    return VisionEncoder(network, **encoder.settings).to(encoder.model.device).eval()
+        jobs = {"frames": (encode_frames, encoders["vision"], pictures, batching)}
+        jobs["audio"] = (encode_waveforms, encoders["audio"], sounds, audio_every, batching)
+        jobs["text"] = (encode_texts, encoders["text"], words, batching)
+        with workers.one_thread() if small else contextlib.nullcontext():
+            limit = {"initializer": torch.set_num_threads, "initargs": (torch.get_num_threads(),)}
+            with ThreadPoolExecutor(len(jobs) if small else 1, **limit) as pool:
+                results = [pool.submit(*job).result for job in jobs.values()]
+            columns = [result() for result in results]
+        for row in zip(*columns, strict=True):
+            yield dict(zip(jobs, row, strict=True))
 
 
 @torch.inference_mode()
@@ -81,11 +85,9 @@ def encode_frames(encoder, clips: Sequence, batching: Batching | None = None) ->
     for _, same in groupby(seen, key=lambda i: clips[i].shape[1:]):
         places = ((i, t) for i in same for t in range(len(clips[i])))
         while batch := list(islice(places, batching.frames)):
-            images = [clips[i][t] for i, t in batch]
-            if batching.compile:
-                images += [np.zeros_like(images[0])] * (batching.frames - len(images))
+            images = np.stack([clips[i][t] for i, t in batch])
             with _autocast(device, batching):
-                rows = encoder(torch.from_numpy(np.stack(images)).to(device))[: len(batch)].half()
+                rows = encoder(torch.from_numpy(images).to(device)).half()
             vectors |= zip(batch, rows, strict=True)
     for i in seen:
         result[i] = torch.stack([vectors[i, t] for t in range(len(clips[i]))]).cpu().numpy()

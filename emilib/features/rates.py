@@ -18,16 +18,15 @@ WAV2VEC2 = Wav2Vec2Config(**LARGE, do_stable_layer_norm=True)
 CONFIGS = (CLIPVisionConfig(patch_size=16), WAV2VEC2, BertConfig())
 
 
-def throughput(repeats=3, device=None, scale=1.0, **fields) -> pd.DataFrame:
+def throughput(repeats=3, scale=1.0) -> pd.DataFrame:
     """Columns what, unit, rate (a second) of the three encoders; `scale` is of the batches."""
-    device = torch.device(device or workers.device())
-    plan = extraction.Batching.on(device, **fields)
+    device = workers.device()
+    plan = extraction.Batching.on(device)
     frames, sounds = (max(1, round(scale * n)) for n in (plan.frames, plan.sounds))
     plan = dataclasses.replace(plan, frames=frames, sounds=sounds)
     with torch.random.fork_rng(devices=[]):
         vit, wav2vec2, bert = (AutoModel.from_config(c).to(device).eval() for c in CONFIGS)
     vision, audio = VisionEncoder(vit).to(device), AudioEncoder(wav2vec2)
-    vision = extraction.compiled(vision) if plan.compile else vision
     texts = ["word " * 30] * (2 * frames)
     text = TextEncoder(bert, wordpiece(texts, bert.config.vocab_size), max_tokens=32)
     side = vit.config.image_size

@@ -20,7 +20,8 @@ from emilib.plots.style import COLOURS, GREY, STYLE, bare, canvas, evenly, say, 
 MOST_FACES = 10  # side by side in a strip
 WORD_LINES = 4  # of a clip's words, and of its defects
 ARCHITECTURES = json.loads(Path(__file__).with_name("architectures.json").read_text("utf-8"))
-LOOKS = json.loads(Path(__file__).with_name("looks.json").read_text("utf-8"))  # of texts and marks
+SPOKEN = {"style": "italic", "color": COLOURS["text"]}
+ARROW = {"arrowstyle": "-|>", "color": "black", "lw": 1.1, "shrinkA": 0, "shrinkB": 0}
 BOX, GRID = (1.78, 0.72), (2.12, 1.02)  # width and height of a box; distance of two
 
 
@@ -60,7 +61,8 @@ def _draw_strip(axes, media) -> None:
     step = 1.06 * width
     for left, row in zip(step * np.arange(len(rows)), rows, strict=True):
         axes.imshow(media.images[row], extent=(left, left + width, height, 0))
-        axes.text(left + width / 2, height * 1.06, f"{media.times[row]:.2f} s", LOOKS["stamp"])
+        stamp = {"ha": "center", "va": "top", "fontsize": 8.5}
+        axes.text(left + width / 2, height * 1.06, f"{media.times[row]:.2f} s", **stamp)
     axes.set(xlim=(0, max(len(rows), MOST_FACES) * step), ylim=(height * 1.25, 0), anchor="W")
     text = f"{len(rows)} of {len(media.images)} sampled frames, with their time stamps"
     axes.set_title(text, loc="left", fontsize=9.5, color=GREY)
@@ -94,7 +96,7 @@ def _draw_labels(axes, labels: pd.Series) -> None:
 def _draw_words(axes, words, defects: Sequence[str] | None) -> None:
     axes.axis("off")
     spoken = isinstance(words, str) and bool(words.strip())
-    style = LOOKS["spoken"] if spoken else {}
+    style = SPOKEN if spoken else {}
     paragraphs = [(1.0, "words", [f"“{words}”" if spoken else "no words"], style)]
     if defects is not None:
         paragraphs.append((0.38, "defects", defects or ["none"], {}))
@@ -134,7 +136,7 @@ def explained(look, note: str = "") -> Figure:
     rows, height = {"rows": len(heights), "height_ratios": heights}, sum(heights) + 0.7
     figure, (top, *middle, bottom) = canvas(9.0, height, title, remarks.strip(), **rows)
     top.axis("off")
-    style = LOOKS["spoken"] if words else {"color": GREY}
+    style = SPOKEN if words else {"color": GREY}
     top.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", **style)
     for axes, (_, _, draw) in zip(middle, timed, strict=True):
         draw(axes, look)
@@ -211,15 +213,19 @@ def _draw_intensities(axes, look) -> None:
     reach = 1.1 * float(look.without.to_numpy().max())
     if len(seeds) > 1:
         mean, spread = seeds.mean(axis=0), seeds.std(axis=0, ddof=1)
-        axes.hlines(y, mean - spread, mean + spread, **LOOKS["spread"])
+        style = {"color": "#D4D4D4", "linewidth": 9, "label": "± sd over seeds"}
+        axes.hlines(y, mean - spread, mean + spread, **style)
         reach = max(reach, float((mean + spread).max()))
     removed = [name for name in MODALITIES if f"without {name}" in look.without.index]
     offsets = np.linspace(0.24, -0.24, len(removed)) if len(removed) > 1 else [0.2]
     for offset, name in zip(offsets, removed, strict=True):
-        values, style = look.without.loc[f"without {name}"], LOOKS["removed"][name]
-        axes.hlines(y + offset, everything, values, linewidth=1, color=COLOURS[name])
-        axes.plot(values, y + offset, label=f"without {name}", color=COLOURS[name], **style)
-    axes.plot(everything, y, **LOOKS["everything"])  # the number beside the name
+        values, style = look.without.loc[f"without {name}"], {"color": COLOURS[name]}
+        axes.hlines(y + offset, everything, values, linewidth=1, **style)
+        # Not clipped: many values are 0, on the axis.
+        style |= {"markersize": 5, "zorder": 3, "clip_on": False, "label": f"without {name}"}
+        axes.plot(values, y + offset, "sD^"[MODALITIES.index(name)], **style)
+    style = {"markersize": 17, "mew": 2.4, "zorder": 4, "clip_on": False}
+    axes.plot(everything, y, "|", color="black", **style)  # the number beside the name
     axes.set_yticks(y, [f"{name}  {value:.2f}" for name, value in everything.items()])
     axes.set(ylim=(-0.6, len(y) - 0.4), xlabel="intensity, mean over seeds; | with everything")
     if bounded:
@@ -259,19 +265,21 @@ def architecture(axes, paper: str, lit: Sequence[str] = ()) -> None:
         colour = list(COLOURS.values())[(0, 2, 1)[row]] if column < 4 else GREY
         x, y = column * wide, -row * high
         fill = (colour, 0.3) if name in lit else "white"
-        style = LOOKS["box"] | {"fc": fill, "ec": colour}
-        axes.add_patch(FancyBboxPatch((x - half, y - BOX[1] / 2), *BOX, **style))
+        style = {"boxstyle": "round,pad=0,rounding_size=0.12", "fc": fill, "ec": colour}
+        axes.add_patch(FancyBboxPatch((x - half, y - BOX[1] / 2), *BOX, lw=1.6, **style))
         axes.text(x, y, text, ha="center", va="center", linespacing=1.35)
     for chain in parts["chains"]:
         for (a, b, _), (c, d, _) in itertools.pairwise(boxes[name] for name in chain.split()):
             ends = (c * wide - half, -d * high), (a * wide + half, -b * high)
-            axes.annotate("", *ends, arrowprops=LOOKS["arrow"])
+            axes.annotate("", *ends, arrowprops=ARROW)
     bottom, top = -2 * high - BOX[1] / 2 - 0.1, BOX[1] / 2 + 0.1
     axes.set(xlim=(-half - 0.1, 5 * wide + half + 0.1), ylim=(bottom, top), aspect="equal")
     axes.axis("off")
-    column, start, text, style = parts["across"]
+    x, start, text, style = 3 * wide, 0, "query", {"color": COLOURS["text"], "lw": 1.6}
+    if paper == "A":
+        x, start, text = 0, BOX[1] / 2, "Stage I, Eq. 1"
+        style = {"color": GREY, "ls": "--", "arrowstyle": "<|-|>"}
     for side in (1, -1):  # from the text in the middle row up to the frames, down to the sound
-        ends = ((column * wide, side * y - high) for y in (high - BOX[1] / 2, start))
-        axes.annotate("", *ends, arrowprops=LOOKS["arrow"] | style)
-        place = column * wide + 0.12, (side - 2) * high / 2
-        axes.text(*place, text, color=style["color"], va="center")
+        ends = ((x, side * y - high) for y in (high - BOX[1] / 2, start))
+        axes.annotate("", *ends, arrowprops=ARROW | style)
+        axes.text(x + 0.12, (side - 2) * high / 2, text, color=style["color"], va="center")

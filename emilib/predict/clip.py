@@ -109,9 +109,8 @@ class Prediction:
         """A row a window: start and end in s, each emotion and its sd over seeds, missing."""
         rows = pd.DataFrame([self.over_seeds(self.intensity[:, w]) for w in range(len(self.start))])
         absent = [", ".join(compress(MODALITIES, ~present)) for present in self.present]
-        return (
-            pd.DataFrame({"start": self.start, "end": self.end}).join(rows).assign(missing=absent)
-        )
+        table = pd.DataFrame({"start": self.start, "end": self.end}).join(rows)
+        return table.assign(missing=absent)
 
 
 def clips_of(paths, text=None) -> list[Clip]:

@@ -22,8 +22,8 @@ from emilib.features import checkpoints, extraction, transcripts
 from emilib.features.feature_set import FeatureSet
 from emilib.predict import pretrained
 from emilib.predict.clip import LONGEST, WINDOW, Prediction, clips_of, read_clip, windows_of
-from emilib.training.loop import no_denormals, one_thread
-from emilib.workers import ordered_map
+from emilib.training.loop import no_denormals
+from emilib.workers import one_thread, ordered_map
 
 FEW = 16  # clips that are decoded faster than worker processes start
 ENDS = "reading it ends the process; leave it out"
@@ -112,7 +112,10 @@ class EmiPredictor:
         clips, _ = clips_of(paths, text), windows_of(0.0, window, step)  # both refuse nonsense
         read = functools.partial(read_clip, settings=self.settings, emotions=self.emotions)
         processes = 1 if len(clips) <= FEW else None
-        died = lambda clip: Prediction(clip, self.emotions, f"{clip.name}: {ENDS}")  # noqa: E731
+
+        def died(clip) -> Prediction:
+            return Prediction(clip, self.emotions, f"{clip.name}: {ENDS}")
+
         for prediction in ordered_map(read, clips, processes, died):
             began = time.perf_counter()
             try:

@@ -6,25 +6,19 @@ import pandas as pd
 from emilib import MODALITIES
 from emilib.features.feature_set import FeatureSet, FeatureSplits
 from emilib.metrics import pearson
-from emilib.training.ridge import ridge_regression
+from emilib.training.ridge import clip_moments, ridge_regression
 
 
 def clip_statistics(data: FeatureSet, modality: str, changes=True) -> np.ndarray:
     """One float64 row a clip; NaN where it lacks the modality, KeyError where the whole set does.
+
     frames: mean, standard deviation, maximum and minimum over time of the change since the clip's
     first frame (N, 4 D), which leaves out whose face it is, or without `changes` of what they are;
-    audio: mean and standard deviation over time (N, 2 D); text: its vector (N, D)"""
-    width = data.dims[modality]
-    if modality == "text":
-        return data.scaled("text", data.text).astype(np.float64)
-    moments = (np.mean, np.std, np.max, np.min) if modality == "frames" else (np.mean, np.std)
-    rows = np.full((len(data), len(moments) * width), np.nan)
-    for row, steps in enumerate(getattr(data, modality)):
-        if steps is not None:
-            steps = data.scaled(modality, steps).astype(np.float64)
-            steps = steps - steps[0] if modality == "frames" and changes else steps
-            rows[row] = np.concatenate([moment(steps, axis=0) for moment in moments])
-    return rows
+    audio: mean and standard deviation over time (N, 2 D); text: its vector (N, D)
+    """
+    moments = {"text": (np.mean,), "audio": (np.mean, np.std)}
+    moments["frames"] = (np.mean, np.std, np.max, np.min)
+    return clip_moments(data, modality, moments[modality], changes and modality == "frames")
 
 
 def ridge(train_x, train_y, x) -> np.ndarray:

@@ -18,8 +18,8 @@ from emilib.cache import Cache, code_version, key, share, single_process, wait_u
 from emilib.features.feature_set import FeatureSplits, MediaSet
 from emilib.progress import quietly
 from emilib.study.experiments import MEDIA, Experiment
-from emilib.training.loop import Result, TargetScale, fit, one_thread
-from emilib.workers import count, ordered_map
+from emilib.training.loop import Result, TargetScale, fit
+from emilib.workers import count, one_thread, ordered_map
 
 KIND = "result"  # of a step in the cache
 TRAINED_BY = ("models", "training", "metrics.py", "features/feature_set.py")

@@ -16,9 +16,9 @@ from emilib.cache import Cache, code_version, share, single_process
 from emilib.features.feature_set import FeatureSet
 from emilib.models.contrastive import ContrastivePair, contrastive_loss
 from emilib.progress import Counter
-from emilib.training.loop import fit, one_thread
+from emilib.training.loop import fit
 from emilib.training.recipes import Recipe
-from emilib.workers import ordered_map
+from emilib.workers import one_thread, ordered_map
 
 # Each row is a mechanism in a world where the question has a meaning: two models, one claim.
 CLAIMS = pd.read_csv(Path(__file__).with_name("worlds.csv"), dtype=str)

@@ -75,7 +75,7 @@ class TargetScale:
 
 @dataclasses.dataclass
 class Result:
-    """A trained model.
+    """A trained model, and what `predict` needs beside it; `model` alone, saved, lacks the ridge.
 
     history : a row an epoch: epoch, step, lr, loss, rho and "rho <target>" (NaN where
         validation clips were not looked at), seconds; ρ is the model's alone
@@ -84,7 +84,7 @@ class Result:
     model: nn.Module  # in evaluation mode, with the averaged weights where the recipe has EMA
     history: pd.DataFrame
     epoch: int  # that the weights are of, counted from 1
-    seconds: float  # of all parts of a resumed run
+    seconds: float  # of all parts of a resumed run, and of a training beforehand
     parameters: int  # that are trained
     scale: TargetScale | None = None  # turns outputs into targets; None where they are targets
     moments: dict | None = None  # the training clips', where the recipe standardised features
@@ -124,12 +124,13 @@ def fit(
     check_data(train, valid)
     bounded = any(getattr(module, "sigmoid", False) for module in model.modules())
     scale = TargetScale.of(train.target, "range" if bounded else "sd")
-    recipe, share = recipe or Recipe.auto(train), 0.5
+    recipe, share, beforehand = recipe or Recipe.auto(train), 0.5, 0.0
     if recipe.ridge and valid is None and len(train) >= 20:
         order = np.random.default_rng(seed).permutation(len(train))
         held, rest = (train.select(rows) for rows in np.split(order, [len(order) // 5]))
-        folder, copied = checkpoint and Path(checkpoint) / "held_out", deepcopy(model)
-        share = fit(copied, rest, held, recipe, seed, folder, device, progress).ridge.share
+        folder, bar = checkpoint and Path(checkpoint) / "held_out", progress is True or None
+        apart = fit(deepcopy(model), rest, held, recipe, seed, folder, device, bar)
+        share, beforehand = apart.ridge.share, apart.seconds
     moments = train.moments() if recipe.standardise and train.scaling is None else None
     train, valid = standardised(train, moments), standardised(valid, moments)
     scaled = train if scale is None else train.with_target(scale.transform(train.target))
@@ -192,7 +193,7 @@ def fit(
     model.load_state_dict(judged.state_dict() if best is None else best)
     table = pd.DataFrame(history)
     epoch = len(table) if best is None else best_epoch
-    size, seconds = sum(p.numel() for p in trained), float(table["seconds"].sum())
+    size, seconds = sum(p.numel() for p in trained), beforehand + float(table["seconds"].sum())
     result = Result(model.eval(), table, epoch, seconds, size, scale, moments)
     if recipe.ridge:
         ridge = MeansRidge(train, share)
@@ -279,17 +280,6 @@ def no_denormals():
         yield
     finally:
         torch.set_flush_denormal(before)
-
-
-@contextlib.contextmanager
-def one_thread():
-    """One torch thread: the number of threads changes the last bits of sums."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def standardised(data: FeatureSet | None, moments: dict | None) -> FeatureSet | None:

@@ -1,4 +1,4 @@
-"""Ridge regression on vectors of whole clips: a line to beat, and half of a default prediction."""
+"""Ridge regression on vectors of whole clips: a line to beat, and part of a default prediction."""
 
 import numpy as np
 
@@ -23,6 +23,23 @@ def ridge_regression(x: np.ndarray, y: np.ndarray):
     # A column that no training clip has a value for stays, as zeros.
     scaling = SimpleImputer(keep_empty_features=True), StandardScaler()
     return make_pipeline(*scaling, RidgeCV(ALPHAS, alpha_per_target=True)).fit(x, y)
+
+
+def clip_moments(data: FeatureSet, modality: str, moments=(np.mean,), changes=False) -> np.ndarray:
+    """Moments over a clip's steps, side by side: (N, moments × D) float64; NaN where it has none.
+
+    moments : such as `np.mean` and `np.std`; the words are one step
+    changes : since the clip's first step
+
+    Raises KeyError for a modality that the whole set lacks.
+    """
+    rows = np.full((len(data), len(moments) * data.dims[modality]), np.nan)
+    for row, steps in enumerate(getattr(data, modality)):
+        if steps is not None:
+            steps = data.scaled(modality, np.atleast_2d(steps)).astype(np.float64)
+            steps = steps - steps[0] if changes else steps
+            rows[row] = np.concatenate([moment(steps, axis=0) for moment in moments])
+    return rows
 
 
 class MeansRidge:
@@ -54,12 +71,6 @@ class MeansRidge:
 
     def means(self, data: FeatureSet) -> np.ndarray:
         """(N, widths of all modalities) float64, NaN where a clip lacks one."""
-        columns = []
-        for name, width in self.dims.items():
-            columns.append(np.full((len(data), width), np.nan))
-            sequences = getattr(data, name)
-            for row, steps in enumerate(() if sequences is None else sequences):
-                if steps is not None:
-                    steps = data.scaled(name, np.atleast_2d(steps))
-                    columns[-1][row] = steps.mean(axis=0, dtype=np.float64)
-        return np.concatenate(columns, axis=1)
+        missing = {name: np.full((len(data), width), np.nan) for name, width in self.dims.items()}
+        known = {name: clip_moments(data, name) for name in self.dims if name in data.dims}
+        return np.concatenate(list((missing | known).values()), axis=1)

@@ -2,9 +2,11 @@
 
 A finished step is a folder. It is made under another name and renamed when complete, so a kill
 leaves the whole step or none of it; SHA-256 sums of its files stand inside, because neither
-safetensors nor ``torch.load`` notices a flipped bit. Several processes at one job (ranks), as
-``accelerate launch`` starts them, share what is costly through the cache: divisible work is dealt
-out by `share`, other steps run on rank 0.
+safetensors nor ``torch.load`` notices a flipped bit. Of two runs that want a step the second
+waits for the first.
+
+Several processes at one job (ranks), as ``accelerate launch`` starts them, share what is costly
+through the cache: divisible work is dealt out by `share`, other steps run on rank 0.
 """
 
 import ast

@@ -115,8 +115,7 @@ def test_without_settings_it_is_as_good_as_a_ridge_on_the_means(name, kind):
 
 def test_the_share_of_the_ridge_has_the_least_squared_error():
     rng, data = np.random.default_rng(0), clips(60, 0)
-    ridge = MeansRidge(data.select(range(30)))
-    valid = data.select(range(30, 60))
+    ridge, valid = MeansRidge(data.select(range(30))), data.select(range(30, 60))
     network = valid.target + rng.normal(size=valid.target.shape)
     shares = np.linspace(0, 1, 1001)[:, None, None]
     errors = shares * ridge.predict(valid) + (1 - shares) * network - valid.target

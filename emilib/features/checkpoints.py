@@ -3,6 +3,7 @@
 `name` is that on the Hugging Face hub, for `role` "speech" openai-whisper's; `features` are per
 frame, step or text; `restricted`: no commercial use; `revision` is a commit on the hub (empty: the
 newest), for "speech" the SHA-256 of the file; `files` are downloaded (empty: the whole repository).
+The published files themselves have not been loaded here.
 """
 
 import functools

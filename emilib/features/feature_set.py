@@ -43,9 +43,11 @@ class Batch:
 @dataclasses.dataclass(repr=False, eq=False)
 class FeatureSet:
     """Features and targets of N clips, of any width, from this project's encoders or not.
+
     Build one with `from_arrays`. frames, audio and text are as they were passed; batches have
-    frames relative to `frame_reference`, and then all is standardised by `scaling`. `present` (N,
-    3) bool says which modalities a clip has, `lengths` (N,) the steps of its longest sequence."""
+    frames relative to `frame_reference`, and then all is standardised by `scaling`. `present`
+    (N, 3) bool: which modalities a clip has; `lengths` (N,): the steps of its longest sequence.
+    """
 
     ids: list[str]
     frames: Sequence | None  # (T, D) or None, one a clip; None: the whole set lacks it

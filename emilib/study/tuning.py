@@ -1,8 +1,9 @@
 """Rate, decay and epochs of everything that is trained: one small search, the same for every row.
 
 First every rate with every decay at the fewest epochs, then more epochs at the best of these. Each
-point is trained on three quarters of the training people and scored on the clips of the others.
-tuning.csv keeps all scores, and profiles that are `tuned` train each row at its best point.
+point is trained on three quarters of the training people and scored on the clips of the others;
+validation and test clips are not read. tuning.csv keeps all scores, and profiles that are `tuned`
+train each row at its best point.
 """
 
 import dataclasses

@@ -16,7 +16,8 @@ from emilib.synthetic.generative_model import ACTION_UNITS, DATA
 _PALETTE = json.loads(Path(__file__).with_name("palette.json").read_text("utf-8"))
 STROKE = ("relief", "dark", "warm", "u", "v", "slant", "width", "height")  # columns of strokes
 COLOURS = {name: np.array(rows) for name, rows in _PALETTE["colours"].items()}
-# Columns of a motion array (T, 19): action units, eyelids and lips in [0, 1], radians, head units.
+# Columns of a motion array (T, 19): ten action units, eyelids and rounding of the lips in [0, 1],
+# head rotation in radians, head position and gaze in head units.
 _OTHERS = ("blink", "pucker", "yaw", "pitch", "roll", "x", "y", "gaze_x", "gaze_y")
 MOTION = (*ACTION_UNITS[:10], *_OTHERS)
 # POSES: action units of lids or head; column of the motion, its value at full amplitude.

@@ -27,8 +27,9 @@ from emilib.synthetic import face, generative_model, voice
 from emilib.workers import ordered_map
 
 GENERATOR = 3  # raise it when the same parameters no longer give the same corpus
-# Formats, drawn for each clip by share: `size` is height and width in pixels, `sound` the codec in
-# the mp4. `lies`: what the rate field says in clips where it lies. Lengths in seconds.
+# Formats, drawn for each clip by share: `size` is height and width in pixels (mostly as small as
+# what the encoders take), `fps` frames a second, `sound` the codec in the mp4. `lies`: what the
+# rate field says in clips where it lies. Lengths in seconds.
 FILMING = json.loads(Path(__file__).with_name("filming.json").read_text("utf-8"))
 # The notice in synthetic.json, and where the labels of each split are written.
 STATEMENT, LABELS = (generative_model.DATA[name] for name in ("statement", "labels"))

@@ -10,7 +10,7 @@ Makes the Python environment if there is none yet, runs the notebooks in order, 
 and writes all chapters as one page that any browser opens: runs/<profile>/book.html. Running it
 again reuses everything that is finished; a killed run goes on where it was.
 
-  --profile NAME   smoke (about 3 minutes), embedded (the default, about half an hour) or
+  --profile NAME   smoke (about 3 minutes), embedded (the default, half an hour or more) or
                    paper (Hume-Vidmimic2 and the papers' encoders; needs --corpus)
   --corpus DIR     a corpus folder in the layout of Hume-Vidmimic2, or a folder of your own videos
                    with a CSV (or that CSV); without it the embedded corpus is made on the spot
